@@ -1,0 +1,76 @@
+"""Everything of ``[airpanda]`` in one frozen value, read once at the edge and passed by constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Callable
+
+from airpanda.core.errors import ConfigurationError
+
+
+def _seconds(text: str) -> timedelta:
+    value = float(text)
+    if value <= 0:
+        raise ValueError("must be more than 0 seconds")
+    return timedelta(seconds=value)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise ValueError("must be more than 0")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``[airpanda]``; ``airflow.cfg.example`` explains each one.
+
+    ``signing_key`` is a PEM file with the dispatcher's Ed25519 key; ``file_store`` a directory for sandboxes,
+    outputs and logs; ``include_dir`` the folder with ``queues/*.toml``.
+    """
+
+    signing_key: Path
+    file_store: Path
+    include_dir: Path
+    heartbeat_interval: timedelta = timedelta(seconds=30)
+    lease: timedelta = timedelta(seconds=150)
+    token_lifetime: timedelta = timedelta(days=2)
+    max_upload_bytes: int = 2 * 1024**3
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, str], *, where: str = "[airpanda]") -> Settings:
+        """Build from the text values of the section.
+
+        Raises:
+            ConfigurationError: an unknown or missing option, or a value that cannot be read; names the option.
+        """
+        unknown = sorted(set(options) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ConfigurationError(f"{where} has no option {unknown[0]!r}; see airflow.cfg.example")
+        values: dict[str, Any] = {}
+        for name, read in _READERS.items():
+            text = options.get(name, "").strip()
+            if not text:
+                if name in ("signing_key", "file_store", "include_dir"):
+                    raise ConfigurationError(f"{where} {name} is not set; see airflow.cfg.example")
+                continue
+            try:
+                values[name] = read(text)
+            except ValueError as error:
+                raise ConfigurationError(f"{where} {name} = {text!r}: {error}") from error
+        return cls(**values)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "signing_key": Path,
+    "file_store": Path,
+    "include_dir": Path,
+    "heartbeat_interval": _seconds,
+    "lease": _seconds,
+    "token_lifetime": _seconds,
+    "max_upload_bytes": _positive,
+}
