@@ -1,0 +1,463 @@
+"""What travels between the dispatcher and its callers: PanDA's v1 verbs, validated.
+
+Times are RFC 3339 in UTC. An answer is the body itself with a 2xx status; a refusal is an RFC 9457 problem
+document with the stable ``code`` of :mod:`airpanda.core.errors`. Unknown fields are refused, so that a typo
+never becomes a silent default. Field names follow PanDA's REST API (``facts`` of panda-server, v1) where it has one.
+
+The pilot speaks the same messages as plain JSON, since worker nodes have no pydantic; a contract test holds
+both ends together.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator
+
+from airpanda.core.identity import MAX_DN_CHARS, Fqan, check_dn
+
+MAX_JOBS_PER_SUBMISSION = 100_000
+
+
+def _reveal(value: SecretStr) -> str:
+    return value.get_secret_value()
+
+
+class Message(BaseModel):
+    """Strict about fields, frozen once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Dn = Annotated[str, Field(min_length=3, max_length=MAX_DN_CHARS)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,249}$")]
+Lfn = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}$")]
+Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
+
+
+class JobStatus(StrEnum):
+    """PanDA's job states; the meanings and the allowed transitions are in ``airpanda.jobs.states``."""
+
+    PENDING = "pending"
+    DEFINED = "defined"
+    ASSIGNED = "assigned"
+    ACTIVATED = "activated"
+    SENT = "sent"
+    STARTING = "starting"
+    RUNNING = "running"
+    HOLDING = "holding"
+    TRANSFERRING = "transferring"
+    MERGING = "merging"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    CLOSED = "closed"
+
+    @property
+    def is_final(self) -> bool:
+        return self in _FINAL
+
+
+_FINAL = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.CLOSED})
+
+
+class ErrorSource(StrEnum):
+    """Who reports an error, PanDA's component names."""
+
+    PILOT = "pilot"
+    PAYLOAD = "exe"
+    DISPATCHER = "jobDispatcher"
+    TASK_BUFFER = "taskBuffer"
+    SUPERVISOR = "sup"
+
+
+class Blame(StrEnum):
+    """Whose turn it is. Errors of the site and the system never use up the user's attempts."""
+
+    USER = "user"
+    SITE = "site"
+    SYSTEM = "system"
+
+
+class JobError(Message):
+    """One error of one attempt. A job shows all of them, the most telling first."""
+
+    source: ErrorSource
+    code: int
+    diag: Text
+    blame: Blame
+
+
+class TaskInstanceKey(Message):
+    """Airflow's task instance. ``map_index`` is -1 for an unmapped task; ``ti_id`` is this try's UUID."""
+
+    dag_id: Name
+    run_id: Annotated[str, Field(min_length=1, max_length=250)]
+    task_id: Name
+    map_index: int = -1
+    try_number: int = 1
+    ti_id: str = ""
+
+
+# --- credentials ---------------------------------------------------------------------------------------------
+
+
+class CredentialScope(StrEnum):
+    """What one staged credential serves: one job, one panda task, or everything of its owner."""
+
+    JOB = "job"
+    TASK = "task"
+    USER = "user"
+
+
+class CredentialRegistration(Message):
+    """A credential that now lies in MyProxy: POST ``/v1/creds/register``. The passphrase is stored encrypted."""
+
+    owner: Name
+    owner_dn: Dn
+    fqans: list[str] = Field(default_factory=list, max_length=64)
+    server: Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:-]+:[0-9]{1,5}$")]
+    username: Annotated[str, Field(min_length=1, max_length=MAX_DN_CHARS)]
+    cred_name: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    passphrase: SecretStr
+    retriever_dn: Dn
+    expires_at: datetime
+    scope: CredentialScope = CredentialScope.TASK
+    origin: Text = ""
+    ti: TaskInstanceKey | None = None
+
+    _dn = field_validator("owner_dn", "retriever_dn")(check_dn)
+    _show = field_serializer("passphrase", when_used="json")(_reveal)
+
+    @field_validator("fqans")
+    @classmethod
+    def _fqans(cls, values: list[str]) -> list[str]:
+        return [str(Fqan.parse(value)) for value in values]
+
+
+class CredentialView(Message):
+    """A staged credential without its secret. ``state`` is ``staged``, ``destroyed`` or ``expired``."""
+
+    credential_id: int
+    owner: Name
+    owner_dn: str
+    fqans: list[str]
+    server: str
+    username: str
+    cred_name: str
+    expires_at: datetime
+    scope: CredentialScope
+    state: Literal["staged", "destroyed", "expired"]
+
+
+class CredentialPointer(Message):
+    """What a lease holder needs to retrieve the owner's proxy; released once per (PandaID, attempt, pilot)."""
+
+    credential_id: int
+    server: str
+    username: str
+    cred_name: str
+    passphrase: SecretStr
+    owner_dn: str
+
+    _show = field_serializer("passphrase", when_used="json")(_reveal)
+
+
+class AuditEntry(Message):
+    """One row of the append-only credential log: who did what with whose credential, where and when."""
+
+    at: datetime
+    action: Literal["staged", "released", "retrieved", "renewed", "refused", "destroyed", "consented", "revoked"]
+    credential_id: int | None
+    owner_dn: str
+    actor: str
+    panda_id: int | None
+    attempt_nr: int | None
+    pilot_id: int | None
+    node: str
+    detail: Text
+
+
+# --- jobs ----------------------------------------------------------------------------------------------------
+
+
+class InputFile(Message):
+    """A file the payload finds in its sandbox. ``source`` is ``panda:<PandaID>/<lfn>``: an output of another job."""
+
+    lfn: Lfn
+    source: Annotated[str, Field(pattern=r"^panda:[0-9]+/[A-Za-z0-9_][A-Za-z0-9._+-]*$")]
+
+
+class OutputFile(Message):
+    """A file the payload leaves in its sandbox. ``access``: the owner only, or everybody of the VO."""
+
+    lfn: Lfn
+    access: Literal["owner", "vo"] = "owner"
+
+
+class JobSpec(Message):
+    """One payload. ``argv[0]`` is looked up on the node's PATH; nothing here ever meets a shell.
+
+    ``scripts`` maps a file name to text that is put into the sandbox before the start.
+    """
+
+    job_name: Name
+    argv: Annotated[list[Text], Field(min_length=1, max_length=1000)]
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Text] = Field(default_factory=dict)
+    scripts: dict[Lfn, Annotated[str, Field(max_length=256 * 1024)]] = Field(default_factory=dict)
+    inputs: list[InputFile] = Field(default_factory=list, max_length=10_000)
+    outputs: list[OutputFile] = Field(default_factory=list, max_length=1000)
+    cores: Annotated[int, Field(ge=1, le=4096)] = 1
+    memory_mib: Annotated[int, Field(ge=1)] = 1000
+    disk_mib: Annotated[int, Field(ge=1)] = 1000
+    walltime_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 3600
+    priority: int = 1000
+    max_attempt: Annotated[int, Field(ge=1, le=50)] = 3
+
+
+class JobSubmission(Message):
+    """POST ``/v1/job/submit``. ``task_key`` makes it idempotent: a repeat answers with what is stored.
+
+    ``queue`` None means any queue that fits. ``credential_id`` names the staged credential the jobs may use.
+    """
+
+    task_key: Annotated[str, Field(min_length=1, max_length=1000)]
+    task_name: Name
+    owner: Name
+    credential_id: int
+    queue: Name
+    ti: TaskInstanceKey
+    jobs: Annotated[list[JobSpec], Field(min_length=1, max_length=MAX_JOBS_PER_SUBMISSION)]
+
+
+class SubmissionReply(Message):
+    """``created`` is false when the key was known. ``resumed`` counts jobs given a new attempt by this call."""
+
+    task_id: int
+    first_panda_id: int
+    n_jobs: int
+    created: bool
+    resumed: int = 0
+
+
+class TaskProgress(Message):
+    """GET ``/v1/task/{task_id}/progress``: jobs by state. ``done`` when every job is final."""
+
+    task_id: int
+    counts: dict[JobStatus, int]
+    total: int
+    done: bool
+    note: Text = ""
+
+
+class AttemptView(Message):
+    """One attempt of a job, as a person wants to see it. ``account_*`` were seen from outside the payload."""
+
+    attempt_nr: int
+    status: JobStatus
+    pilot_id: int | None
+    node: str
+    pilot_uid: int | None
+    account_name: str
+    account_uid: int | None
+    identity_switched: bool | None
+    exit_code: int | None
+    errors: list[JobError]
+    started_at: datetime | None
+    ended_at: datetime | None
+    wall_s: float | None
+    cpu_s: float | None
+    max_rss_mib: float | None
+
+
+class JobView(Message):
+    """A job with all its attempts, newest first."""
+
+    panda_id: int
+    task_id: int
+    job_name: str
+    owner: str
+    owner_dn: str
+    queue: str
+    status: JobStatus
+    attempt_nr: int
+    max_attempt: int
+    ti: TaskInstanceKey
+    outputs: list[FileView]
+    attempts: list[AttemptView]
+
+
+class FileView(Message):
+    """A stored output or log. ``source`` can be used as another job's input."""
+
+    lfn: str
+    source: str
+    size: int
+    sha256: str
+    access: Literal["owner", "vo"]
+
+
+class KillRequest(Message):
+    """POST ``/v1/task/{task_id}/kill``. With ``ti`` only what that try still owns is cancelled."""
+
+    reason: Text
+    ti: TaskInstanceKey | None = None
+
+
+# --- pilots --------------------------------------------------------------------------------------------------
+
+
+class PilotOffer(Message):
+    """POST ``/v1/pilot/acquire_jobs``: what the node has left, after its probe."""
+
+    site_name: Name
+    node: Text
+    n_jobs: Annotated[int, Field(ge=1, le=1000)] = 1
+    cores: Annotated[int, Field(ge=1)] = 1
+    memory: Annotated[int, Field(ge=1, description="MiB")]
+    disk_space: Annotated[int, Field(ge=1, description="MiB")]
+    remaining_time: Annotated[int, Field(ge=1, description="seconds")]
+
+
+class AcquiredJob(Message):
+    """One leased job. ``token`` fences every later report of this attempt."""
+
+    panda_id: int
+    attempt_nr: int
+    token: str = Field(repr=False)
+    lease_expires_at: datetime
+    heartbeat_s: float
+    owner_dn: str
+    spec: JobSpec
+    credential: CredentialPointer
+
+
+class AcquireReply(Message):
+    """``wait_s`` tells a pilot without work when to ask again; ``command`` ``drain`` sends it home."""
+
+    jobs: list[AcquiredJob]
+    wait_s: float
+    command: Literal["", "drain"] = ""
+
+
+class ResourceUse(Message):
+    """Measured from outside the payload, whole tree."""
+
+    wall_s: Annotated[float, Field(ge=0)] = 0.0
+    cpu_s: Annotated[float, Field(ge=0)] = 0.0
+    max_rss_mib: Annotated[float, Field(ge=0)] = 0.0
+
+
+class JobReport(Message):
+    """POST ``/v1/pilot/update_job``. Without ``job_status`` change it is a heartbeat. A repeat changes nothing.
+
+    ``job_status`` ``activated`` hands the job back unharmed (identity switch or node failed, payload never ran).
+    """
+
+    job_id: int
+    attempt_nr: int
+    token: str = Field(repr=False)
+    job_status: Literal["starting", "running", "holding", "finished", "failed", "cancelled", "activated"]
+    node: Text = ""
+    pilot_uid: int | None = None
+    account_name: Text = ""
+    account_uid: int | None = None
+    identity_switched: bool | None = None
+    trans_exit_code: int | None = None
+    errors: list[JobError] = Field(default_factory=list, max_length=100)
+    use: ResourceUse | None = None
+    credential_event: Literal["", "retrieved", "renewed", "refused"] = ""
+    log_tail: Annotated[str, Field(max_length=64 * 1024)] = ""
+
+
+class ReportReply(Message):
+    """``command`` ``tobekilled`` means stop the payload now, whatever its state."""
+
+    command: Literal["", "tobekilled", "drain"] = ""
+    lease_expires_at: datetime
+    heartbeat_s: float
+
+
+class WorkerReport(Message):
+    """POST ``/v1/pilot/update_worker_status``: a pilot starts, benches itself, or ends; with its probe transcript."""
+
+    status: Literal["started", "benched", "finished"]
+    node: Text
+    pilot_uid: int | None = None
+    probe: dict[str, Any] = Field(default_factory=dict)
+    reason: Text = ""
+
+
+# --- pilot batches (computing elements) ----------------------------------------------------------------------
+
+
+class BatchIntent(Message):
+    """POST ``/v1/batch/intend``: the intent rows of n pilots, written before anything is submitted."""
+
+    queue: Name
+    n_pilots: Annotated[int, Field(ge=1, le=10_000)]
+    ti: TaskInstanceKey | None = None
+
+
+class PilotTicket(Message):
+    """One pilot's own identity. The token goes into a 0600 file of that pilot and nowhere else."""
+
+    pilot_id: int
+    token: SecretStr
+
+    _show = field_serializer("token", when_used="json")(_reveal)
+
+
+class IntendedBatch(Message):
+    """``tag`` is unique and finds the batch again at the computing element."""
+
+    batch_id: int
+    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    pilots: list[PilotTicket]
+    queue: dict[str, Any]
+
+
+class BatchRecord(Message):
+    """POST ``/v1/batch/{batch_id}/record``: the handles (CEJobIDs) a submission returned, by PilotID."""
+
+    state: Literal["submitted", "failed", "uncertain"]
+    ce: Name
+    handles: dict[int, str] = Field(default_factory=dict)
+    reason: Text = ""
+
+
+class PilotView(Message):
+    """A pilot on record."""
+
+    pilot_id: int
+    batch_id: int
+    queue: str
+    ce: str
+    ce_job_id: str
+    state: Literal["intended", "submitted", "started", "benched", "finished", "failed", "lost"]
+    node: str
+    reason: str
+    last_seen_at: datetime | None
+
+
+class BatchView(Message):
+    batch_id: int
+    tag: str
+    queue: str
+    state: str
+    pilots: list[PilotView]
+
+
+class Problem(BaseModel):
+    """RFC 9457. ``code`` is stable; ``detail`` is a sentence for a person."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+JobView.model_rebuild()
