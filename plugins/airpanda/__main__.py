@@ -1,0 +1,29 @@
+"""``python -m airpanda``: the commands for people at a terminal; each room brings its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+_USAGE = """\
+usage: python -m airpanda COMMAND ...
+
+  glexec install|check|uninstall   the launcher that runs payloads as their owners (site administrators)
+
+Each command explains itself with --help.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Hand over to the command's room; 2 for a command that does not exist."""
+    if argv[:1] == ["glexec"]:
+        from airpanda.glexec.cli import main as glexec_main
+
+        return glexec_main(list(argv[1:]))
+    asked = argv[:1] in (["-h"], ["--help"])
+    print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""How Airflow's workers and triggerers reach the dispatcher. They hold no database credentials."""

@@ -1,0 +1,91 @@
+"""The dispatcher's verbs for operators and triggers, as values: what to send and how to read the answer.
+
+Pure, so that one description serves the synchronous hook of operators and the asynchronous one of triggers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from airpanda.dispatcher import messages as m
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """One request. ``repeatable`` says that sending it twice changes nothing more than sending it once."""
+
+    method: str
+    path: str
+    reply: TypeAdapter[R]
+    body: m.Message | None = None
+    params: Mapping[str, str | int] = field(default_factory=dict)
+    repeatable: bool = True
+
+    def content(self) -> bytes | None:
+        """The JSON body, or None."""
+        return None if self.body is None else self.body.model_dump_json().encode()
+
+
+_CREDENTIAL = TypeAdapter(m.CredentialView)
+_SUBMISSION = TypeAdapter(m.SubmissionReply)
+_PROGRESS = TypeAdapter(m.TaskProgress)
+_JOBS = TypeAdapter(list[m.JobView])
+_JOB = TypeAdapter(m.JobView)
+_INTENDED = TypeAdapter(m.IntendedBatch)
+_BATCH = TypeAdapter(m.BatchView)
+_AUDIT = TypeAdapter(list[m.AuditEntry])
+
+
+def register_credential(registration: m.CredentialRegistration) -> Call[m.CredentialView]:
+    return Call("POST", "/v1/creds/register", _CREDENTIAL, registration)
+
+
+def credential(credential_id: int) -> Call[m.CredentialView]:
+    return Call("GET", f"/v1/creds/{credential_id}", _CREDENTIAL)
+
+
+def credential_destroyed(credential_id: int) -> Call[m.CredentialView]:
+    return Call("POST", f"/v1/creds/{credential_id}/destroyed", _CREDENTIAL)
+
+
+def audit(owner_dn: str, *, limit: int = 100) -> Call[list[m.AuditEntry]]:
+    return Call("GET", "/v1/creds/audit", _AUDIT, params={"owner_dn": owner_dn, "limit": limit})
+
+
+def submit(submission: m.JobSubmission) -> Call[m.SubmissionReply]:
+    return Call("POST", "/v1/job/submit", _SUBMISSION, submission)
+
+
+def job(panda_id: int) -> Call[m.JobView]:
+    return Call("GET", f"/v1/job/{panda_id}", _JOB)
+
+
+def progress(task_id: int) -> Call[m.TaskProgress]:
+    return Call("GET", f"/v1/task/{task_id}/progress", _PROGRESS)
+
+
+def jobs(task_id: int, *, limit: int = 1000, offset: int = 0) -> Call[list[m.JobView]]:
+    return Call("GET", f"/v1/task/{task_id}/jobs", _JOBS, params={"limit": limit, "offset": offset})
+
+
+def kill(task_id: int, request: m.KillRequest) -> Call[m.TaskProgress]:
+    return Call("POST", f"/v1/task/{task_id}/kill", _PROGRESS, request)
+
+
+def intend_batch(intent: m.BatchIntent) -> Call[m.IntendedBatch]:
+    """Not repeatable: each call writes n new pilots, and their tokens are told only once."""
+    return Call("POST", "/v1/batch/intend", _INTENDED, intent, repeatable=False)
+
+
+def record_batch(batch_id: int, record: m.BatchRecord) -> Call[m.BatchView]:
+    return Call("POST", f"/v1/batch/{batch_id}/record", _BATCH, record)
+
+
+def batch(batch_id: int) -> Call[m.BatchView]:
+    return Call("GET", f"/v1/batch/{batch_id}", _BATCH)

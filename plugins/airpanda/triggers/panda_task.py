@@ -1,0 +1,97 @@
+"""Waits until every job of a panda task is final."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airpanda.core.errors import AirpandaError, ServiceError
+from airpanda.dispatcher.messages import KillRequest, TaskInstanceKey, TaskProgress
+from airpanda.hooks import calls
+from airpanda.hooks.panda import PandaHook
+
+_SLOWEST_POLL_S = 60.0
+
+
+class PandaTaskTrigger(BaseTrigger):
+    """Polls one panda task's counts and fires once, when it is done or can no longer be asked for.
+
+    The event is ``{"panda_task_id": n, "done": bool, "note": sentence}``. The dispatcher's absence is waited out with
+    a growing pause; a refusal (unknown task, revoked token) ends the wait with the reason.
+
+    Args:
+        panda_task_id: the panda task.
+        ti: the task instance on whose behalf the jobs run; only what it still owns is cancelled by a kill.
+        poll_s: seconds between two questions.
+        panda_conn_id: Airflow Connection of the dispatcher.
+    """
+
+    def __init__(self, *, panda_task_id: int, ti: dict[str, Any], poll_s: float = 2.0, panda_conn_id: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.panda_task_id = panda_task_id
+        self.ti = ti
+        self.poll_s = poll_s
+        self.panda_conn_id = panda_conn_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments, as Airflow stores them."""
+        return (
+            "airpanda.triggers.panda_task.PandaTaskTrigger",
+            {
+                "panda_task_id": self.panda_task_id,
+                "ti": self.ti,
+                "poll_s": self.poll_s,
+                "panda_conn_id": self.panda_conn_id,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield the one event."""
+        try:
+            progress = await self._wait()
+        except AirpandaError as error:
+            yield TriggerEvent({"panda_task_id": self.panda_task_id, "done": False, "note": str(error)})
+        else:
+            yield TriggerEvent({"panda_task_id": self.panda_task_id, "done": progress.done, "note": progress.note})
+
+    async def _wait(self) -> TaskProgress:
+        hook = PandaHook(self.panda_conn_id)
+        pause_s = self.poll_s
+        last: TaskProgress | None = None
+        async with await hook.aclient() as client:
+            while True:
+                try:
+                    progress = await hook.asend(calls.progress(self.panda_task_id), client)
+                except ServiceError as error:
+                    if not error.transient:
+                        raise
+                    pause_s = min(pause_s * 2, _SLOWEST_POLL_S)
+                    self.log.warning("%s Asking again in %.0f s.", error, pause_s)
+                else:
+                    pause_s = self.poll_s
+                    if progress != last:
+                        self.log.info("panda_task=%d %s", self.panda_task_id, describe(progress))
+                        last = progress
+                    if progress.done:
+                        return progress
+                await asyncio.sleep(pause_s)
+
+    async def on_kill(self) -> None:
+        """A user cleared or marked the waiting task: cancel what this try still owns, and nothing else."""
+        hook = PandaHook(self.panda_conn_id)
+        request = KillRequest(
+            reason="the waiting Airflow task was cleared or marked", ti=TaskInstanceKey.model_validate(self.ti)
+        )
+        async with await hook.aclient() as client:
+            progress = await hook.asend(calls.kill(self.panda_task_id, request), client)
+        self.log.info("panda_task=%d after the kill: %s", self.panda_task_id, describe(progress))
+
+
+def describe(progress: TaskProgress) -> str:
+    """One line: ``12 of 20 jobs final (finished 12, running 2, activated 6)``."""
+    final = sum(n for status, n in progress.counts.items() if status.is_final)
+    parts = ", ".join(f"{status.value} {n}" for status, n in progress.counts.items() if n)
+    return f"{final} of {progress.total} jobs final ({parts})"
