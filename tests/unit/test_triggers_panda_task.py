@@ -1,0 +1,94 @@
+"""The trigger: one event, patience with an absent dispatcher, and a kill that touches only its own jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from support.airflow_connection import connect
+from support.http_stub import Answer, http_stub
+
+from airpanda.core.errors import ServiceError
+from airpanda.triggers.panda_task import PandaTaskTrigger
+
+TI = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 2, "ti_id": "u"}
+
+
+def progress(done: bool) -> Answer:
+    counts = {"finished": 2} if done else {"finished": 1, "running": 1}
+    return Answer(200, json.dumps({"task_id": 7, "counts": counts, "total": 2, "done": done}).encode())
+
+
+def refusal(status: int) -> Answer:
+    return Answer(status, json.dumps({"detail": "because", "code": "c"}).encode())
+
+
+def trigger() -> PandaTaskTrigger:
+    return PandaTaskTrigger(panda_task_id=7, ti=TI, poll_s=0.01, panda_conn_id="panda_default")
+
+
+async def events(subject: PandaTaskTrigger) -> list[Any]:
+    return [event.payload async for event in subject.run()]
+
+
+async def test_it_fires_once_when_all_jobs_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(progress(False), progress(False), progress(True)) as stub:
+        connect(monkeypatch, port=stub.port)
+        assert await events(trigger()) == [{"panda_task_id": 7, "done": True, "note": ""}]
+    assert len(stub.seen) == 3
+
+
+async def test_an_absent_dispatcher_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(refusal(503), refusal(503), progress(True)) as stub:
+        connect(monkeypatch, port=stub.port)
+        assert (await events(trigger()))[0]["done"]
+    assert len(stub.seen) == 3
+
+
+async def test_the_pause_grows_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    real_sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+        await real_sleep(0)
+
+    monkeypatch.setattr("airpanda.triggers.panda_task.asyncio.sleep", note)
+    with http_stub(*[refusal(503)] * 14, progress(False), progress(True)) as stub:
+        connect(monkeypatch, port=stub.port)
+        await events(trigger())
+    assert pauses[:3] == [0.02, 0.04, 0.08]
+    assert max(pauses) == 60.0
+    assert pauses[-1] == 0.01, "an answer ends the patience"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_refusal_ends_the_wait_with_its_reason(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    with http_stub(refusal(status)) as stub:
+        connect(monkeypatch, port=stub.port)
+        (event,) = await events(trigger())
+    assert event["done"] is False
+    assert "because" in event["note"]
+
+
+async def test_a_kill_names_the_try_it_acts_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(progress(True)) as stub:
+        connect(monkeypatch, port=stub.port)
+        await trigger().on_kill()
+    assert (stub.seen[0].method, stub.seen[0].path) == ("POST", "/v1/task/7/kill")
+    assert json.loads(stub.seen[0].body)["ti"] == TI
+
+
+async def test_a_kill_that_cannot_be_told_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, port=1)
+    with pytest.raises(ServiceError):
+        await trigger().on_kill()
+
+
+def test_it_survives_being_stored() -> None:
+    path, arguments = trigger().serialize()
+    module, name = path.rsplit(".", 1)
+    again = getattr(__import__(module, fromlist=[name]), name)(**json.loads(json.dumps(arguments)))
+    assert again.serialize() == (path, arguments)
