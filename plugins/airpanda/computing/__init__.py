@@ -1,0 +1,9 @@
+"""Computing elements: where pilots are submitted, found again, and cancelled.
+
+The room promises: a batch of n pilots is one call; a batch submitted twice under one tag exists once; whatever a
+crash interrupts is found again by its tag; a secret reaches a pilot as a 0600 file and in no other way.
+
+``queues`` reads a site's queue files, ``elements`` is the port with its states and errors, ``local`` runs pilots as
+processes of an unprivileged account on this machine or on a worker node that a command reaches (``node_agent`` is
+what runs there).
+"""

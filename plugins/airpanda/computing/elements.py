@@ -1,0 +1,228 @@
+"""The port to computing elements: one spec, n copies; states, outcomes and errors that all back-ends share.
+
+Vocabulary: a *pilot job* is the CE's job that carries one pilot; its *handle* is the CE's identifier (CEJobID).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, NewType, Protocol, runtime_checkable
+
+from airpanda.computing.queues import PandaQueue
+from airpanda.core.errors import ServiceError
+from airpanda.core.secret import Secret
+
+TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+Handle = NewType("Handle", str)
+"""What the CE calls one pilot job. Stable, and enough to find it again."""
+
+
+class PilotJobState(StrEnum):
+    """States of a pilot job. ``UNKNOWN`` is an observation, never a transition: the CE did not know the handle."""
+
+    SUBMITTED = "submitted"
+    QUEUED = "queued"
+    STAGING = "staging"
+    RUNNING = "running"
+    COMPLETING = "completing"
+    HELD = "held"
+    DONE = "done"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_final(self) -> bool:
+        return self in _FINAL
+
+
+_FINAL = frozenset(
+    {
+        PilotJobState.DONE,
+        PilotJobState.FAILED,
+        PilotJobState.TIMEOUT,
+        PilotJobState.PREEMPTED,
+        PilotJobState.CANCELLED,
+        PilotJobState.LOST,
+    }
+)
+
+
+@dataclass(frozen=True)
+class PilotBatch:
+    """n copies of one pilot. ``tokens`` holds each copy's secret by PilotID.
+
+    ``tag`` is unique for the batch over all time: it makes a repeated submission adopt what is there.
+    """
+
+    tag: str
+    tokens: Mapping[int, Secret[str]] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if TAG.fullmatch(self.tag) is None:
+            raise InvalidDescriptionError(f"the tag {self.tag!r} must be 1 to 64 letters, digits, '_' or '-'")
+        if not self.tokens:
+            raise InvalidDescriptionError("a batch needs at least one pilot")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The handles by PilotID. ``adopted`` are those that an earlier call with this tag had started."""
+
+    tag: str
+    handles: Mapping[int, Handle]
+    adopted: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Status:
+    """One observation. ``exit_code`` is the pilot's own, where the CE knows it."""
+
+    state: PilotJobState
+    exit_code: int | None = None
+    reason: str = ""
+
+
+class Outcome(StrEnum):
+    """What became of one request to cancel or purge. A repeat is no error."""
+
+    ACCEPTED = "accepted"
+    ALREADY_OVER = "already-over"
+    STILL_RUNNING = "still-running"
+    NOT_FOUND = "not-found"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may carry, and how long to wait between status calls."""
+
+    max_batch: int
+    max_handles: int
+    min_interval_s: float
+
+
+class ComputingElement(Protocol):
+    """Where pilots run. Every call is bulk and bounded in time; see ``Errors`` below for what each may raise."""
+
+    name: str
+    limits: Limits
+
+    def submit(self, batch: PilotBatch) -> Submission:
+        """Start the pilots, all or as many as the error says. A repeat with the same tag adopts, never doubles."""
+
+    def status(self, handles: Sequence[Handle]) -> Mapping[Handle, Status]:
+        """One status for each handle; what the CE does not know is ``UNKNOWN``."""
+
+    def find(self, tag: str) -> Mapping[Handle, Status]:
+        """The pilot jobs with exactly this tag, whoever submitted them and whenever."""
+
+    def cancel(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
+        """Ask the pilots to end. A repeat after the grace time ends them by force."""
+
+    def close(self) -> None:
+        """Let go of connections; pilots run on."""
+
+
+@runtime_checkable
+class HasOutput(Protocol):
+    """A CE that can show what a pilot wrote."""
+
+    def fetch(self, handle: Handle, *, tail_bytes: int = 65536) -> bytes:
+        """The end of the pilot's own log.
+
+        Raises:
+            NotFoundAtCEError: there is none.
+        """
+
+
+@runtime_checkable
+class Purgeable(Protocol):
+    """A CE that keeps the directories of ended pilots until told otherwise."""
+
+    def purge(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
+        """Remove what ended pilots left. Running ones stay."""
+
+
+# --- errors: who must act, and whether a repeat may help -----------------------------------------------------
+
+Scope = Literal["request", "credential", "ce"]
+
+
+class ComputingElementError(ServiceError):
+    """A call to a CE failed. ``scope`` says what is at fault, ``transient`` whether a repeat may help."""
+
+    code = "computing-element"
+    scope: Scope = "ce"
+
+
+class InvalidDescriptionError(ComputingElementError):
+    """The CE will never accept this; correct the queue file or the batch."""
+
+    code = "ce-invalid-description"
+    scope: Scope = "request"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=False)
+
+
+class CECredentialError(ComputingElementError):
+    """The credential for this CE must be renewed; the CE is not at fault."""
+
+    code = "ce-credential"
+    scope: Scope = "credential"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=False)
+
+
+class ThrottledError(ComputingElementError):
+    """The CE is full or asks for patience: no failure. Come back after ``retry_after_s``."""
+
+    code = "ce-throttled"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, transient=True, retry_after_s=retry_after_s)
+
+
+class CEUnavailableError(ComputingElementError):
+    """The CE does not answer, and nothing was submitted."""
+
+    code = "ce-unavailable"
+
+
+class SubmitUncertainError(ComputingElementError):
+    """The request went out and no answer came: call ``find(tag)`` or repeat the same submit, which adopts."""
+
+    code = "ce-submit-uncertain"
+
+
+class NotFoundAtCEError(ComputingElementError):
+    """The CE does not know this handle."""
+
+    code = "ce-not-found"
+    scope: Scope = "request"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=False)
+
+
+def make_element(queue: PandaQueue, wrapper: Path) -> ComputingElement:
+    """The computing element of a queue. ``wrapper`` is the file that starts pilots, ``include/pilot/wrapper.sh``.
+
+    Raises:
+        InvalidDescriptionError: the wrapper cannot be read.
+    """
+    from airpanda.computing.local import LocalElement  # a back-end imports the port, so the port imports it late
+
+    try:
+        return LocalElement(queue, wrapper.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidDescriptionError(f"the pilot wrapper {wrapper} cannot be read: {error.strerror}") from error

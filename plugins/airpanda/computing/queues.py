@@ -1,0 +1,297 @@
+"""Queue files: one PanDA queue a file, ``include/queues/<NAME>.toml``, read strictly.
+
+A typo never becomes a silent default: unknown keys are refused with the nearest known one, and every error names
+file, line and key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+from urllib.parse import urlsplit
+
+from airpanda.core.errors import ConfigurationError
+from airpanda.core.identity import IdentityPolicy
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,249}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_T = TypeVar("_T")
+
+
+def _positive(key: str, value: int) -> None:
+    if value <= 0:
+        raise ValueError(f"{key} = {value} must be more than 0")
+
+
+def _absolute(key: str, value: str, *, optional: bool = False) -> None:
+    if not (optional and value == "") and not value.startswith("/"):
+        raise ValueError(f"{key} = {value!r} must be an absolute path on the worker node")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one pilot may use."""
+
+    cores: int = 1
+    memory_mib: int = 2000
+    disk_mib: int = 5000
+    walltime_s: int = 7200
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _positive(item.name, getattr(self, item.name))
+
+
+@dataclass(frozen=True)
+class LocalCE:
+    """Pilots as processes of ``account``, on the node that the argv prefix ``enter`` reaches (empty: this machine)."""
+
+    kind: str
+    directory: str
+    enter: tuple[str, ...] = ()
+    account: str = ""
+    max_pilots: int = 8
+
+    def __post_init__(self) -> None:
+        _absolute("directory", self.directory)
+        _positive("max_pilots", self.max_pilots)
+        if self.enter and not self.enter[0].startswith("/"):
+            raise ValueError(f"enter = {self.enter[0]!r}... must begin with an absolute path")
+
+
+@dataclass(frozen=True)
+class PilotStart:
+    """How the pilot starts on the node. Empty ``python``: the wrapper looks; empty ``glexec``: the pilot looks.
+
+    ``myproxy`` (``host:port``) is only probed for reachability; the job names the server that is used.
+    """
+
+    code: str
+    dispatcher_url: str
+    ca_dir: str
+    proxy: str
+    python: str = ""
+    glexec: str = ""
+    myproxy: str = ""
+    idle_limit_s: int = 60
+
+    def __post_init__(self) -> None:
+        _absolute("code", self.code)
+        _absolute("ca_dir", self.ca_dir)
+        _absolute("proxy", self.proxy)
+        _absolute("python", self.python, optional=True)
+        _absolute("glexec", self.glexec, optional=True)
+        _positive("idle_limit_s", self.idle_limit_s)
+        if self.myproxy and re.fullmatch(r"[A-Za-z0-9.\[\]:-]+:[0-9]{1,5}", self.myproxy) is None:
+            raise ValueError(f"myproxy = {self.myproxy!r} must be host:port")
+        url = urlsplit(self.dispatcher_url)
+        if url.scheme not in ("https", "http") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
+            raise ValueError(f"dispatcher_url = {self.dispatcher_url!r} must be https://host[:port][/path]")
+        if url.scheme == "http" and url.hostname not in _LOOPBACK:
+            raise ValueError("dispatcher_url must be https: pilot tokens do not cross a network in the clear")
+
+
+@dataclass(frozen=True)
+class PandaQueue:
+    """One PanDA queue (PanDA's ``computingSite``). ``environment`` is the site's set-up for payloads."""
+
+    name: str
+    ce: LocalCE
+    pilot: PilotStart
+    slot: Slot = field(default_factory=Slot)
+    state: str = "online"
+    identity_policy: IdentityPolicy = IdentityPolicy.REQUIRED
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_online(self) -> bool:
+        return self.state == "online"
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain JSON values, for ``IntendedBatch.queue``."""
+        wire = asdict(self)
+        wire["ce"]["enter"] = list(self.ce.enter)
+        wire["identity_policy"] = self.identity_policy.value
+        return {
+            "queue": {key: wire[key] for key in ("name", "state", "identity_policy")},
+            **{key: wire[key] for key in ("slot", "ce", "pilot", "environment")},
+        }
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> PandaQueue:
+        """The queue of ``to_wire``, validated again.
+
+        Raises:
+            ConfigurationError: it is none.
+        """
+        return _build(wire, lambda message, *_: ConfigurationError(f"queue on the wire: {message}"))
+
+
+def load_queues(directory: Path) -> dict[str, PandaQueue]:
+    """All queues of ``directory`` by name. A missing directory is an error; an empty one gives no queues.
+
+    Raises:
+        ConfigurationError: any file is wrong, or two files name one queue.
+    """
+    if not directory.is_dir():
+        raise ConfigurationError(f"{directory} is no directory; create it or set [airpanda] include_dir")
+    queues: dict[str, PandaQueue] = {}
+    for path in sorted(directory.glob("*.toml")):
+        queue = load_queue(path)
+        other = next((name for name in queues if name.casefold() == queue.name.casefold()), None)
+        if other is not None:
+            raise ConfigurationError(f"{path}: the queue {queue.name!r} is already defined as {other!r}")
+        queues[queue.name] = queue
+    return queues
+
+
+def load_queue(path: Path) -> PandaQueue:
+    """One queue file, whose name must be the queue's.
+
+    Raises:
+        ConfigurationError: unreadable or wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    queue = parse_queue(text, str(path))
+    if queue.name != path.stem:
+        line = _line_of(text, "queue", "name")
+        raise ConfigurationError(f"{path}:{line}: [queue] name = {queue.name!r} must be the file's name, {path.stem!r}")
+    return queue
+
+
+def parse_queue(text: str, source: str) -> PandaQueue:
+    """Read the text of one queue file; ``source`` names it in errors.
+
+    Raises:
+        ConfigurationError: not TOML, or not a queue; names file, line and key.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"\(at line (\d+)", str(error))
+        where = f"{source}:{found[1]}" if found else source
+        raise ConfigurationError(f"{where}: {error}") from error
+
+    def wrong(message: str, section: str = "", key: str = "") -> ConfigurationError:
+        line = _line_of(text, section, key)
+        return ConfigurationError(f"{source}:{line}: {message}" if line else f"{source}: {message}")
+
+    return _build(document, wrong)
+
+
+def _line_of(text: str, section: str, key: str) -> int:
+    """The line of a key, else of its section, else 0. A help for people: what decides is tomllib's reading."""
+    section_line = 0
+    inside = False
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[([^\[\]]+)\]", line)
+        if header:
+            inside = header[1].strip() == section
+            section_line = number if inside else section_line
+        elif inside and key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return number
+    return section_line
+
+
+_SECTIONS = ("queue", "slot", "ce", "pilot", "environment")
+
+
+def _build(document: Mapping[str, Any], wrong: Any) -> PandaQueue:
+    """One queue of a decoded document; ``wrong(message, section, key)`` makes the error."""
+    for section, table in document.items():
+        if section not in _SECTIONS:
+            raise wrong(f"there is no section [{section}]{_nearest(section, _SECTIONS)}", section)
+        if not isinstance(table, dict):
+            raise wrong(f"[{section}] must be a table", section)
+    for section in ("queue", "ce", "pilot"):
+        if section not in document:
+            raise wrong(f"the section [{section}] is missing")
+    head = dict(document["queue"])
+    name, state, policy = _head(head, wrong)
+    kind = document["ce"].get("kind")
+    if kind != "local":
+        raise wrong(f"[ce] kind = {kind!r} is no computing element of this version; known: local", "ce", "kind")
+    return PandaQueue(
+        name=name,
+        state=state,
+        identity_policy=policy,
+        ce=_section(LocalCE, "ce", document["ce"], wrong),
+        pilot=_section(PilotStart, "pilot", document["pilot"], wrong),
+        slot=_section(Slot, "slot", document.get("slot", {}), wrong),
+        environment=_environment(document.get("environment", {}), wrong),
+    )
+
+
+def _head(head: dict[str, Any], wrong: Any) -> tuple[str, str, IdentityPolicy]:
+    known = ("name", "state", "identity_policy")
+    for key in head:
+        if key not in known:
+            raise wrong(f"[queue] has no key {key!r}{_nearest(key, known)}", "queue", key)
+    name = head.get("name")
+    if not isinstance(name, str) or NAME.fullmatch(name) is None:
+        raise wrong(f"[queue] name = {name!r} must be letters, digits and ._:+- only", "queue", "name")
+    state = head.get("state", "online")
+    if state not in ("online", "offline"):
+        raise wrong(f"[queue] state = {state!r} must be online or offline", "queue", "state")
+    words = [policy.value for policy in IdentityPolicy]
+    policy = head.get("identity_policy", IdentityPolicy.REQUIRED.value)
+    if policy not in words:
+        raise wrong(
+            f"[queue] identity_policy = {policy!r} must be one of {', '.join(words)}", "queue", "identity_policy"
+        )
+    return name, state, IdentityPolicy(policy)
+
+
+def _section(kind: type[_T], section: str, table: Mapping[str, Any], wrong: Any) -> _T:
+    """A dataclass from one table: known keys only, types exact (true is no number), required keys present."""
+    hints = get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise wrong(f"[{section}] has no key {key!r}{_nearest(key, known)}", section, key)
+        values[key] = _typed(section, key, value, hints[key], wrong)
+    for key, item in known.items():
+        if key not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise wrong(f"[{section}] {key} is missing", section)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        key = str(error).split(" ", 1)[0]
+        raise wrong(f"[{section}] {error}", section, key) from error
+
+
+def _typed(section: str, key: str, value: Any, hint: Any, wrong: Any) -> Any:
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise wrong(f"[{section}] {key} = {value!r} must be a whole number", section, key)
+    if hint is str:
+        if isinstance(value, str) and "\0" not in value:
+            return value
+        raise wrong(f"[{section}] {key} = {value!r} must be a text", section, key)
+    if isinstance(value, list) and all(isinstance(item, str) and "\0" not in item for item in value):
+        return tuple(value)
+    raise wrong(f"[{section}] {key} must be a list of texts, one an argument", section, key)
+
+
+def _environment(table: Mapping[str, Any], wrong: Any) -> dict[str, str]:
+    for key, value in table.items():
+        if _VARIABLE.fullmatch(key) is None:
+            raise wrong(f"[environment] {key!r} is no name of an environment variable", "environment", key)
+        _typed("environment", key, value, str, wrong)
+    return dict(table)
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
