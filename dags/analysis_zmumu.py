@@ -42,18 +42,22 @@ def analysis_zmumu() -> None:
         return {"argv": ["python3", "zmumu_peak.py", *names], "scripts": {"zmumu_peak.py": script}}
 
     job = choose()
-    proxy = MyProxyStageOperator(task_id="stage_proxy", owner="{{ params.owner }}", lifetime=timedelta(hours=12))
+    proxy = MyProxyStageOperator(
+        task_id="stage_proxy", payload_owner="{{ params.owner }}", lifetime=timedelta(hours=12)
+    )
     peak = PandaJobOperator(
         task_id="peak",
         argv=job["argv"],
         scripts=job["scripts"],
         inputs="{{ params.inputs }}",
         outputs=["zmumu.png", "result.json"],
-        owner="{{ params.owner }}",
+        payload_owner="{{ params.owner }}",
         credential=proxy.output,
-        queue="{{ params.queue }}",
+        panda_queue="{{ params.queue }}",
     )
-    pilots = PilotSubmitOperator(task_id="send_pilots", queue="{{ params.queue }}", n_pilots="{{ params.n_pilots }}")
+    pilots = PilotSubmitOperator(
+        task_id="send_pilots", panda_queue="{{ params.queue }}", n_pilots="{{ params.n_pilots }}"
+    )
     proxy >> [peak, pilots]
 
 

@@ -53,16 +53,16 @@ def production_campaign() -> None:
             for seed in range(params["first_seed"], params["first_seed"] + params["n_jobs"])
         ]
 
-    proxy = MyProxyStageOperator(task_id="stage_proxy", owner="{{ params.owner }}", lifetime=timedelta(days=1))
+    proxy = MyProxyStageOperator(task_id="stage_proxy", payload_owner="{{ params.owner }}", lifetime=timedelta(days=1))
     evgen = PandaTaskOperator(
         task_id="evgen",
         jobs=plan(),
-        owner="{{ params.owner }}",
+        payload_owner="{{ params.owner }}",
         credential=proxy.output,
-        queue=queue,
+        panda_queue=queue,
         outlets=[EVENTS],
     )
-    pilots = PilotSubmitOperator(task_id="send_pilots", queue=queue, n_pilots="{{ params.n_pilots }}")
+    pilots = PilotSubmitOperator(task_id="send_pilots", panda_queue=queue, n_pilots="{{ params.n_pilots }}")
     proxy >> [evgen, pilots]
 
 

@@ -44,7 +44,12 @@ def jobs(*views: dict[str, Any]) -> Answer:
 
 
 def operator(**changes: Any) -> PandaTaskOperator:
-    given = {"jobs": [{"job_name": "j", "argv": ["true"]}], "owner": "alice", "credential": CREDENTIAL, "queue": "DEMO"}
+    given = {
+        "jobs": [{"job_name": "j", "argv": ["true"]}],
+        "payload_owner": "alice",
+        "credential": CREDENTIAL,
+        "panda_queue": "DEMO",
+    }
     return PandaTaskOperator(task_id="t", **given | changes)
 
 
@@ -58,8 +63,8 @@ def operator(**changes: Any) -> PandaTaskOperator:
         ({"jobs": [{"job_name": "j", "argv": ["true"], "walltime": 3}]}, "walltime"),
         ({"jobs": [{"job_name": "j", "argv": ["true"], "outputs": [{"lfn": "../x"}]}]}, "lfn"),
         ({"jobs": [{"job_name": "j", "argv": ["true"], "env": {"A B": "1"}}]}, "env"),
-        ({"owner": "a b"}, "owner"),
-        ({"queue": ""}, "queue"),
+        ({"payload_owner": "a b"}, "owner"),
+        ({"panda_queue": ""}, "queue"),
         ({"credential": None}, "credential"),
         ({"credential": {}}, "credential"),
     ],
@@ -114,7 +119,7 @@ def test_a_wait_that_was_refused_fails_with_its_reason() -> None:
 def test_one_job_takes_plain_output_names_and_needs() -> None:
     job = PandaJobOperator(
         task_id="peak", argv=["python3", "a.py"], outputs=["a.png", {"lfn": "b", "access": "vo"}], needs={"cores": 2},
-        owner="alice", credential=CREDENTIAL, queue="DEMO",
+        payload_owner="alice", credential=CREDENTIAL, panda_queue="DEMO",
     )  # fmt: skip
     (spec,) = job.specs()
     assert [(o.lfn, o.access) for o in spec.outputs] == [("a.png", "owner"), ("b", "vo")]

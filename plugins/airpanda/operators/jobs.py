@@ -32,13 +32,13 @@ class PandaTaskOperator(BaseOperator):
     Args:
         jobs: one mapping per job with the fields of
             :class:`~airpanda.dispatcher.messages.JobSpec` (templated).
-        owner: short name of the payload owner (templated).
+        payload_owner: short name of the payload owner (templated).
         credential: what :class:`~airpanda.operators.proxies.MyProxyStageOperator` returned (templated).
-        queue: the PanDA queue (templated).
+        panda_queue: the PanDA queue (templated).
         poll: time between two questions while waiting.
     """
 
-    template_fields: Sequence[str] = ("jobs", "owner", "credential", "queue")
+    template_fields: Sequence[str] = ("jobs", "payload_owner", "credential", "panda_queue")
     operator_extra_links = (PandaJobLink(),)
     ui_color = "#cfe4f7"
 
@@ -46,18 +46,18 @@ class PandaTaskOperator(BaseOperator):
         self,
         *,
         jobs: Any,
-        owner: str,
+        payload_owner: str,
         credential: Any,
-        queue: str,
+        panda_queue: str,
         poll: timedelta = timedelta(seconds=2),
         panda_conn_id: str = PandaHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
-        super().__init__(owner=owner, **kwargs)
+        super().__init__(**kwargs)
         self.jobs = jobs
-        self.owner = owner
+        self.payload_owner = payload_owner
         self.credential = credential
-        self.queue = queue
+        self.panda_queue = panda_queue
         self.poll = poll
         self.panda_conn_id = panda_conn_id
         self._panda_task_id: int | None = None
@@ -75,9 +75,9 @@ class PandaTaskOperator(BaseOperator):
             submission = JobSubmission(
                 task_key=f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}",
                 task_name=f"{ti.dag_id}.{ti.task_id}"[:250],
-                owner=self.owner,
+                owner=self.payload_owner,
                 credential_id=int(self.credential["credential_id"]),
-                queue=self.queue,
+                queue=self.panda_queue,
                 ti=ti,
                 jobs=self.specs(),
             )
@@ -87,8 +87,8 @@ class PandaTaskOperator(BaseOperator):
         self.log.info(
             "panda_task=%d owner=%s queue=%s jobs=%d PandaIDs from %d (%s)",
             reply.task_id,
-            self.owner,
-            self.queue,
+            self.payload_owner,
+            self.panda_queue,
             reply.n_jobs,
             reply.first_panda_id,
             "submitted" if reply.created else f"known, {reply.resumed} resumed",
@@ -167,7 +167,7 @@ class PandaJobOperator(PandaTaskOperator):
     """
 
     template_fields: Sequence[str] = (
-        "argv", "scripts", "inputs", "outputs", "env", "owner", "credential", "queue",
+        "argv", "scripts", "inputs", "outputs", "env", "payload_owner", "credential", "panda_queue",
     )  # fmt: skip
 
     def __init__(

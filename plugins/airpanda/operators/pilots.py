@@ -21,18 +21,23 @@ class PilotSubmitOperator(BaseOperator):
     holds ``{"batch_id", "tag", "n_pilots", "ce_job_ids"}``.
 
     Args:
-        queue: the PanDA queue (templated).
+        panda_queue: the PanDA queue (templated).
         n_pilots: how many, 1 to 10 000 (templated).
     """
 
-    template_fields: Sequence[str] = ("queue", "n_pilots")
+    template_fields: Sequence[str] = ("panda_queue", "n_pilots")
     ui_color = "#d7ecd9"
 
     def __init__(
-        self, *, queue: str, n_pilots: int | str = 1, panda_conn_id: str = PandaHook.default_conn_name, **kwargs: Any
+        self,
+        *,
+        panda_queue: str,
+        n_pilots: int | str = 1,
+        panda_conn_id: str = PandaHook.default_conn_name,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.queue = queue
+        self.panda_queue = panda_queue
         self.n_pilots = n_pilots
         self.panda_conn_id = panda_conn_id
 
@@ -50,7 +55,7 @@ class PilotSubmitOperator(BaseOperator):
         hook = PandaHook(self.panda_conn_id)
         intended = hook.send(
             calls.intend_batch(
-                BatchIntent(queue=self.queue, n_pilots=int(self.n_pilots), ti=task_instance_key(context))
+                BatchIntent(queue=self.panda_queue, n_pilots=int(self.n_pilots), ti=task_instance_key(context))
             )
         )
         queue = PandaQueue.from_wire(intended.queue)
@@ -65,7 +70,7 @@ class PilotSubmitOperator(BaseOperator):
             raise
         record = BatchRecord(state="submitted", ce=queue.ce.name, handles=dict(submission.handles))
         hook.send(calls.record_batch(intended.batch_id, record))
-        self.log.info("submitted %d pilots to %s, tag %s", len(submission.handles), self.queue, intended.tag)
+        self.log.info("submitted %d pilots to %s, tag %s", len(submission.handles), self.panda_queue, intended.tag)
         return {
             "batch_id": intended.batch_id,
             "tag": intended.tag,

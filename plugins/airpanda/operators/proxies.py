@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class MyProxyStageOperator(BaseOperator):
-    """Stages a fresh proxy of ``owner`` in MyProxy for pilots to retrieve, and registers where it lies.
+    """Stages a fresh proxy of ``payload_owner`` in MyProxy for pilots to retrieve, and registers where it lies.
 
     The owner's certificate and key, or an existing proxy, are named by the Airflow Connection
-    ``owner_<owner>`` with extra ``{"certificate_file": …, "key_file": …}`` or ``{"proxy_file": …}``. The MyProxy
-    server is the Connection ``myproxy_conn_id`` with host, port and extra ``{"ca_dir": …, "retriever_dn": …}``.
+    ``owner_<payload_owner>`` with extra ``{"certificate_file": …, "key_file": …}`` or ``{"proxy_file": …}``. The
+    MyProxy server is the Connection ``myproxy_conn_id`` with host, port and extra ``{"ca_dir": …, "retriever_dn": …}``.
 
     A proxy key made here never leaves this process unencrypted: it is stored under a fresh random name,
     encrypted with a fresh 256-bit passphrase, retrievable only by ``retriever_dn``. The passphrase goes to the
@@ -35,26 +35,26 @@ class MyProxyStageOperator(BaseOperator):
     A repeat stages anew and changes nothing of what was staged before.
 
     Args:
-        owner: short name of the owner (templated).
+        payload_owner: short name of the owner (templated).
         lifetime: how long the staged credential lasts; cut to the end of the owner's certificate.
         scope: what the credential serves, ``job``, ``task`` or ``user``.
     """
 
-    template_fields: Sequence[str] = ("owner",)
+    template_fields: Sequence[str] = ("payload_owner",)
     ui_color = "#e8dff5"
 
     def __init__(
         self,
         *,
-        owner: str,
+        payload_owner: str,
         lifetime: timedelta = timedelta(days=2),
         scope: str = "task",
         myproxy_conn_id: str = "myproxy_default",
         panda_conn_id: str = PandaHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
-        super().__init__(owner=owner, **kwargs)
-        self.owner = owner
+        super().__init__(**kwargs)
+        self.payload_owner = payload_owner
         self.lifetime = lifetime
         self.scope = scope
         self.myproxy_conn_id = myproxy_conn_id
@@ -72,11 +72,11 @@ class MyProxyStageOperator(BaseOperator):
         from airpanda.myproxy.staging import stage
 
         scope = CredentialScope(self.scope)
-        proxy = owner_proxy(f"owner_{self.owner}", lifetime=self.lifetime)
+        proxy = owner_proxy(f"owner_{self.payload_owner}", lifetime=self.lifetime)
         client, retriever_dn = _repository(self.myproxy_conn_id, proxy)
         staged = stage(client, proxy, retriever_dn=retriever_dn, lifetime=self.lifetime)
         registration = CredentialRegistration(
-            owner=self.owner,
+            owner=self.payload_owner,
             owner_dn=proxy.identity,
             server=staged.server,
             username=staged.username,
