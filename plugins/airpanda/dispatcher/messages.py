@@ -38,7 +38,7 @@ Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 
 
 class JobStatus(StrEnum):
-    """PanDA's job states; the meanings and the allowed transitions are in ``airpanda.jobs.states``."""
+    """PanDA's job states; the meanings and the allowed transitions are in ``airpanda.db.states``."""
 
     PENDING = "pending"
     DEFINED = "defined"

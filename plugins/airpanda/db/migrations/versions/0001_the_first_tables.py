@@ -1,0 +1,305 @@
+"""The first tables, with the triggers of ``airpanda.db.triggers``."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+from airpanda.db import triggers
+
+JSON_B = sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql")
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "panda_attempt",
+        sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("attempt_nr", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("pilot_id", sa.BigInteger(), nullable=False),
+        sa.Column("lease_digest", sa.LargeBinary(), nullable=False),
+        sa.Column("credential_id", sa.BigInteger(), nullable=False),
+        sa.Column("node", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("pilot_uid", sa.BigInteger(), nullable=True),
+        sa.Column("account_name", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("account_uid", sa.BigInteger(), nullable=True),
+        sa.Column("identity_switched", sa.Boolean(), nullable=True),
+        sa.Column("exit_code", sa.Integer(), nullable=True),
+        sa.Column("errors", JSON_B, server_default=sa.text("'[]'"), nullable=False),
+        sa.Column("sent_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("wall_s", sa.Float(), nullable=True),
+        sa.Column("cpu_s", sa.Float(), nullable=True),
+        sa.Column("max_rss_mib", sa.Float(), nullable=True),
+        sa.Column("log_tail", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.PrimaryKeyConstraint("panda_id", "attempt_nr", name=op.f("panda_attempt_pkey")),
+    )
+    op.create_table(
+        "panda_ban",
+        sa.Column("dn", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("banned_by", sa.Text(), nullable=False),
+        sa.Column("banned_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("dn", name=op.f("panda_ban_pkey")),
+    )
+    op.create_table(
+        "panda_batch",
+        sa.Column("batch_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("tag", sa.Text(), nullable=False),
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("ce", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("state", sa.Text(), server_default=sa.text("'intended'"), nullable=False),
+        sa.Column("reason", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("ti", JSON_B, nullable=True),
+        sa.Column("intended_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint(
+            "state IN ('intended', 'submitted', 'failed', 'uncertain')", name=op.f("panda_batch_state_check")
+        ),
+        sa.PrimaryKeyConstraint("batch_id", name=op.f("panda_batch_pkey")),
+        sa.UniqueConstraint("tag", name=op.f("panda_batch_tag_key")),
+    )
+    op.create_table(
+        "panda_counter",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("next_id", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("panda_counter_pkey")),
+    )
+    op.create_table(
+        "panda_credential",
+        sa.Column("credential_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("owner_dn", sa.Text(), nullable=False),
+        sa.Column("fqans", JSON_B, nullable=False),
+        sa.Column("server", sa.Text(), nullable=False),
+        sa.Column("username", sa.Text(), nullable=False),
+        sa.Column("cred_name", sa.Text(), nullable=False),
+        sa.Column("passphrase", sa.LargeBinary(), nullable=False, comment="Fernet token under core.fernet_key"),
+        sa.Column("retriever_dn", sa.Text(), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column("origin", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("ti", JSON_B, nullable=True),
+        sa.Column("state", sa.Text(), server_default=sa.text("'staged'"), nullable=False),
+        sa.Column("registered_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("scope IN ('job', 'task', 'user')", name=op.f("panda_credential_scope_check")),
+        sa.CheckConstraint("state IN ('staged', 'destroyed')", name=op.f("panda_credential_state_check")),
+        sa.PrimaryKeyConstraint("credential_id", name=op.f("panda_credential_pkey")),
+        sa.UniqueConstraint(
+            "server", "username", "cred_name", name=op.f("panda_credential_server_username_cred_name_key")
+        ),
+    )
+    op.create_index(op.f("panda_credential_owner_dn_ix"), "panda_credential", ["owner_dn"], unique=False)
+    op.create_table(
+        "panda_credential_audit",
+        sa.Column("audit_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("credential_id", sa.BigInteger(), nullable=True),
+        sa.Column("owner_dn", sa.Text(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("panda_id", sa.BigInteger(), nullable=True),
+        sa.Column("attempt_nr", sa.Integer(), nullable=True),
+        sa.Column("pilot_id", sa.BigInteger(), nullable=True),
+        sa.Column("node", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("detail", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.CheckConstraint(
+            "action IN ('staged', 'released', 'retrieved', 'renewed', 'refused', 'destroyed', 'consented', 'revoked')",
+            name=op.f("panda_credential_audit_action_check"),
+        ),
+        sa.PrimaryKeyConstraint("audit_id", name=op.f("panda_credential_audit_pkey")),
+    )
+    op.create_index("panda_credential_audit_owner_ix", "panda_credential_audit", ["owner_dn", "audit_id"], unique=False)
+    op.create_index(
+        "panda_credential_audit_released_key",
+        "panda_credential_audit",
+        ["panda_id", "attempt_nr"],
+        unique=True,
+        postgresql_where=sa.text("action = 'released'"),
+    )
+    op.create_table(
+        "panda_file",
+        sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("attempt_nr", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("lfn", sa.Text(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("access", sa.Text(), nullable=False),
+        sa.Column("blob", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("panda_id", "attempt_nr", "lfn", name=op.f("panda_file_pkey")),
+        sa.UniqueConstraint("blob", name=op.f("panda_file_blob_key")),
+    )
+    op.create_table(
+        "panda_job",
+        sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("task_id", sa.BigInteger(), nullable=False),
+        sa.Column("credential_id", sa.BigInteger(), nullable=False),
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("attempt_nr", sa.Integer(), server_default=sa.text("1"), nullable=False),
+        sa.Column("max_attempt", sa.SmallInteger(), nullable=False),
+        sa.Column("charged", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("returned", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cores", sa.Integer(), nullable=False),
+        sa.Column("memory_mib", sa.BigInteger(), nullable=False),
+        sa.Column("disk_mib", sa.BigInteger(), nullable=False),
+        sa.Column("walltime_s", sa.Integer(), nullable=False),
+        sa.Column("pilot_id", sa.BigInteger(), nullable=True),
+        sa.Column("lease_digest", sa.LargeBinary(), nullable=True),
+        sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("command", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("changed_by", sa.Text(), nullable=False),
+        sa.Column("change_reason", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint(
+            "status IN ('pending', 'defined', 'assigned', 'activated', 'sent', 'starting', 'running', 'holding',"
+            " 'transferring', 'merging', 'finished', 'failed', 'cancelled', 'closed')",
+            name=op.f("panda_job_status_check"),
+        ),
+        sa.CheckConstraint(
+            "(pilot_id IS NULL) = (lease_digest IS NULL) AND (pilot_id IS NULL) = (lease_expires_at IS NULL)",
+            name=op.f("panda_job_lease_whole_check"),
+        ),
+        sa.PrimaryKeyConstraint("panda_id", name=op.f("panda_job_pkey")),
+        postgresql_with={
+            "fillfactor": 70,
+            "autovacuum_vacuum_scale_factor": 0,
+            "autovacuum_vacuum_threshold": 20000,
+            "autovacuum_vacuum_cost_delay": 0,
+        },
+    )
+    op.create_index(
+        "panda_job_claim_ix",
+        "panda_job",
+        ["queue", sa.literal_column("priority DESC"), "panda_id"],
+        unique=False,
+        postgresql_where=sa.text("status = 'activated'"),
+    )
+    op.create_index(
+        "panda_job_leased_ix", "panda_job", ["panda_id"], unique=False, postgresql_where=sa.text("pilot_id IS NOT NULL")
+    )
+    op.create_table(
+        "panda_job_spec",
+        sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("job_name", sa.Text(), nullable=False),
+        sa.Column("spec", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("panda_id", name=op.f("panda_job_spec_pkey")),
+    )
+    op.create_table(
+        "panda_job_status_log",
+        sa.Column("log_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("panda_id", sa.BigInteger(), nullable=False),
+        sa.Column("attempt_nr", sa.Integer(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("old_status", sa.Text(), nullable=True),
+        sa.Column("new_status", sa.Text(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("log_id", name=op.f("panda_job_status_log_pkey")),
+    )
+    op.create_index(
+        op.f("panda_job_status_log_panda_id_log_id_ix"), "panda_job_status_log", ["panda_id", "log_id"], unique=False
+    )
+    op.create_table(
+        "panda_pilot",
+        sa.Column("pilot_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("batch_id", sa.BigInteger(), nullable=False),
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("ce", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("ce_job_id", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("state", sa.Text(), server_default=sa.text("'intended'"), nullable=False),
+        sa.Column("node", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("pilot_uid", sa.BigInteger(), nullable=True),
+        sa.Column("dn", sa.Text(), server_default=sa.text("''"), nullable=False, comment="seen by mutual TLS"),
+        sa.Column("probe", JSON_B, nullable=True),
+        sa.Column("reason", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "state IN ('intended', 'submitted', 'started', 'benched', 'finished', 'failed', 'lost')",
+            name=op.f("panda_pilot_state_check"),
+        ),
+        sa.PrimaryKeyConstraint("pilot_id", name=op.f("panda_pilot_pkey")),
+    )
+    op.create_index(op.f("panda_pilot_batch_id_ix"), "panda_pilot", ["batch_id"], unique=False)
+    op.create_table(
+        "panda_task",
+        sa.Column("task_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("task_key", sa.Text(), nullable=False),
+        sa.Column("key_digest", sa.LargeBinary(), nullable=False),
+        sa.Column("content_digest", sa.LargeBinary(), nullable=False),
+        sa.Column("task_name", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("owner_dn", sa.Text(), nullable=False),
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("credential_id", sa.BigInteger(), nullable=False),
+        sa.Column("first_panda_id", sa.BigInteger(), nullable=False),
+        sa.Column("n_jobs", sa.Integer(), nullable=False),
+        sa.Column("ti", JSON_B, nullable=False),
+        sa.Column("owner_ti", sa.Text(), nullable=False, comment="the try that may cancel"),
+        sa.Column("submitted_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("task_id", name=op.f("panda_task_pkey")),
+        sa.UniqueConstraint("key_digest", name=op.f("panda_task_key_digest_key")),
+    )
+    op.create_index(op.f("panda_task_first_panda_id_ix"), "panda_task", ["first_panda_id"], unique=False)
+    op.create_table(
+        "panda_task_count",
+        sa.Column("task_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("n", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("task_id", "status", name=op.f("panda_task_count_pkey")),
+    )
+    op.create_table(
+        "panda_task_delta",
+        sa.Column("delta_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("task_id", sa.BigInteger(), nullable=False),
+        sa.Column("old_status", sa.Text(), nullable=True),
+        sa.Column("new_status", sa.Text(), nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("delta_id", name=op.f("panda_task_delta_pkey")),
+    )
+    op.create_index(op.f("panda_task_delta_task_id_ix"), "panda_task_delta", ["task_id"], unique=False)
+    for statement in triggers.create_statements():
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    op.drop_index(op.f("panda_task_delta_task_id_ix"), table_name="panda_task_delta")
+    op.drop_table("panda_task_delta")
+    op.drop_table("panda_task_count")
+    op.drop_index(op.f("panda_task_first_panda_id_ix"), table_name="panda_task")
+    op.drop_table("panda_task")
+    op.drop_index(op.f("panda_pilot_batch_id_ix"), table_name="panda_pilot")
+    op.drop_table("panda_pilot")
+    op.drop_index(op.f("panda_job_status_log_panda_id_log_id_ix"), table_name="panda_job_status_log")
+    op.drop_table("panda_job_status_log")
+    op.drop_table("panda_job_spec")
+    op.drop_index("panda_job_leased_ix", table_name="panda_job", postgresql_where=sa.text("pilot_id IS NOT NULL"))
+    op.drop_index("panda_job_claim_ix", table_name="panda_job", postgresql_where=sa.text("status = 'activated'"))
+    op.drop_table("panda_job")
+    op.drop_table("panda_file")
+    op.drop_index(
+        "panda_credential_audit_released_key",
+        table_name="panda_credential_audit",
+        postgresql_where=sa.text("action = 'released'"),
+    )
+    op.drop_index("panda_credential_audit_owner_ix", table_name="panda_credential_audit")
+    op.drop_table("panda_credential_audit")
+    op.drop_index(op.f("panda_credential_owner_dn_ix"), table_name="panda_credential")
+    op.drop_table("panda_credential")
+    op.drop_table("panda_counter")
+    op.drop_table("panda_batch")
+    op.drop_table("panda_ban")
+    op.drop_table("panda_attempt")
+    for statement in triggers.drop_statements():
+        op.execute(statement)

@@ -1,0 +1,353 @@
+"""The tables. What the hot path writes is narrow and apart from what is written once.
+
+``panda_job`` holds what changes while a job lives, and the lease; its specification lies in ``panda_job_spec``, its
+history in ``panda_attempt`` and ``panda_job_status_log``. Jobs of one panda task have consecutive PandaIDs, so no
+index on the task is needed. Jobs by status are counted from ``panda_task_delta`` rows, which the watchdog folds into
+``panda_task_count``: transitions of one task never wait for each other.
+
+There are few foreign keys, on purpose: the hot tables are written by statements that already hold the parent's key,
+and the logs outlive what they speak of.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Float,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from airpanda.db import triggers
+from airpanda.dispatcher.messages import JobStatus
+
+NOW = text("now()")
+JSON_B = JSON().with_variant(JSONB(), "postgresql")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_ix",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+
+class Base(DeclarativeBase):
+    metadata = metadata
+    type_annotation_map = {  # noqa: RUF012 -- SQLAlchemy reads a plain mapping
+        int: BigInteger(),
+        str: Text(),
+        bytes: LargeBinary(),
+        bool: Boolean(),
+        float: Float(),
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSON_B,
+        list[Any]: JSON_B,
+    }
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Credential(Base):
+    """A proxy that lies in MyProxy. The passphrase is a Fernet token; the proxy itself is never here."""
+
+    __tablename__ = "panda_credential"
+    __table_args__ = (
+        UniqueConstraint("server", "username", "cred_name"),
+        _one_of("state", "staged", "destroyed"),
+        _one_of("scope", "job", "task", "user"),
+        Index(None, "owner_dn"),
+    )
+    credential_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    owner: Mapped[str]
+    owner_dn: Mapped[str]
+    fqans: Mapped[list[Any]]
+    server: Mapped[str]
+    username: Mapped[str]
+    cred_name: Mapped[str]
+    passphrase: Mapped[bytes] = mapped_column(comment="Fernet token under core.fernet_key")
+    retriever_dn: Mapped[str]
+    expires_at: Mapped[datetime]
+    scope: Mapped[str]
+    origin: Mapped[str] = mapped_column(server_default=text("''"))
+    ti: Mapped[dict[str, Any] | None]
+    state: Mapped[str] = mapped_column(server_default=text("'staged'"))
+    registered_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class CredentialAudit(Base):
+    """Append-only, held by a trigger. The unique index lets each attempt have one release and no more."""
+
+    __tablename__ = "panda_credential_audit"
+    __table_args__ = (
+        Index("panda_credential_audit_owner_ix", "owner_dn", "audit_id"),
+        Index(
+            "panda_credential_audit_released_key",
+            "panda_id",
+            "attempt_nr",
+            unique=True,
+            postgresql_where=text("action = 'released'"),
+        ),
+        _one_of("action", "staged", "released", "retrieved", "renewed", "refused", "destroyed", "consented", "revoked"),
+    )
+    audit_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+    action: Mapped[str]
+    credential_id: Mapped[int | None]
+    owner_dn: Mapped[str]
+    actor: Mapped[str]
+    panda_id: Mapped[int | None]
+    attempt_nr: Mapped[int | None] = mapped_column(Integer())
+    pilot_id: Mapped[int | None]
+    node: Mapped[str] = mapped_column(server_default=text("''"))
+    detail: Mapped[str] = mapped_column(server_default=text("''"))
+
+
+class Ban(Base):
+    """Whose jobs are not dispatched any more, from the next claim on."""
+
+    __tablename__ = "panda_ban"
+    dn: Mapped[str] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+    banned_by: Mapped[str]
+    banned_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Counter(Base):
+    """Blocks of consecutive PandaIDs. Gaps are harmless."""
+
+    __tablename__ = "panda_counter"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    next_id: Mapped[int]
+
+
+class Task(Base):
+    """A panda task: jobs ``first_panda_id`` to ``first_panda_id + n_jobs - 1``, owned by one Airflow try.
+
+    ``key_digest`` is the SHA-256 of the caller's key, ``content_digest`` that of what was submitted.
+    """
+
+    __tablename__ = "panda_task"
+    __table_args__ = (UniqueConstraint("key_digest"), Index(None, "first_panda_id"))
+    task_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    task_key: Mapped[str]
+    key_digest: Mapped[bytes]
+    content_digest: Mapped[bytes]
+    task_name: Mapped[str]
+    owner: Mapped[str]
+    owner_dn: Mapped[str]
+    queue: Mapped[str]
+    credential_id: Mapped[int]
+    first_panda_id: Mapped[int]
+    n_jobs: Mapped[int] = mapped_column(Integer())
+    ti: Mapped[dict[str, Any]]
+    owner_ti: Mapped[str] = mapped_column(comment="the try that may cancel")
+    submitted_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class TaskCount(Base):
+    """Jobs by status, as far as folded."""
+
+    __tablename__ = "panda_task_count"
+    task_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    status: Mapped[str] = mapped_column(primary_key=True)
+    n: Mapped[int]
+
+
+class TaskDelta(Base):
+    """Changes of the counts that are not folded yet. Written by triggers only."""
+
+    __tablename__ = "panda_task_delta"
+    __table_args__ = (Index(None, "task_id"),)
+    delta_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    task_id: Mapped[int]
+    old_status: Mapped[str | None]
+    new_status: Mapped[str]
+    n: Mapped[int] = mapped_column(Integer())
+
+
+class Job(Base):
+    """What changes while a job lives. Columns from ``pilot_id`` to ``command`` are the lease.
+
+    ``charged`` counts attempts that used up ``max_attempt``, ``returned`` those that did not. Heartbeats change
+    ``lease_expires_at`` only, which no index mentions, so they stay inside their page (heap-only tuples).
+    """
+
+    __tablename__ = "panda_job"
+    __table_args__ = (
+        _one_of("status", *JobStatus),
+        CheckConstraint(
+            "(pilot_id IS NULL) = (lease_digest IS NULL) AND (pilot_id IS NULL) = (lease_expires_at IS NULL)",
+            name="lease_whole",
+        ),
+        Index(
+            "panda_job_claim_ix",
+            "queue",
+            text("priority DESC"),
+            "panda_id",
+            postgresql_where=text("status = 'activated'"),
+        ),
+        Index("panda_job_leased_ix", "panda_id", postgresql_where=text("pilot_id IS NOT NULL")),
+        {
+            "postgresql_with": {
+                "fillfactor": 70,
+                "autovacuum_vacuum_scale_factor": 0,
+                "autovacuum_vacuum_threshold": 20000,
+                "autovacuum_vacuum_cost_delay": 0,
+            }
+        },
+    )
+    panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    task_id: Mapped[int]
+    credential_id: Mapped[int]
+    queue: Mapped[str]
+    status: Mapped[str]
+    priority: Mapped[int] = mapped_column(Integer())
+    attempt_nr: Mapped[int] = mapped_column(Integer(), server_default=text("1"))
+    max_attempt: Mapped[int] = mapped_column(SmallInteger())
+    charged: Mapped[int] = mapped_column(SmallInteger(), server_default=text("0"))
+    returned: Mapped[int] = mapped_column(SmallInteger(), server_default=text("0"))
+    cores: Mapped[int] = mapped_column(Integer())
+    memory_mib: Mapped[int]
+    disk_mib: Mapped[int]
+    walltime_s: Mapped[int] = mapped_column(Integer())
+    pilot_id: Mapped[int | None]
+    lease_digest: Mapped[bytes | None]
+    lease_expires_at: Mapped[datetime | None]
+    command: Mapped[str] = mapped_column(server_default=text("''"))
+    changed_by: Mapped[str]
+    change_reason: Mapped[str] = mapped_column(server_default=text("''"))
+    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class JobSpecRow(Base):
+    """What a job is to do: the JSON text of ``messages.JobSpec``, written once."""
+
+    __tablename__ = "panda_job_spec"
+    panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_name: Mapped[str]
+    spec: Mapped[str]
+
+
+class Attempt(Base):
+    """One attempt from its lease to its end. ``lease_digest`` recognises a repeated last report."""
+
+    __tablename__ = "panda_attempt"
+    panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt_nr: Mapped[int] = mapped_column(Integer(), primary_key=True, autoincrement=False)
+    status: Mapped[str]
+    pilot_id: Mapped[int]
+    lease_digest: Mapped[bytes]
+    credential_id: Mapped[int]
+    node: Mapped[str] = mapped_column(server_default=text("''"))
+    pilot_uid: Mapped[int | None]
+    account_name: Mapped[str] = mapped_column(server_default=text("''"))
+    account_uid: Mapped[int | None]
+    identity_switched: Mapped[bool | None]
+    exit_code: Mapped[int | None] = mapped_column(Integer())
+    errors: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    sent_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    wall_s: Mapped[float | None]
+    cpu_s: Mapped[float | None]
+    max_rss_mib: Mapped[float | None]
+    log_tail: Mapped[str] = mapped_column(server_default=text("''"))
+
+
+class JobStatusLog(Base):
+    """One row per transition, written by a trigger; append-only."""
+
+    __tablename__ = "panda_job_status_log"
+    __table_args__ = (Index(None, "panda_id", "log_id"),)
+    log_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    panda_id: Mapped[int]
+    attempt_nr: Mapped[int] = mapped_column(Integer())
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+    old_status: Mapped[str | None]
+    new_status: Mapped[str]
+    actor: Mapped[str]
+    reason: Mapped[str]
+
+
+class File(Base):
+    """An output or log of one attempt; ``blob`` is its path below the file store."""
+
+    __tablename__ = "panda_file"
+    __table_args__ = (UniqueConstraint("blob"),)
+    panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt_nr: Mapped[int] = mapped_column(Integer(), primary_key=True, autoincrement=False)
+    lfn: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int]
+    sha256: Mapped[bytes]
+    access: Mapped[str]
+    blob: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Batch(Base):
+    """Pilots submitted together; written before anything is submitted."""
+
+    __tablename__ = "panda_batch"
+    __table_args__ = (
+        UniqueConstraint("tag"),
+        _one_of("state", "intended", "submitted", "failed", "uncertain"),
+    )
+    batch_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    tag: Mapped[str]
+    queue: Mapped[str]
+    ce: Mapped[str] = mapped_column(server_default=text("''"))
+    state: Mapped[str] = mapped_column(server_default=text("'intended'"))
+    reason: Mapped[str] = mapped_column(server_default=text("''"))
+    ti: Mapped[dict[str, Any] | None]
+    intended_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Pilot(Base):
+    """One pilot and its job at the computing element. Its token is signed, not stored."""
+
+    __tablename__ = "panda_pilot"
+    __table_args__ = (
+        _one_of("state", "intended", "submitted", "started", "benched", "finished", "failed", "lost"),
+        Index(None, "batch_id"),
+    )
+    pilot_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    batch_id: Mapped[int]
+    queue: Mapped[str]
+    ce: Mapped[str] = mapped_column(server_default=text("''"))
+    ce_job_id: Mapped[str] = mapped_column(server_default=text("''"))
+    state: Mapped[str] = mapped_column(server_default=text("'intended'"))
+    node: Mapped[str] = mapped_column(server_default=text("''"))
+    pilot_uid: Mapped[int | None]
+    dn: Mapped[str] = mapped_column(server_default=text("''"), comment="seen by mutual TLS")
+    probe: Mapped[dict[str, Any] | None]
+    reason: Mapped[str] = mapped_column(server_default=text("''"))
+    last_seen_at: Mapped[datetime | None]
+
+
+triggers.attach(metadata)

@@ -1,0 +1,131 @@
+"""What the database enforces itself: job transitions, their log and counts, and logs that only grow.
+
+The statements hang on the MetaData (``airflow db migrate`` on an empty database runs ``create_all``) and are run by
+the first migration; both take them from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import Connection, MetaData, event, text
+
+from airpanda.db import states
+
+ILLEGAL_TRANSITION = "PA001"
+"""SQLSTATE of a refused transition."""
+
+APPEND_ONLY = "PA002"
+"""SQLSTATE of a refused change to a log."""
+
+
+def _array(values: Iterable[str]) -> str:
+    return "ARRAY[" + ", ".join(f"'{value}'" for value in sorted(values)) + "]::text[]"
+
+
+_WORDS = {
+    "<initial>": _array(states.INITIAL),
+    "<new attempt>": _array(states.NEW_ATTEMPT),
+    "<pairs>": _array(f"{old}>{new}" for old, after in states.SAME_ATTEMPT.items() for new in after),
+    "<illegal>": f"'{ILLEGAL_TRANSITION}'",
+    "<append only>": f"'{APPEND_ONLY}'",
+}
+
+
+def _filled(statement: str) -> str:
+    for word, value in _WORDS.items():
+        statement = statement.replace(word, value)
+    return statement
+
+
+_INSERTED = """
+CREATE OR REPLACE FUNCTION panda_job_inserted() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    IF EXISTS (SELECT FROM fresh WHERE status <> ALL (<initial>) OR attempt_nr <> 1) THEN
+        RAISE EXCEPTION 'a job enters the store as pending, defined or activated, at its first attempt'
+            USING ERRCODE = <illegal>;
+    END IF;
+    INSERT INTO panda_job_status_log (panda_id, attempt_nr, new_status, actor, reason)
+        SELECT panda_id, attempt_nr, status, changed_by, change_reason FROM fresh;
+    INSERT INTO panda_task_delta (task_id, new_status, n)
+        SELECT task_id, status, count(*) FROM fresh GROUP BY task_id, status;
+    RETURN NULL;
+END $body$
+"""
+
+_CHANGED = """
+CREATE OR REPLACE FUNCTION panda_job_changed() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    IF NEW.attempt_nr = OLD.attempt_nr THEN
+        IF OLD.status || '>' || NEW.status <> ALL (<pairs>) THEN
+            RAISE EXCEPTION 'job %, attempt %: % may not follow %', OLD.panda_id, OLD.attempt_nr, NEW.status, OLD.status
+                USING ERRCODE = <illegal>;
+        END IF;
+    ELSIF NEW.attempt_nr <> OLD.attempt_nr + 1 OR NEW.status <> 'activated'
+          OR OLD.status <> ALL (<new attempt>) THEN
+        RAISE EXCEPTION 'job %: attempt % as % may not follow attempt % as %',
+            OLD.panda_id, NEW.attempt_nr, NEW.status, OLD.attempt_nr, OLD.status
+            USING ERRCODE = <illegal>;
+    END IF;
+    NEW.changed_at := now();
+    INSERT INTO panda_job_status_log (panda_id, attempt_nr, old_status, new_status, actor, reason)
+        VALUES (NEW.panda_id, NEW.attempt_nr, OLD.status, NEW.status, NEW.changed_by, NEW.change_reason);
+    IF NEW.status <> OLD.status THEN
+        INSERT INTO panda_task_delta (task_id, old_status, new_status, n)
+            VALUES (NEW.task_id, OLD.status, NEW.status, 1);
+    END IF;
+    RETURN NEW;
+END $body$
+"""
+
+_ONLY_GROWS = """
+CREATE OR REPLACE FUNCTION panda_append_only() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    RAISE EXCEPTION '% only grows: % is refused', TG_TABLE_NAME, TG_OP USING ERRCODE = <append only>;
+END $body$
+"""
+
+_FUNCTIONS = {"panda_job_inserted": _INSERTED, "panda_job_changed": _CHANGED, "panda_append_only": _ONLY_GROWS}
+
+_TRIGGERS = [
+    """
+CREATE OR REPLACE TRIGGER panda_job_inserted AFTER INSERT ON panda_job REFERENCING NEW TABLE AS fresh
+    FOR EACH STATEMENT EXECUTE FUNCTION panda_job_inserted()
+""",
+    """
+CREATE OR REPLACE TRIGGER panda_job_changed BEFORE UPDATE OF status, attempt_nr ON panda_job FOR EACH ROW
+    WHEN (OLD.status IS DISTINCT FROM NEW.status OR OLD.attempt_nr IS DISTINCT FROM NEW.attempt_nr)
+    EXECUTE FUNCTION panda_job_changed()
+""",
+    *(
+        f"""
+CREATE OR REPLACE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
+    FOR EACH STATEMENT EXECUTE FUNCTION panda_append_only()
+"""
+        for table in ("panda_credential_audit", "panda_job_status_log")
+    ),
+]
+
+
+def create_statements() -> list[str]:
+    """In the order of their running, for after the tables exist."""
+    return [_filled(statement) for statement in (*_FUNCTIONS.values(), *_TRIGGERS)]
+
+
+def drop_statements() -> list[str]:
+    """For after the tables are gone, which took the triggers with them."""
+    return [f"DROP FUNCTION IF EXISTS {name}()" for name in _FUNCTIONS]
+
+
+def attach(metadata: MetaData) -> None:
+    """Run them whenever the tables are created or dropped through this MetaData."""
+    event.listen(metadata, "after_create", _runner(create_statements()))
+    event.listen(metadata, "after_drop", _runner(drop_statements()))
+
+
+def _runner(statements: list[str]) -> Callable[..., None]:
+    def run(_target: MetaData, connection: Connection, **_: object) -> None:
+        for statement in statements:
+            connection.execute(text(statement))
+
+    return run
