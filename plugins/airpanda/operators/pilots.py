@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, conf
 
-from airpanda.core.errors import ServiceError
+from airpanda.computing.elements import ComputingElementError, PilotBatch, SubmitUncertainError, make_element
+from airpanda.computing.queues import PandaQueue
+from airpanda.core.secret import Secret
 from airpanda.dispatcher.messages import BatchIntent, BatchRecord
 from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.panda import PandaHook
+
+if TYPE_CHECKING:
+    from airpanda.computing.elements import ComputingElement
+    from airpanda.dispatcher.messages import IntendedBatch
 
 
 class PilotSubmitOperator(BaseOperator):
@@ -46,34 +53,40 @@ class PilotSubmitOperator(BaseOperator):
 
         Raises:
             RequestError, NotAuthorisedError: the queue is unknown or not for this client; nothing was submitted.
-            ServiceError: the computing element or the dispatcher failed; what is known is on record.
+            ComputingElementError, ServiceError: the computing element or the dispatcher failed; it is on record.
         """
-        from airpanda.computing.elements import PilotBatch, SubmitUncertain, make_element
-        from airpanda.computing.queues import PandaQueue
-        from airpanda.computing.wrapper import wrapper_text
-
         hook = PandaHook(self.panda_conn_id)
         intended = hook.send(
             calls.intend_batch(
                 BatchIntent(queue=self.panda_queue, n_pilots=int(self.n_pilots), ti=task_instance_key(context))
             )
         )
-        queue = PandaQueue.from_wire(intended.queue)
-        element = make_element(queue, wrapper_text(conf.get("airpanda", "include_dir")))
-        batch = PilotBatch.of(intended.tag, {p.pilot_id: p.token.get_secret_value() for p in intended.pilots})
+        wrapper = Path(conf.get("airpanda", "include_dir"), "pilot", "wrapper.sh")
+        element = make_element(PandaQueue.from_wire(intended.queue), wrapper)
         try:
-            submission = element.submit(batch)
-        except ServiceError as error:
-            state: Literal["uncertain", "failed"] = "uncertain" if isinstance(error, SubmitUncertain) else "failed"
-            record = BatchRecord(state=state, ce=queue.ce.name, reason=str(error)[:4000])
-            hook.send(calls.record_batch(intended.batch_id, record))
+            handles = _submit(element, intended)
+        except ComputingElementError as error:
+            hook.send(calls.record_batch(intended.batch_id, _failure(element.name, error)))
             raise
-        record = BatchRecord(state="submitted", ce=queue.ce.name, handles=dict(submission.handles))
+        finally:
+            element.close()
+        record = BatchRecord(state="submitted", ce=element.name, handles=handles)
         hook.send(calls.record_batch(intended.batch_id, record))
-        self.log.info("submitted %d pilots to %s, tag %s", len(submission.handles), self.panda_queue, intended.tag)
+        self.log.info("submitted %d pilots to %s, tag %s", len(handles), self.panda_queue, intended.tag)
         return {
             "batch_id": intended.batch_id,
             "tag": intended.tag,
-            "n_pilots": len(submission.handles),
-            "ce_job_ids": list(submission.handles.values()),
+            "n_pilots": len(handles),
+            "ce_job_ids": list(handles.values()),
         }
+
+
+def _submit(element: ComputingElement, intended: IntendedBatch) -> dict[int, str]:
+    tokens = {p.pilot_id: Secret(p.token.get_secret_value()) for p in intended.pilots}
+    submission = element.submit(PilotBatch(tag=intended.tag, tokens=tokens))
+    return {pilot_id: str(handle) for pilot_id, handle in submission.handles.items()}
+
+
+def _failure(ce: str, error: ComputingElementError) -> BatchRecord:
+    uncertain = isinstance(error, SubmitUncertainError)
+    return BatchRecord(state="uncertain" if uncertain else "failed", ce=ce, reason=str(error)[:4000])
