@@ -1,0 +1,134 @@
+"""The launcher's configuration: one ``[glexec]`` section, read anew for every run, refused whole if unsafe."""
+
+from __future__ import annotations
+
+import configparser
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from airpanda.core.errors import ConfigurationError
+from airpanda.glexec.trusted import read_trusted
+
+SECTION = "glexec"
+
+
+@dataclass(frozen=True)
+class LauncherConfig:
+    """What a site decides. ``EXAMPLE`` in ``install`` explains each option to its admin."""
+
+    callers: tuple[str, ...]
+    ca_dir: Path
+    mapfile: Path
+    log_file: Path
+    allow_root: bool = False
+    gridmapdir: Optional[Path] = None
+    ban_file: Optional[Path] = None
+    require_crl: bool = False
+    allow_limited: bool = False
+    max_proxy_hours: int = 24 * 14
+    minimum_uid: int = 1000
+    minimum_gid: int = 1000
+    hide: tuple[Path, ...] = ()
+    hide_caller_home: bool = True
+    private_tmp: bool = True
+    tmp_mib: int = 1024
+    max_processes: int = 4096
+    max_runs: int = 256
+    syslog: bool = True
+
+
+def read_config(path: Path) -> LauncherConfig:
+    """The configuration of this file.
+
+    Raises:
+        ConfigurationError: the file or a parent is not root's alone, or an option is unknown, missing or wrong.
+    """
+    return parse_config(read_trusted(path, limit=64 * 1024), where=str(path))
+
+
+def parse_config(text: str, *, where: str) -> LauncherConfig:
+    """Text to configuration. Nothing unknown is accepted: a misspelt restriction must not be lost."""
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), default_section="\0")
+    try:
+        parser.read_string(text, source=where)
+    except configparser.Error as error:
+        raise ConfigurationError(f"{where}: {' '.join(str(error).split())}") from error
+    if parser.sections() != [SECTION]:
+        raise ConfigurationError(f"{where} must have exactly one section, [{SECTION}]")
+    options = dict(parser[SECTION])
+    unknown = sorted(set(options) - set(_READERS))
+    if unknown:
+        raise ConfigurationError(f"{where}: [{SECTION}] has no option {unknown[0]!r}")
+    return LauncherConfig(**_values(options, where))
+
+
+def _values(options: Mapping[str, str], where: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, read in _READERS.items():
+        raw = options.get(name, "").strip()
+        if not raw:
+            if name in _REQUIRED:
+                raise ConfigurationError(f"{where}: [{SECTION}] {name} is not set")
+            if name in options and read is _words:
+                values[name] = ()
+            continue
+        try:
+            values[name] = read(raw)
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: [{SECTION}] {name} = {raw!r}: {error}") from error
+    return values
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.replace(",", " ").split() if word)
+
+
+def _path(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError("must be an absolute path without '..'")
+    return path
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    """One path a line, since a path may hold spaces."""
+    return tuple(_path(line.strip()) for line in text.splitlines() if line.strip())
+
+
+def _flag(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("must be yes or no")
+    return text == "yes"
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("must be at least 1")
+    return value
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "callers": _words,
+    "ca_dir": _path,
+    "mapfile": _path,
+    "log_file": _path,
+    "allow_root": _flag,
+    "gridmapdir": _path,
+    "ban_file": _path,
+    "require_crl": _flag,
+    "allow_limited": _flag,
+    "max_proxy_hours": _count,
+    "minimum_uid": _count,
+    "minimum_gid": _count,
+    "hide": _paths,
+    "hide_caller_home": _flag,
+    "private_tmp": _flag,
+    "tmp_mib": _count,
+    "max_processes": _count,
+    "max_runs": _count,
+    "syslog": _flag,
+}
+_REQUIRED = frozenset({"callers", "ca_dir", "mapfile", "log_file"})

@@ -1,0 +1,247 @@
+"""Installing the launcher: a root-owned tree of its own, so that nothing a pilot can write is ever imported.
+
+Only the interpreter and its ``cryptography`` come from outside; they are checked to be root's too.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import airpanda
+from airpanda.core.errors import ConfigurationError
+from airpanda.glexec.config import SECTION, parse_config
+from airpanda.glexec.trusted import check_trusted, check_unchangeable
+
+ROOMS = ("core", "x509", "glexec")
+DEFAULT_SOCKET = Path("/run/airpanda-glexec.sock")
+
+# Option, what it means, and the value it has where the site says nothing else ("" = not set).
+_OPTIONS = (
+    ("callers", "Accounts that may use the launcher, or %group. Nobody else gets anything but 203.", ""),
+    ("allow_root", "Whether root itself may be a caller (yes, no).", "no"),
+    ("ca_dir", "Trust anchors, CRLs and signing policies, as the IGTF distributes them.", ""),
+    ("require_crl", "Refuse a proxy whose CA has no CRL here. An expired CRL always refuses.", "no"),
+    ("allow_limited", "Accept limited proxies. MyProxy and Globus delegate limited ones on request.", "no"),
+    ("max_proxy_hours", "Longest lifetime of a payload's proxy.", "336"),
+    ("mapfile", 'grid-mapfile: "DN" account, or "DN" .pool', ""),
+    ("gridmapdir", "Directory with the leases of pool accounts, shared with LCMAPS.", ""),
+    ("ban_file", 'One "DN" a line; these people run nothing here.', ""),
+    ("minimum_uid", "No payload runs under an account below this uid,", "1000"),
+    ("minimum_gid", "or in a group below this gid.", "1000"),
+    ("hide", "Paths that a payload must not see, one a line.", ""),
+    ("hide_caller_home", "Hide the pilot's home directory from its payloads.", "yes"),
+    ("private_tmp", "Give each payload its own empty /tmp, /var/tmp and /dev/shm,", "yes"),
+    ("tmp_mib", "each at most this large.", "1024"),
+    ("max_processes", "Most processes of one account.", "4096"),
+    ("max_runs", "Most payloads at a time.", "256"),
+    ("log_file", "One JSON object for each request: who asked, who ran as whom, for how long.", ""),
+    ("syslog", "The same to syslog (authpriv), as key=value.", "yes"),
+)
+
+_SERVICE = """[Unit]
+Description=airpanda glexec launcher
+Requires=airpanda-glexec.socket
+
+[Service]
+ExecStart={launcherd}
+KillMode=control-group
+Restart=on-failure
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_SOCKET = """[Unit]
+Description=Socket of the airpanda glexec launcher
+
+[Socket]
+ListenStream={socket}
+SocketMode=0666
+
+[Install]
+WantedBy=sockets.target
+"""
+
+_SUDOERS = """# To start the launcher by sudo instead of by its socket: /etc/sudoers.d/airpanda-glexec, mode 0440.
+Defaults!{launcher} env_keep += "GLEXEC_*"
+{callers} ALL=(root) NOPASSWD: {launcher}
+"""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Where the parts of an installed launcher are."""
+
+    prefix: Path
+    socket: Path
+
+    @property
+    def config(self) -> Path:
+        return self.prefix / "etc" / "glexec.conf"
+
+    @property
+    def glexec(self) -> Path:
+        """What a pilot calls (``OSG_GLEXEC_LOCATION``)."""
+        return self.prefix / "sbin" / "glexec"
+
+    @property
+    def launcherd(self) -> Path:
+        """The socket service; takes no argument."""
+        return self.prefix / "sbin" / "airpanda-launcherd"
+
+    @property
+    def launcher(self) -> Path:
+        """What sudo or root starts instead of ``glexec``."""
+        return self.prefix / "sbin" / "airpanda-launcher"
+
+
+def install(
+    prefix: Path,
+    *,
+    python: Path,
+    callers: Sequence[str],
+    ca_dir: Path,
+    mapfile: Path,
+    log_file: Path,
+    socket: Path = DEFAULT_SOCKET,
+    options: Optional[Mapping[str, str]] = None,
+    check_python: bool = True,
+) -> Installed:
+    """Write the launcher below ``prefix``, replacing an older one; an existing configuration is kept.
+
+    ``options`` are further lines of the configuration. Paths may hold spaces. ``check_python=False`` is for a node
+    that itself makes the interpreter unchangeable.
+
+    Raises:
+        ConfigurationError: not root, an unsafe prefix or interpreter, or an option that cannot be.
+    """
+    if os.geteuid() != 0:
+        raise ConfigurationError("the launcher can only be installed by root")
+    if check_python:
+        _check_python(python)
+    installed = Installed(prefix, socket)
+    text = render_config(
+        {
+            **(options or {}),
+            "callers": " ".join(callers),
+            "ca_dir": str(ca_dir),
+            "mapfile": str(mapfile),
+            "log_file": str(log_file),
+        }
+    )
+    for directory in ("", "etc", "lib", "sbin", "share"):
+        (prefix / directory).mkdir(mode=0o755, parents=True, exist_ok=True)
+    check_trusted(prefix)
+    _copy_rooms(prefix / "lib")
+    _write_programs(installed, python)
+    if not installed.config.exists():
+        _write(installed.config, text, 0o640)
+    _write_units(installed, callers)
+    return installed
+
+
+def uninstall(prefix: Path) -> None:
+    """Remove what ``install`` wrote; the configuration and logs stay."""
+    for name in ("lib", "sbin", "share"):
+        shutil.rmtree(prefix / name, ignore_errors=True)
+
+
+def render_config(options: Mapping[str, str]) -> str:
+    """The commented configuration file with these options set.
+
+    Raises:
+        ConfigurationError: an unknown option or a wrong value.
+    """
+    known = {name for name, _, _ in _OPTIONS}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ConfigurationError(f"the launcher has no option {unknown[0]!r}")
+    lines = ["# The launcher's configuration; read anew for every run. Root's alone, or nothing runs.", f"[{SECTION}]"]
+    for name, meaning, default in _OPTIONS:
+        lines += ["", f"# {meaning}"]
+        value = options.get(name, "").replace("\n", "\n    ")
+        lines.append(f"{name} = {value}" if name in options else f"#{name} = {default}".rstrip())
+    text = "\n".join(lines) + "\n"
+    parse_config(text, where="the new configuration")
+    return text
+
+
+def _check_python(python: Path) -> None:
+    """The interpreter runs as root: its files and its ``cryptography`` must be root's alone."""
+    question = "import sys, cryptography as c; print(sys.prefix, sys.base_prefix, c.__file__, sep='\\n')"
+    asked = subprocess.run([python, "-I", "-c", question], capture_output=True, text=True, timeout=60)
+    if asked.returncode != 0:
+        raise ConfigurationError(f"the interpreter {python} does not start or lacks the package cryptography")
+    for place in [str(python), *asked.stdout.splitlines()]:
+        check_unchangeable(Path(place))
+
+
+def _copy_rooms(lib: Path) -> None:
+    source = Path(airpanda.__file__).parent
+    target = lib / "airpanda"
+    fresh = lib / ".airpanda.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o755)
+    shutil.copyfile(source / "__init__.py", fresh / "__init__.py")
+    for room in ROOMS:
+        shutil.copytree(
+            source / room, fresh / room, ignore=shutil.ignore_patterns("__pycache__"), copy_function=shutil.copyfile
+        )
+    for directory, _, files in os.walk(fresh):
+        os.chmod(directory, 0o755)  # noqa: S103 - programs are for everybody to read
+        for name in files:
+            os.chmod(os.path.join(directory, name), 0o644)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def _write_programs(installed: Installed, python: Path) -> None:
+    lib = installed.prefix / "lib"
+    places = {"config": str(installed.config), "socket": str(installed.socket)}
+    starts = {
+        "glexec": ("client", "main({socket!r}, sys.argv[1:])", "-IS"),
+        "airpanda-launcherd": ("launcher.daemon", "main(Path({config!r}), Path({socket!r}))", "-I"),
+        "airpanda-launcher": ("launcher.direct", "main(Path({config!r}), sys.argv[1:])", "-I"),
+    }
+    for name, (module, call, flags) in starts.items():
+        start = lib / f"{name}.py"
+        path = "" if name == "glexec" else "from pathlib import Path\n"
+        body = f"import sys\n{path}sys.path.insert(0, {str(lib)!r})\nfrom airpanda.glexec.{module} import main\n"
+        _write(start, f"{body}sys.exit({call.format(**places)})\n", 0o644)
+        # A shell in front, because a #! line holds neither spaces nor long paths.
+        command = f"exec {shlex.quote(str(python))} {flags} {shlex.quote(str(start))}"
+        _write(installed.prefix / "sbin" / name, f'#!/bin/sh\n{command} "$@"\n', 0o755)
+    compiled = subprocess.run([python, "-I", "-m", "compileall", "-q", lib], capture_output=True, timeout=120)
+    if compiled.returncode != 0:
+        raise ConfigurationError(f"the interpreter {python} cannot compile the launcher; Python 3.9 or later is needed")
+
+
+def _write_units(installed: Installed, callers: Sequence[str]) -> None:
+    share = installed.prefix / "share"
+    launcher = str(installed.launcher).replace(" ", "\\ ")
+    _write(share / "airpanda-glexec.service", _SERVICE.format(launcherd=f'"{installed.launcherd}"'), 0o644)
+    _write(share / "airpanda-glexec.socket", _SOCKET.format(socket=installed.socket), 0o644)
+    fragment = _SUDOERS.format(launcher=launcher, callers=", ".join(callers))
+    _write(share / "sudoers", fragment, 0o440)
+    visudo = shutil.which("visudo") or shutil.which("visudo", path="/usr/sbin:/sbin")
+    if visudo is not None:
+        checked = subprocess.run([visudo, "-cf", share / "sudoers"], capture_output=True, text=True, timeout=30)
+        if checked.returncode != 0:
+            raise ConfigurationError(f"visudo refuses the sudoers fragment: {checked.stderr.strip()}")
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        os.fchmod(descriptor, mode)
+    temporary.replace(path)

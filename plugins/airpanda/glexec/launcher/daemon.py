@@ -1,0 +1,163 @@
+"""The launcher as a root-owned socket service: one forked child for each request, from a warm parent.
+
+Started by ``airpanda-launcherd CONFIG SOCKET`` or by systemd's socket unit (descriptor 3). The caller is who the
+kernel says it is (SO_PEERCRED, SO_PEERGROUPS). When the client, this daemon or a child dies, the payload dies.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from airpanda.core.errors import AirpandaError
+from airpanda.glexec import wire
+from airpanda.glexec.config import read_config
+from airpanda.glexec.contract import INTERNAL_ERROR
+from airpanda.glexec.launcher import kernel
+from airpanda.glexec.launcher.refusal import client_error, refusal
+from airpanda.glexec.launcher.request import Request, caller_of, keep_known
+from airpanda.glexec.launcher.run import conduct
+from airpanda.glexec.launcher.sources import ClientSource, catch_signals
+
+_REQUEST_S = 10
+_SO_PEERGROUPS = 59
+_MAX_GROUPS_BYTES = 1024  # the most that Python reads; a caller with over 256 groups is refused
+_UCRED = struct.Struct("3i")
+_SYSTEMD_DESCRIPTOR = 3
+
+
+def main(config_path: Path, socket_path: Path) -> int:
+    """Serve until SIGTERM; the exit code is 0 then, 1 where the service cannot start."""
+    try:
+        config = read_config(config_path)
+        listener = _listen(socket_path)
+    except (AirpandaError, OSError) as error:
+        print(f"airpanda-launcherd: {error}", file=sys.stderr)
+        return 1
+    os.environ.clear()
+    _Daemon(listener, config_path, config.max_runs).serve()
+    return 0
+
+
+def _listen(path: Path) -> socket.socket:
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return socket.socket(fileno=_SYSTEMD_DESCRIPTOR)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o666)  # who may use it is decided by the kernel's word on the caller, not by this mode
+    listener.listen(128)
+    return listener
+
+
+class _Daemon:
+    def __init__(self, listener: socket.socket, config_path: Path, max_runs: int) -> None:
+        self._listener = listener
+        self._config_path = config_path
+        self._max_runs = max_runs
+        self._runs: set[int] = set()
+
+    def serve(self) -> None:
+        signals = catch_signals(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
+        while True:
+            ready, _, _ = select.select([self._listener.fileno(), signals], [], [])
+            if signals in ready:
+                numbers = os.read(signals, 4096)
+                if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                    return
+                self._reap()
+            if self._listener.fileno() in ready:
+                connection, _ = self._listener.accept()
+                with connection:
+                    self._accept(connection)
+
+    def _accept(self, connection: socket.socket) -> None:
+        if len(self._runs) >= self._max_runs:
+            answer = {"exit": INTERNAL_ERROR, "message": f"the launcher already serves {self._max_runs} runs"}
+            with contextlib.suppress(OSError):
+                connection.send(wire.frame(answer), socket.MSG_DONTWAIT)
+            return
+        daemon = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._listener.close()
+            _serve_one(connection, self._config_path, daemon)
+        self._runs.add(pid)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                self._runs.discard(pid)
+
+
+def _serve_one(connection: socket.socket, config_path: Path, daemon: int) -> NoReturn:
+    """Never returns. Whatever goes wrong, the client's connection ends, and so does the payload."""
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        kernel.forbid_inspection()
+        kernel.die_with_parent(signal.SIGTERM, daemon)
+        source = ClientSource(connection)
+        try:
+            code, message = conduct(_receive_request(connection), config_path, source)
+        except AirpandaError as error:
+            refused = refusal(error)
+            code, message = refused.exit_code or INTERNAL_ERROR, str(refused)
+        with contextlib.suppress(OSError):  # the client may be gone; the record has been written
+            connection.sendall(wire.frame({"exit": code, "message": message}))
+    except Exception as error:  # noqa: BLE001 - the outermost frame of a child: tell the site, never the stack below
+        print(f"airpanda-launcherd: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
+
+
+def _receive_request(connection: socket.socket) -> Request:
+    _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    groups = array.array("i", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES))
+    caller = caller_of(uid, gid, groups)
+    connection.settimeout(_REQUEST_S)
+    try:
+        size = wire.HEADER.size
+        room = socket.CMSG_SPACE(4 * wire.DESCRIPTORS)
+        header, ancillary, _, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+        descriptors = _descriptors(ancillary)
+        body = _receive(connection, wire.body_length(header))
+        argv, environ = wire.parse_request(body)
+    except (OSError, EOFError, ValueError, struct.error, RecursionError) as error:
+        raise client_error("the request could not be read") from error
+    connection.settimeout(None)
+    standard = (descriptors[0], descriptors[1], descriptors[2])
+    return Request(caller, tuple(argv), keep_known(environ), standard, descriptors[3], "socket")
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(content[: len(content) - len(content) % 4])
+    if len(found) != wire.DESCRIPTORS:
+        raise ValueError(f"a request comes with {wire.DESCRIPTORS} descriptors")
+    return list(found)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)

@@ -1,0 +1,59 @@
+"""The launcher started by one narrow sudo rule, or by root itself: the same rules without a daemon.
+
+Source: sudo(8) for SUDO_UID and SUDO_GID, which sudo itself sets.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from airpanda.core.errors import AirpandaError
+from airpanda.glexec.contract import INTERNAL_ERROR
+from airpanda.glexec.launcher import kernel
+from airpanda.glexec.launcher.identity import Caller
+from airpanda.glexec.launcher.refusal import not_authorised, refusal
+from airpanda.glexec.launcher.request import Request, caller_of, keep_known
+from airpanda.glexec.launcher.run import conduct
+from airpanda.glexec.launcher.sources import OwnSignals
+
+
+def main(config_path: Path, argv: list[str]) -> int:
+    """Run one command; the exit code is gLExec's."""
+    while os.open(os.devnull, os.O_RDWR) <= 2:  # the caller may have closed 0-2
+        pass
+    environ = dict(os.environ)
+    os.environ.clear()
+    try:
+        if os.geteuid() != 0:
+            raise not_authorised("the direct launcher must be started by root or through sudo")
+        source = OwnSignals()
+        kernel.forbid_inspection()
+        kernel.die_with_parent(signal.SIGTERM, os.getppid())
+        directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        kind = "sudo" if "SUDO_UID" in environ else "root"
+        request = Request(_caller(environ), tuple(argv), keep_known(environ), (0, 1, 2), directory, kind)
+        code, message = conduct(request, config_path, source)
+    except AirpandaError as error:
+        refused = refusal(error)
+        code, message = refused.exit_code or INTERNAL_ERROR, str(refused)
+    except OSError as error:
+        code, message = INTERNAL_ERROR, f"the launcher: {error}"
+    if message:
+        print(f"glexec: {message}", file=sys.stderr)
+    return code
+
+
+def _caller(environ: Mapping[str, str]) -> Caller:
+    if "SUDO_UID" not in environ:
+        return caller_of(0, 0, os.getgroups())
+    try:
+        uid, gid = int(environ["SUDO_UID"]), int(environ["SUDO_GID"])
+        name = pwd.getpwuid(uid).pw_name
+    except (KeyError, ValueError) as error:
+        raise not_authorised("sudo did not say for whom it started the launcher") from error
+    return caller_of(uid, gid, os.getgrouplist(name, gid))

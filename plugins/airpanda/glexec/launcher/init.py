@@ -1,0 +1,111 @@
+"""The first process of the payload's PID namespace: starts it, reaps everything, and takes all down with it.
+
+It is the one process that may end last: when it ends, the kernel kills whatever is left in the namespace. It ends
+when the payload does, or when its launcher is gone (end of the control connection).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+from typing import NoReturn, Optional
+
+from airpanda.glexec.contract import INTERNAL_ERROR
+from airpanda.glexec.launcher import kernel
+from airpanda.glexec.launcher.identity import open_as
+from airpanda.glexec.launcher.payload import start_payload
+from airpanda.glexec.launcher.plan import Plan
+from airpanda.glexec.launcher.view import make_private_view
+
+
+def run_init(plan: Plan, control: socket.socket, status: socket.socket) -> NoReturn:
+    """Never returns. Sends one report on ``control``: the payload's wait status, CPU seconds and peak memory."""
+    try:
+        if os.getpid() != 1:
+            raise OSError("not the first process of a PID namespace")  # kill(-1) would reach the whole machine
+        kernel.forbid_inspection()
+        children, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        os.umask(0)
+        make_private_view(plan)
+        payload = os.fork()
+        if payload == 0:
+            signal.set_wakeup_fd(-1)
+            control.close()
+            start_payload(plan, status)
+        status.close()
+        wait_status = _watch(payload, control, children)
+        wait_status = _end_all(payload, wait_status)
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        remove_proxy(plan)
+        report = {"status": wait_status, "cpu_s": usage.ru_utime + usage.ru_stime, "max_rss_kib": usage.ru_maxrss}
+        control.send(json.dumps(report).encode())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            status.send(f"{INTERNAL_ERROR} {error}".encode(errors="replace"))
+    finally:
+        os._exit(0)
+
+
+def _watch(payload: int, control: socket.socket, children: int) -> Optional[int]:
+    """Wait for the payload, reaping what was orphaned to us; None when the launcher is gone."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(children, select.POLLIN)
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor == children:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(children, 4096)
+                continue
+            numbers = control.recv(16)
+            if not numbers:
+                return None
+            for number in numbers:
+                os.kill(payload, number)
+        status = _reap(payload)
+        if status is not None:
+            return status
+
+
+def _reap(payload: int) -> Optional[int]:
+    """Reap all that has ended; the payload's wait status if it was among them."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == payload:
+            return status
+        if pid == 0:
+            return None
+
+
+def _end_all(payload: int, status: Optional[int]) -> int:
+    """Kill and reap everything in the namespace, so that its CPU time is counted too."""
+    while True:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        try:
+            pid, ended = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return int(signal.SIGKILL) if status is None else status
+        if pid == payload:
+            status = ended
+
+
+def remove_proxy(plan: Plan) -> None:
+    """Remove the payload's copy of the proxy, as its account. Inside a private /tmp the kernel does it."""
+    if plan.proxy is None or plan.proxy.directory is None:
+        return
+    path = plan.proxy.path
+
+    def unlink() -> int:
+        os.unlink(path)
+        return os.open(os.devnull, os.O_RDONLY)
+
+    with contextlib.suppress(OSError):  # gone already, or its owner has made it unremovable for itself
+        os.close(open_as(plan.account, unlink))

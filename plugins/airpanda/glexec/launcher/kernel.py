@@ -1,0 +1,72 @@
+"""The few system calls that Python 3.9 does not have, by ctypes.
+
+Source: unshare(2), setns(2), mount(2), umount2(2), prctl(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from typing import Optional
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by ``flags``."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Enter the namespace behind a descriptor; for ``CLONE_NEWPID`` only children will be in it."""
+    _check(_libc.setns(descriptor, kind), "setns")
+
+
+def mount(source: str, target: str, kind: Optional[str], flags: int, data: str = "") -> None:
+    """mount(2)."""
+    fstype = None if kind is None else kind.encode()
+    result = _libc.mount(
+        os.fsencode(source), os.fsencode(target), fstype, ctypes.c_ulong(flags), os.fsencode(data) or None
+    )
+    _check(result, f"mount {target}")
+
+
+def bind(source: str, target: str, *, read_only: bool = False) -> None:
+    """Show ``source`` at ``target``, without device files and setuid bits; both exist and are of one type."""
+    mount(source, target, None, MS_BIND)
+    flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
+    mount("none", target, None, MS_REMOUNT | MS_BIND | flags)
+
+
+def die_with_parent(number: signal.Signals, parent: int) -> None:
+    """Receive a signal when the parent dies; exits at once if it is dead already."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0), "prctl PDEATHSIG")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def forbid_new_privileges() -> None:
+    """No setuid file gains anything from here on. Cannot be undone."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl NO_NEW_PRIVS")
+
+
+def forbid_inspection() -> None:
+    """Nobody but root may trace this process, read its memory or dump its core."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl DUMPABLE")

@@ -1,0 +1,149 @@
+"""Everything that is decided before a process is made: the one value that the payload's side works from."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Optional
+
+from airpanda.core.identity import Account
+from airpanda.core.secret import Secret
+from airpanda.glexec import contract
+from airpanda.glexec.config import LauncherConfig
+from airpanda.glexec.launcher.identity import Caller, open_as
+from airpanda.glexec.launcher.refusal import client_error
+from airpanda.glexec.launcher.request import Request
+
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_KEPT = (contract.TARGET_PROXY, contract.ENVIRONMENT, contract.LOG_ID)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory that was opened by somebody who may, and how to know it again."""
+
+    path: str
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, descriptor: int) -> Optional[Place]:
+        """The place of an open directory, or None where its path leads elsewhere (another mount namespace)."""
+        status = os.fstat(descriptor)
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        place = cls(path, status.st_dev, status.st_ino)
+        return place if place.is_at(path) else None
+
+    def is_at(self, path: str) -> bool:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
+
+
+@dataclass(frozen=True)
+class TargetProxy:
+    """The payload's copy: where it goes and what is in it. ``directory`` is None inside the private /tmp."""
+
+    path: str
+    directory: Optional[Place]
+    pem: Secret[bytes]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One payload, ready to be made."""
+
+    account: Account
+    argv: tuple[str, ...]
+    environ: Mapping[str, str]
+    standard: tuple[int, int, int]
+    directory: Optional[Place]
+    proxy: Optional[TargetProxy]
+    hide: tuple[str, ...]
+    private_tmp: bool
+    tmp_mib: int
+    max_processes: int
+
+
+def make_plan(request: Request, config: LauncherConfig, account: Account, home: str, pem: Secret[bytes]) -> Plan:
+    """The plan for a request whose identity is mapped.
+
+    Raises:
+        IdentitySwitchError: 201, the target proxy has no fit place or a standard descriptor is a directory.
+    """
+    for descriptor in request.standard:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise client_error("a standard descriptor is a directory")
+    proxy = _target_proxy(request.environ.get(contract.TARGET_PROXY), account, config, pem)
+    return Plan(
+        account=account,
+        argv=request.argv,
+        environ=_environment(request, account, home, proxy),
+        standard=request.standard,
+        directory=Place.of(request.directory),
+        proxy=proxy,
+        hide=_hidden(request.caller, config),
+        private_tmp=config.private_tmp,
+        tmp_mib=config.tmp_mib,
+        max_processes=config.max_processes,
+    )
+
+
+def _target_proxy(
+    path: Optional[str], account: Account, config: LauncherConfig, pem: Secret[bytes]
+) -> Optional[TargetProxy]:
+    if path == contract.NO_TARGET_PROXY:
+        return None
+    if not path:
+        if not config.private_tmp:
+            raise client_error(f"{contract.TARGET_PROXY} is not set, and this site has no private /tmp for it")
+        return TargetProxy(f"/tmp/x509up_u{account.uid}", None, pem)  # noqa: S108 - private to this run
+    if not os.path.isabs(path) or os.path.basename(path) in ("", ".", ".."):
+        raise client_error(f"{contract.TARGET_PROXY} must be the absolute path of a file")
+    return TargetProxy(path, _target_directory(os.path.dirname(path), account), pem)
+
+
+def _target_directory(path: str, account: Account) -> Place:
+    name = contract.TARGET_PROXY
+    try:
+        descriptor = open_as(account, lambda: os.open(path, _DIRECTORY))
+    except OSError as error:
+        raise client_error(f"{name}: its directory: {error.strerror} (as {account.name})") from error
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != account.uid or status.st_mode & stat.S_IWOTH:
+            raise client_error(f"{name}: its directory must belong to {account.name} and not be world-writable")
+        place = Place.of(descriptor)
+    finally:
+        os.close(descriptor)
+    if place is None:
+        raise client_error(f"{name}: the launcher cannot see this directory")
+    return place
+
+
+def _environment(request: Request, account: Account, home: str, proxy: Optional[TargetProxy]) -> dict[str, str]:
+    environ = {"HOME": home, "USER": account.name, "LOGNAME": account.name, "PATH": _PATH}
+    environ.update({name: request.environ[name] for name in _KEPT if name in request.environ})
+    if proxy is not None:
+        environ["X509_USER_PROXY"] = proxy.path
+    return environ
+
+
+def _hidden(caller: Caller, config: LauncherConfig) -> tuple[str, ...]:
+    hidden = [str(path) for path in config.hide]
+    if config.hide_caller_home and caller.uid != 0 and _owns(caller, caller.home):
+        hidden.append(os.path.realpath(caller.home))
+    return tuple(hidden)
+
+
+def _owns(caller: Caller, path: str) -> bool:
+    """System accounts often have a home such as /usr/sbin that is not theirs to hide."""
+    try:
+        return os.path.isabs(path) and os.stat(path).st_uid == caller.uid
+    except OSError:
+        return False

@@ -1,0 +1,307 @@
+"""One run from request to exit code: the part that the socket daemon and the direct launcher share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Optional
+
+from airpanda.core.clock import utcnow
+from airpanda.core.errors import AirpandaError, IdentitySwitchError
+from airpanda.core.identity import Account
+from airpanda.glexec import contract
+from airpanda.glexec.config import LauncherConfig, read_config
+from airpanda.glexec.launcher import kernel
+from airpanda.glexec.launcher.audit import Audit, CallerRecord, Value
+from airpanda.glexec.launcher.credential import Identity, identify
+from airpanda.glexec.launcher.identity import open_as
+from airpanda.glexec.launcher.init import remove_proxy, run_init
+from airpanda.glexec.launcher.payload import GO, READY
+from airpanda.glexec.launcher.plan import Plan, make_plan
+from airpanda.glexec.launcher.proxyfile import read_proxy
+from airpanda.glexec.launcher.refusal import client_error, internal_error, refusal
+from airpanda.glexec.launcher.request import Request, check_caller, check_command
+from airpanda.glexec.launcher.sources import Source
+from airpanda.glexec.mapping import MapfileMapper, Mapping, check_mapping
+
+_PREPARATION_S = 30
+_CREDENTIALS = struct.Struct("3i")
+_MESSAGE = re.compile(rb"(\d{3}) (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a payload ended and what it used, measured from outside."""
+
+    exit_code: int
+    wall_s: float
+    cpu_s: float
+    max_rss_kib: int
+
+
+def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, str]:
+    """Check, map, run and record one request.
+
+    Returns:
+        gLExec's exit code, and a message for the caller, empty when the payload has run.
+    """
+    fields = _asked(request)
+    _bound_preparation()
+    try:
+        config = read_config(config_path)
+        check_caller(request.caller, config)
+        audit = Audit(config.log_file, to_syslog=config.syslog)
+    except AirpandaError as error:
+        refused = refusal(error)
+        return refused.exit_code or contract.INTERNAL_ERROR, str(refused)
+    try:
+        ended = _run(request, config, source, fields)
+    except (AirpandaError, OSError) as error:
+        signal.alarm(0)
+        refused = refusal(error) if isinstance(error, AirpandaError) else internal_error(f"the launcher: {error}")
+        code = refused.exit_code or contract.INTERNAL_ERROR
+        audit.write({**fields, "identity_switched": False, "rc": code, "reason": str(refused)}, now=utcnow())
+        return code, str(refused)
+    usage: dict[str, Value] = {"wall": ended.wall_s, "cpu": ended.cpu_s, "maxrss_kb": ended.max_rss_kib}
+    audit.write({**fields, "identity_switched": True, "rc": ended.exit_code, **usage}, now=utcnow())
+    return contract.payload_code(ended.exit_code), ""
+
+
+def _bound_preparation() -> None:
+    """A file system or an account database that hangs ends in 202, not in a launcher that waits for ever."""
+
+    def expire(number: int, frame: Optional[FrameType]) -> None:
+        raise internal_error(f"the preparation took over {_PREPARATION_S} s; a file system or account database hangs")
+
+    signal.signal(signal.SIGALRM, expire)
+    signal.alarm(_PREPARATION_S)
+
+
+def _asked(request: Request) -> dict[str, Value]:
+    return {
+        "id": request.environ.get(contract.LOG_ID, "")[:256],
+        "launcher": request.launcher_kind,
+        "caller": request.caller.name,
+        "caller_uid": request.caller.uid,
+        "command": request.argv[0][:1024] if request.argv else "",
+    }
+
+
+def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) -> tuple[Identity, Mapping]:
+    """Rules 1 to 5: the identity behind the caller's proxy, and its account."""
+    proxy = read_proxy(request.environ.get(contract.CLIENT_CERT), contract.CLIENT_CERT, request.caller)
+    identity = identify(proxy, config, utcnow())
+    fields.update(dn=identity.dn, issuer=identity.issuer, serial=identity.serial, fingerprint=identity.fingerprint)
+    fields["fqans"] = list(identity.fqans)
+    mapping = MapfileMapper(config).map(identity.dn, identity.fqans)
+    check_mapping(mapping, caller_uid=request.caller.uid, config=config)
+    account = mapping.account
+    fields.update(user=account.name, uid=account.uid, gid=account.gids[0], gids=list(account.gids))
+    fields["lease"] = mapping.lease
+    return identity, mapping
+
+
+def _run(request: Request, config: LauncherConfig, source: Source, fields: dict[str, Value]) -> Ended:
+    check_command(request.argv)
+    identity, mapping = resolve(request, config, fields)
+    given = _payload_proxy(request, config, identity)
+    plan = make_plan(request, config, mapping.account, mapping.home, given.pem)
+    record = CallerRecord(_open_record(request))
+    return _Run(plan, source, record).conduct()
+
+
+def _payload_proxy(request: Request, config: LauncherConfig, identity: Identity) -> Identity:
+    """GLEXEC_SOURCE_PROXY is what the payload gets; it must stand for the very person who was mapped."""
+    path = request.environ.get(contract.SOURCE_PROXY)
+    if not path or path == request.environ.get(contract.CLIENT_CERT):
+        return identity
+    source = identify(read_proxy(path, contract.SOURCE_PROXY, request.caller), config, utcnow())
+    if source.dn != identity.dn:
+        raise client_error(f"{contract.SOURCE_PROXY} and {contract.CLIENT_CERT} belong to different people")
+    return source
+
+
+def _open_record(request: Request) -> Optional[int]:
+    path = request.environ.get(contract.RECORD)
+    if path is None:
+        return None
+    if not os.path.isabs(path):
+        raise client_error(f"{contract.RECORD} must be an absolute path")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return open_as(request.caller.account, lambda: os.open(path, flags, 0o600))
+    except OSError as error:
+        raise client_error(f"{contract.RECORD}: the caller cannot make this file: {error.strerror}") from error
+
+
+class _Run:
+    """The parent's side of one payload: start, prove, forward, wait, account."""
+
+    def __init__(self, plan: Plan, source: Source, record: CallerRecord) -> None:
+        signal.alarm(0)  # what follows has its own limits
+        self._plan = plan
+        self._source = source
+        self._record = record
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._status, status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._init = _fork_into_new_pid_namespace()
+        if self._init == 0:
+            self._control.close()
+            self._status.close()
+            run_init(plan, control, status)
+        control.close()
+        status.close()
+        self._report: Optional[dict[str, float]] = None
+        self._started_at = time.monotonic()
+
+    def conduct(self) -> Ended:
+        """Raises IdentitySwitchError when the payload was not started; nothing of it is left then."""
+        try:
+            self._start()
+            self._wait()
+        except (AirpandaError, OSError):
+            os.kill(self._init, signal.SIGKILL)
+            os.waitpid(self._init, 0)
+            remove_proxy(self._plan)
+            raise
+        return self._end()
+
+    def _start(self) -> None:
+        pid, message = self._receive_status(_PREPARATION_S)
+        if message != READY:
+            raise _not_started(message)
+        prove_switched(pid, self._plan.account)
+        account = self._plan.account
+        self._record.write(
+            {"event": "started", "pid": pid, "uid": account.uid, "gid": account.gids[0], "account": account.name}
+        )
+        self._started_at = time.monotonic()
+        self._status.send(GO)
+        _, message = self._receive_status(_PREPARATION_S)
+        if message:
+            raise _not_started(message)
+
+    def _receive_status(self, timeout_s: float) -> tuple[int, bytes]:
+        """What the payload's process says, and its pid as the kernel tells it; watches the asker meanwhile."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise internal_error("the payload's process did not come up in time")
+            status = self._status.fileno()
+            ready, _, _ = select.select([status, *self._source.descriptors()], [], [], left)
+            if status in ready:
+                return _receive_with_pid(self._status)
+            if ready and self._source.read() is None:
+                raise internal_error("the caller went away before the payload started")
+
+    def _wait(self) -> None:
+        """Forward signals until the report comes, or until the first process or the asker is gone."""
+        poll = select.poll()
+        for descriptor in (self._control.fileno(), *self._source.descriptors()):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == self._control.fileno():
+                    data = self._control.recv(4096)
+                    self._report = json.loads(data) if data else None
+                    return
+                numbers = self._source.read()
+                if numbers is None:
+                    self._control.shutdown(socket.SHUT_WR)
+                    for gone in self._source.descriptors():
+                        poll.unregister(gone)
+                    break
+                if numbers:
+                    self._control.send(bytes(numbers))
+
+    def _end(self) -> Ended:
+        wall = time.monotonic() - self._started_at
+        _, _, usage = os.wait4(self._init, 0)
+        if self._report is None:
+            remove_proxy(self._plan)
+            cpu, rss, status = usage.ru_utime + usage.ru_stime, usage.ru_maxrss, int(signal.SIGKILL)
+        else:
+            cpu, rss = self._report["cpu_s"], int(self._report["max_rss_kib"])
+            status = int(self._report["status"])
+        code = contract.shell_code(os.waitstatus_to_exitcode(status))
+        ended = Ended(code, round(wall, 3), round(cpu, 3), rss)
+        self._record.write(
+            {"event": "ended", "exit_code": code, "wall_s": ended.wall_s, "cpu_s": ended.cpu_s, "max_rss_kib": rss}
+        )
+        return ended
+
+
+def _fork_into_new_pid_namespace() -> int:
+    """Fork a child that is the first process of a new PID namespace; this process stays where it is.
+
+    Raises:
+        OSError: the kernel refuses; a payload without its own namespace is not started.
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        kernel.unshare(kernel.CLONE_NEWPID)
+        pid = os.fork()
+        if pid != 0:
+            kernel.setns(own, kernel.CLONE_NEWPID)
+        return pid
+    finally:
+        os.close(own)
+
+
+def _receive_with_pid(status: socket.socket) -> tuple[int, bytes]:
+    data, ancillary, _, _ = status.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            return _CREDENTIALS.unpack(content[: _CREDENTIALS.size])[0], data
+    return 0, data
+
+
+def _not_started(message: bytes) -> IdentitySwitchError:
+    match = _MESSAGE.fullmatch(message)
+    if match is None:
+        return internal_error("the payload's process ended before it was ready")
+    code, text = int(match[1]), match[2].decode(errors="replace")
+    if code == contract.CLIENT_ERROR:
+        return client_error(f"{contract.TARGET_PROXY}: {text}")
+    if code == contract.EXEC_FAILED:
+        return IdentitySwitchError(f"the command cannot be executed: {text}", exit_code=code)
+    return internal_error(f"preparing the payload: {text}")
+
+
+def prove_switched(pid: int, account: Account) -> None:
+    """Read from outside that a process has exactly an account's ids and groups, and no way back to root.
+
+    Raises:
+        IdentitySwitchError: 202, it has not; the payload must not start.
+    """
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise internal_error(f"the switch cannot be proven: {error.strerror}") from error
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    uid, gid = account.uid, account.gids[0]
+    proven = (
+        _numbers(lines["Uid"]) == [uid] * 4
+        and _numbers(lines["Gid"]) == [gid] * 4
+        and set(_numbers(lines["Groups"])) == set(account.gids)
+        and int(lines["CapEff"], 16) == int(lines["CapPrm"], 16) == 0
+        and lines["NoNewPrivs"].strip() == "1"
+    )
+    if not proven:
+        raise internal_error("the payload's process does not have the ids it was given")
+
+
+def _numbers(text: str) -> Sequence[int]:
+    return [int(word) for word in text.split()]

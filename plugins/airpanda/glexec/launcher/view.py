@@ -1,0 +1,85 @@
+"""The payload's own view of the file system: private temporary directories, nothing of the pilot or the site."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from airpanda.glexec.launcher import kernel
+from airpanda.glexec.launcher.plan import Place, Plan
+
+TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - each is replaced by a private one
+_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
+
+
+def make_private_view(plan: Plan) -> None:
+    """Enter a mount namespace of its own. To be called by the first process of a new PID namespace, as root.
+
+    What the payload needs of a hidden place stays visible: its working directory and its proxy's directory.
+
+    Raises:
+        OSError: the kernel refused a step; nothing may be started then.
+    """
+    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
+    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    temporary = [path for path in TEMPORARY if os.path.isdir(path)] if plan.private_tmp else []
+    roots = outermost([*plan.hide, *temporary])
+    kept = _open_kept(plan, roots)
+    for root in roots:
+        _cover(root, f"mode=1777,size={plan.tmp_mib}m" if root in temporary else "mode=0711,size=1m")
+    for place, descriptor in kept:
+        _make_path(place.path)
+        kernel.mount(f"/proc/self/fd/{descriptor}", place.path, None, kernel.MS_BIND)
+        os.close(descriptor)
+    kernel.mount("proc", "/proc", "proc", _FLAGS | kernel.MS_NOEXEC)
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """The paths without those that lie below another one."""
+    found: list[str] = []
+    for path in sorted(set(paths)):
+        if not any(is_below(path, root) for root in found):
+            found.append(path)
+    return found
+
+
+def is_below(path: str, root: str) -> bool:
+    """Whether ``path`` lies strictly below ``root``."""
+    return path.startswith(root.rstrip("/") + "/")
+
+
+def _open_kept(plan: Plan, roots: Sequence[str]) -> list[tuple[Place, int]]:
+    """Descriptors of what must stay visible, outermost first; opened before anything is covered."""
+    wanted = [plan.directory, plan.proxy.directory if plan.proxy else None]
+    places = {p.path: p for p in wanted if p is not None and any(is_below(p.path, root) for root in roots)}
+    kept = []
+    for path in outermost(places):
+        descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) != (places[path].device, places[path].inode):
+            raise OSError(f"{path} changed while the payload was being prepared")
+        kept.append((places[path], descriptor))
+    return kept
+
+
+def _cover(path: str, options: str) -> None:
+    if os.path.isdir(path):
+        kernel.mount("tmpfs", path, "tmpfs", _FLAGS, options)
+    elif os.path.exists(path):
+        kernel.mount("/dev/null", path, None, kernel.MS_BIND)
+
+
+def _make_path(path: str) -> None:
+    """The directories up to ``path``: root's, and passable without being listable."""
+    for parent in [*reversed(_parents(path)), path]:
+        if not os.path.isdir(parent):
+            os.mkdir(parent)
+            os.chmod(parent, 0o711)  # noqa: S103 - passable, not listable
+
+
+def _parents(path: str) -> list[str]:
+    parents = []
+    while path != "/":
+        path = os.path.dirname(path)
+        parents.append(path)
+    return parents

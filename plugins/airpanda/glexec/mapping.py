@@ -1,0 +1,110 @@
+"""From a verified credential to an account: the seam behind which each way of mapping stands."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Protocol
+
+from airpanda.core.errors import ConfigurationError, NotAuthorisedError
+from airpanda.core.identity import Account
+from airpanda.glexec.config import LauncherConfig
+from airpanda.glexec.gridmap import Target, find, is_banned, parse_banfile, parse_gridmap
+from airpanda.glexec.leases import GridMapDir
+from airpanda.glexec.trusted import check_trusted, read_trusted
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """An account for one run; ``lease`` is the pool account's lease, None for a static mapping."""
+
+    account: Account
+    home: str
+    lease: Optional[str] = None
+
+
+class Mapper(Protocol):
+    """One way of mapping. Safe to repeat: the same credential gets the same account."""
+
+    def map(self, dn: str, fqans: Sequence[str]) -> Mapping:
+        """The account of a verified identity.
+
+        Raises:
+            NotAuthorisedError: banned, unmapped, or no account left (203).
+            ConfigurationError: the site's files are missing, malformed or unsafe (202).
+        """
+
+
+class MapfileMapper:
+    """Our own mapping: ban file, grid-mapfile, gridmapdir. Files are read anew each time and must be root's."""
+
+    def __init__(self, config: LauncherConfig) -> None:
+        self._config = config
+
+    def map(self, dn: str, fqans: Sequence[str]) -> Mapping:
+        self._check_ban(dn, fqans)
+        target = self.target(dn)
+        if target is None:
+            raise NotAuthorisedError(f"the grid-mapfile {self._config.mapfile} has no line for this DN")
+        if not target.pool:
+            return account_of(target.name)
+        name, lease = self._gridmapdir().lease(dn, target.name)
+        return account_of(name, lease)
+
+    def target(self, dn: str) -> Optional[Target]:
+        """What the mapfile says, without taking a lease."""
+        path = self._config.mapfile
+        return find(parse_gridmap(read_trusted(path), where=str(path)), dn)
+
+    def _check_ban(self, dn: str, fqans: Sequence[str]) -> None:
+        path = self._config.ban_file
+        if path is not None and is_banned(parse_banfile(read_trusted(path), where=str(path)), [dn, *fqans]):
+            raise NotAuthorisedError(f"this identity is banned by {path}")
+
+    def _gridmapdir(self) -> GridMapDir:
+        path: Optional[Path] = self._config.gridmapdir
+        if path is None:
+            raise ConfigurationError("the grid-mapfile names a pool, but gridmapdir is not set")
+        check_trusted(path)
+        return GridMapDir(path)
+
+
+def account_of(name: str, lease: Optional[str] = None) -> Mapping:
+    """The account with exactly the groups that the site's account database gives it.
+
+    Raises:
+        NotAuthorisedError: there is no such account.
+    """
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError as error:
+        raise NotAuthorisedError(f"the identity is mapped to account {name}, which does not exist here") from error
+    others = [g for g in os.getgrouplist(name, entry.pw_gid) if g != entry.pw_gid]
+    return Mapping(Account(name, entry.pw_uid, (entry.pw_gid, *others)), entry.pw_dir, lease)
+
+
+def check_mapping(mapping: Mapping, *, caller_uid: int, config: LauncherConfig) -> None:
+    """Rule 4: whatever mapped it, a payload never gets a system account, a system group, or the caller's own.
+
+    Raises:
+        NotAuthorisedError: it would.
+    """
+    account = mapping.account
+    if account.uid < config.minimum_uid:
+        raise NotAuthorisedError(f"account {account.name} has uid {account.uid}, under {config.minimum_uid}")
+    if account.uid == caller_uid:
+        raise NotAuthorisedError(f"account {account.name} is the caller's own")
+    low = [gid for gid in account.gids if gid < config.minimum_gid]
+    if low:
+        raise NotAuthorisedError(f"account {account.name} is in group {_group_name(low[0])}, under the minimum gid")
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+    except KeyError:
+        return str(gid)
