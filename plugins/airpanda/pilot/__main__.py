@@ -1,0 +1,65 @@
+"""``python -m airpanda.pilot <pilot.json>``: one pilot, from probe to end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airpanda.core.errors import ConfigurationError
+from airpanda.pilot import errors
+from airpanda.pilot.agent import Agent
+from airpanda.pilot.config import PilotConfig, take_config
+from airpanda.pilot.credentials import from_myproxy
+from airpanda.pilot.stopping import Stop
+
+if TYPE_CHECKING:
+    from airpanda.glexec.switchers import IdentitySwitcher
+
+log = logging.getLogger("airpanda.pilot")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the pilot described by one file; the exit code is PanDA's (``pilot.errors``)."""
+    if len(arguments) != 1:
+        print("usage: python -m airpanda.pilot <pilot.json>", file=sys.stderr)
+        return errors.EXIT_NO_FILE
+    _start_logging()
+    os.umask(0o077)
+    stop = Stop()
+    stop.install()
+    try:
+        config = take_config(Path(arguments[0]))
+    except ConfigurationError as error:
+        log.error("%s", error)
+        return errors.EXIT_NO_FILE
+    log.info("pilot %s of %s for queue %s", config.pilot_id, config.tag, config.queue)
+    retrieve = from_myproxy(config.proxy, config.ca_dir)
+    return Agent(config, stop, lambda: choose_switch(config), retrieve).run()
+
+
+def choose_switch(config: PilotConfig) -> IdentitySwitcher:
+    """The node's best identity switch that the queue's policy accepts.
+
+    Raises:
+        IdentitySwitchError: there is none.
+    """
+    from airpanda.glexec.contract import find_glexec
+    from airpanda.glexec.switchers import SwitchLadder
+
+    glexec = config.glexec or find_glexec(os.environ)
+    return SwitchLadder.choose(config.identity_policy, glexec=glexec, bwrap=shutil.which("bwrap"))
+
+
+def _start_logging() -> None:
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""What a payload prints: bounded on disk, its end live for heartbeats.
+
+The payload writes into a pipe with a name; the pilot alone writes the log. A payload that prints without end costs
+the node ``max_bytes`` of disk and is not stopped by it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import threading
+import time
+from pathlib import Path
+
+from airpanda.pilot.errors import clean
+
+CHUNK = 256 * 1024
+_DRAIN_LIMIT_S = 5.0
+_PEM_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+
+
+class Capture:
+    """Copies from the pipe ``source`` to the file ``log`` until ``finish``; use as a context manager.
+
+    Both are made 0600 in a directory of the pilot.
+    """
+
+    def __init__(self, log: Path, *, max_bytes: int) -> None:
+        self.log = log
+        self.source = log.with_name(f"{log.name}.pipe")
+        self._max_bytes = max_bytes
+        self._seen_bytes = 0
+        self._done = threading.Event()
+        self._file = open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)  # noqa: SIM115 - closed by finish
+        os.mkfifo(self.source, 0o600)
+        # Open for writing too: the reader then never sees an end of file between two writers.
+        self._pipe = os.open(self.source, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._copy, name="payload-log", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Capture:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.finish()
+
+    @property
+    def was_cut(self) -> bool:
+        return self._seen_bytes > self._max_bytes
+
+    def finish(self) -> None:
+        """Take what is still in the pipe and close. What the payload's survivors write later is lost. Repeatable."""
+        if self._done.is_set():
+            return
+        self._done.set()
+        self._thread.join()
+        os.close(self._pipe)
+        if self.was_cut:
+            text = f"\n[the log was cut here: {self._seen_bytes} bytes were printed, {self._max_bytes} are kept]\n"
+            self._file.write(text.encode())
+        self._file.close()
+        self.source.unlink()
+
+    def tail(self, chars: int) -> str:
+        """The end of the log as text that can be shown: no control characters, no private keys."""
+        with self.log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4 * chars))
+            text = file.read(4 * chars).decode("utf-8", "replace")
+        return clean(_PEM_KEY.sub("[private key removed]", text))[-chars:]
+
+    def _copy(self) -> None:
+        until = float("inf")
+        while time.monotonic() < until:
+            done = self._done.is_set()
+            if done and until == float("inf"):
+                until = time.monotonic() + _DRAIN_LIMIT_S
+            ready, _, _ = select.select([self._pipe], [], [], 0 if done else 0.1)
+            if ready:
+                self._keep(os.read(self._pipe, CHUNK))
+            elif done:
+                return
+
+    def _keep(self, data: bytes) -> None:
+        room = max(0, self._max_bytes - self._seen_bytes)
+        self._seen_bytes += len(data)
+        try:
+            self._file.write(data[:room])
+        except OSError:  # the disk is full: the payload must not block on its output because of that
+            self._max_bytes = min(self._max_bytes, self._seen_bytes - len(data))

@@ -1,0 +1,156 @@
+"""What a pilot is told at its start: ``pilot.json``, written 0600 by the computing element."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from airpanda.core.errors import ConfigurationError
+from airpanda.core.identity import IdentityPolicy
+from airpanda.core.secret import Secret
+
+MAX_CONFIG_BYTES = 1024 * 1024
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What the queue grants to one pilot."""
+
+    cores: int
+    memory_mib: int
+    disk_mib: int
+    walltime_s: int
+
+
+@dataclass(frozen=True)
+class PilotConfig:
+    """Everything that a site or the dispatcher decides for one pilot.
+
+    ``workdir`` is the pilot's own 0700 directory, ``scratch`` the directory in which sandboxes are made (payload
+    accounts must be able to pass through it). ``glexec`` empty: look where pilots look.
+    """
+
+    pilot_id: int
+    tag: str
+    token: Secret[str]
+    queue: str
+    dispatcher_url: str
+    ca_dir: str
+    proxy: str
+    identity_policy: IdentityPolicy
+    slot: Slot
+    workdir: Path
+    scratch: Path
+    glexec: str = ""
+    myproxy: str = ""
+    idle_limit_s: float = 60.0
+    kill_grace_s: float = 10.0
+    max_log_bytes: int = 64 * 1024 * 1024
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str, workdir: Path) -> PilotConfig:
+        """Read the text of ``pilot.json``.
+
+        Raises:
+            ConfigurationError: not the expected object; names the key, never quotes the token.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError:
+            raise ConfigurationError("pilot.json is not JSON; the computing element must write it again") from None
+        if not isinstance(values, dict):
+            raise ConfigurationError("pilot.json is not an object")
+        _check_keys(values, _KEYS, required=_REQUIRED, where="pilot.json")
+        slot = values["slot"]
+        _check_keys(slot, _SLOT, required=frozenset(_SLOT), where="pilot.json slot")
+        if min(slot.values()) <= 0:
+            raise ConfigurationError("pilot.json slot: every limit must be more than 0")
+        environment = values.get("environment", {})
+        if not all(isinstance(v, str) for v in environment.values()):
+            raise ConfigurationError("pilot.json environment: values must be text")
+        _check_url(values["dispatcher_url"])
+        try:
+            policy = IdentityPolicy(values["identity_policy"])
+        except ValueError:
+            raise ConfigurationError("pilot.json identity_policy must be REQUIRED, OPTIONAL or NEVER") from None
+        own = {"token": Secret(values["token"]), "slot": Slot(**slot), "identity_policy": policy, "workdir": workdir}
+        return cls(**{**values, **own, "scratch": Path(values.get("scratch") or workdir.parent)})
+
+
+_SLOT: dict[str, Any] = {"cores": int, "memory_mib": int, "disk_mib": int, "walltime_s": int}
+_KEYS: dict[str, Any] = {
+    "pilot_id": int,
+    "tag": str,
+    "token": str,
+    "queue": str,
+    "dispatcher_url": str,
+    "ca_dir": str,
+    "proxy": str,
+    "identity_policy": str,
+    "slot": dict,
+    "scratch": str,
+    "glexec": str,
+    "myproxy": str,
+    "idle_limit_s": (int, float),
+    "kill_grace_s": (int, float),
+    "max_log_bytes": int,
+    "environment": dict,
+}
+_REQUIRED = frozenset(
+    {"pilot_id", "tag", "token", "queue", "dispatcher_url", "ca_dir", "proxy", "identity_policy", "slot"}
+)
+
+
+def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], *, required: frozenset[str], where: str) -> None:
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigurationError(
+                f"{where} has an unknown key {key!r}; computing element and pilot differ in version"
+            )
+        if not isinstance(value, known[key]) or isinstance(value, bool):
+            raise ConfigurationError(f"{where}: {key} has the wrong type")
+    missing = sorted(required - set(values))
+    if missing:
+        raise ConfigurationError(f"{where}: {missing[0]} is missing")
+
+
+def _check_url(text: str) -> None:
+    url = urlsplit(text)
+    if url.scheme not in ("https", "http") or not url.hostname:
+        raise ConfigurationError("pilot.json dispatcher_url must be https://host[:port][/path]")
+    if url.scheme == "http" and url.hostname not in LOOPBACK:
+        raise ConfigurationError(
+            "pilot.json dispatcher_url must be https: the token does not cross a network in the clear"
+        )
+
+
+def take_config(path: Path) -> PilotConfig:
+    """Read ``pilot.json`` and remove it: one file, one start; a second pilot in the directory finds nothing.
+
+    Raises:
+        ConfigurationError: missing, not this account's alone, or wrong.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be opened: {error.strerror}; a pilot starts once") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise ConfigurationError(f"{path} must be a regular file of the pilot's account with mode 0600")
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigurationError(f"{path} is longer than {MAX_CONFIG_BYTES} bytes")
+    try:
+        os.unlink(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be taken: {error.strerror}; another pilot may have started") from error
+    return PilotConfig.from_json(data.decode("utf-8", "replace"), path.absolute().parent)

@@ -1,0 +1,66 @@
+"""The owner's proxy for one attempt: retrieved from MyProxy, checked against the job, kept in one 0600 file."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Callable, Protocol
+
+from airpanda.core.errors import CredentialError, NotAuthorisedError, ServiceError
+from airpanda.pilot import errors
+from airpanda.pilot.errors import JobFault
+from airpanda.pilot.wire import Credential, Job
+
+MARGIN = timedelta(minutes=10)
+
+
+class OwnerProxy(Protocol):
+    """What the pilot needs of a retrieved proxy; ``airpanda.x509.credential.ProxyCredential`` is one."""
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def not_after(self) -> datetime: ...
+
+    def write(self, path: Path) -> None: ...
+
+
+Retrieve = Callable[[Credential, timedelta], OwnerProxy]
+
+
+def from_myproxy(pilot_proxy: str, ca_dir: str, *, timeout_s: float = 30.0) -> Retrieve:
+    """The retrieval that authenticates to MyProxy with the pilot's own proxy and the lease's passphrase."""
+
+    def retrieve(pointer: Credential, lifetime: timedelta) -> OwnerProxy:
+        from airpanda.myproxy.client import MyProxyClient
+        from airpanda.x509.credential import ProxyCredential
+
+        host, port = pointer.address
+        own = ProxyCredential.load(Path(pilot_proxy))
+        client = MyProxyClient(host, port, ca_dir=Path(ca_dir), credential=own, timeout=timeout_s)
+        return client.get(pointer.username, pointer.passphrase, cred_name=pointer.cred_name, lifetime=lifetime)
+
+    return retrieve
+
+
+def fetch_owner_proxy(job: Job, retrieve: Retrieve, into: Path, now: Callable[[], datetime]) -> OwnerProxy:
+    """Write the owner's proxy to ``into`` if it is the owner's and outlives the payload.
+
+    Raises:
+        JobFault: refused, unreachable, somebody else's, or too short. Nothing is written then.
+    """
+    walltime = timedelta(seconds=job.spec.walltime_s)
+    try:
+        proxy = retrieve(job.credential, walltime + MARGIN)
+        identity, not_after = proxy.identity, proxy.not_after
+    except (CredentialError, NotAuthorisedError) as error:
+        raise JobFault(errors.NO_PROXY, str(error)) from error
+    except ServiceError as error:
+        raise JobFault(errors.MYPROXY_DOWN if error.transient else errors.NO_PROXY, str(error)) from error
+    if identity != job.owner_dn or job.credential.owner_dn != job.owner_dn:
+        raise JobFault(errors.WRONG_PROXY, f"it names {identity!r}, the job belongs to {job.owner_dn!r}")
+    if not_after < now() + walltime:
+        raise JobFault(errors.SHORT_PROXY, f"it ends at {not_after:%Y-%m-%d %H:%M:%S} UTC")
+    proxy.write(into)
+    return proxy

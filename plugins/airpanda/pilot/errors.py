@@ -1,0 +1,92 @@
+"""The pilot's errors: PanDA's codes, each with a sentence, the party who must act, and whose fault it is.
+
+Source: PanDA pilot error codes and shell exit codes (``facts``: pilot3 ``common/errorcodes.py``, exit codes of its
+wrapper); 204-range codes of gLExec never appear here, they are translated to ``GLEXEC``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from airpanda.core.errors import AirpandaError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of failure. ``blame`` is ``user``, ``site`` or ``system``; a lower ``rank`` is more telling."""
+
+    code: int
+    sentence: str
+    acts: str
+    blame: str
+    rank: int
+    source: str = "pilot"
+
+
+KILLED = Kind(1144, "the job was killed on request", "the owner", "user", 10)
+LEASE_LOST = Kind(1318, "the dispatcher was unreachable until the lease had ended", "the operator", "system", 20)
+SIG_TERM = Kind(1201, "the batch system ended the pilot (SIGTERM)", "the site", "site", 30)
+SIG_QUIT = Kind(1202, "the batch system ended the pilot (SIGQUIT)", "the site", "site", 30)
+SIG_XCPU = Kind(1204, "the batch system's CPU limit was reached (SIGXCPU)", "the site", "site", 30)
+SIG_USR = Kind(1207, "the batch system gave notice of the pilot's end (SIGUSR)", "the site", "site", 30)
+SIG_INT = Kind(1208, "the pilot was interrupted (SIGINT)", "the site", "site", 30)
+GLEXEC = Kind(1226, "the identity switch failed; the payload has not run", "the site", "site", 40)
+NO_PROXY = Kind(
+    1163, "no valid proxy of the owner could be retrieved; the payload has not run", "the owner", "user", 41
+)
+MYPROXY_DOWN = Kind(1163, "the MyProxy server failed; the payload has not run", "the operator", "system", 41)
+WRONG_PROXY = Kind(
+    1163, "the retrieved proxy is not the owner's; the payload has not run", "the operator", "system", 41
+)
+SHORT_PROXY = Kind(1382, "the owner's proxy ends before the job's time limit", "the owner", "user", 42)
+NO_SPACE = Kind(1098, "there is not enough local disk space", "the site", "site", 50)
+STAGE_IN = Kind(1099, "an input could not be fetched", "the operator", "system", 51)
+MEMORY = Kind(1212, "the payload used more memory than the job asked for", "the owner", "user", 60)
+WALLTIME = Kind(1213, "the payload reached the job's time limit", "the owner", "user", 61)
+PAYLOAD = Kind(0, "the payload failed", "the owner", "user", 70, "exe")
+NOT_EXECUTABLE = Kind(1305, "the command could not be executed on the node", "the owner", "user", 69)
+OUTPUT_MISSING = Kind(1165, "a declared output is missing", "the owner", "user", 80)
+OUTPUT_TOO_LARGE = Kind(1124, "an output is larger than the job's disk limit", "the owner", "user", 81)
+STAGE_OUT = Kind(1137, "an output could not be stored", "the operator", "system", 82)
+PILOT_ERROR = Kind(1301, "the pilot failed", "the operator", "system", 90)
+
+# Shell exit codes.
+EXIT_OK = 0
+EXIT_GENERAL = 65
+EXIT_NO_FILE = 67
+EXIT_PROXY = 68
+EXIT_BENCHED = 75
+EXIT_COMMUNICATION = 79
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_MAX_DIAG = 2000
+
+
+class JobFault(AirpandaError):
+    """A job cannot go on, or has gone wrong. ``code`` of the payload's own error is its exit code."""
+
+    code = "job-fault"
+
+    def __init__(self, kind: Kind, detail: str = "", *, number: Optional[int] = None) -> None:
+        super().__init__(f"{kind.sentence}: {detail}" if detail else kind.sentence)
+        self.kind = kind
+        self.number = kind.code if number is None else number
+
+    def to_wire(self) -> dict[str, Any]:
+        """The message ``JobError``."""
+        diag = clean(f"{self}; {self.kind.acts} must act")[:_MAX_DIAG]
+        return {"source": self.kind.source, "code": self.number, "diag": diag, "blame": self.kind.blame}
+
+
+def ranked(faults: Iterable[JobFault]) -> list[dict[str, Any]]:
+    """All faults as messages, the most telling first; equal ones once."""
+    wire = [fault.to_wire() for fault in sorted(faults, key=lambda fault: fault.kind.rank)]
+    return [error for i, error in enumerate(wire) if error not in wire[:i]][:100]
+
+
+def clean(text: str) -> str:
+    """Text that can be stored and shown anywhere: no control characters but newline and tab."""
+    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))

@@ -1,0 +1,130 @@
+"""What the node is and has, found out before any job is asked for; the transcript goes to the dispatcher."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from airpanda.pilot.config import PilotConfig
+
+_PROGRAMS = ("python3", "bwrap", "apptainer", "singularity", "podman", "sudo", "xrdcp", "curl")
+_MIB = 1024 * 1024
+
+
+@dataclass
+class Probe:
+    """The node's resources in this pilot's reach, and everything else worth knowing in ``transcript``."""
+
+    node: str
+    cores: int
+    memory_mib: int
+    disk_mib: int
+    transcript: dict[str, Any] = field(default_factory=dict)
+
+
+def run_probe(config: PilotConfig) -> Probe:
+    """Look at the node. Never fails: what cannot be found out is absent from the transcript."""
+    node = platform.node()[:200] or "unknown"
+    cores, memory, disk = usable_cores(), usable_memory_mib(), free_disk_mib(config.scratch)
+    transcript = {
+        "os": _os_name(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "memory_mib": memory,
+        "disk_mib": disk,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "programs": {name: path for name in _PROGRAMS if (path := shutil.which(name))},
+        "user_namespaces": user_namespaces(),
+        "uid": os.getuid(),
+        "groups": os.getgroups(),
+        "soft_limits": _soft_limits(),
+    }
+    if config.myproxy:
+        transcript["myproxy"] = reach(config.myproxy)
+    slot = config.slot
+    return Probe(
+        node=node,
+        cores=min(slot.cores, cores),
+        memory_mib=min(slot.memory_mib, memory),
+        disk_mib=min(slot.disk_mib, disk),
+        transcript=transcript,
+    )
+
+
+def usable_cores() -> int:
+    """Cores that the scheduler lets this process use, after affinity and the cgroup's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if quota.isdigit() and period.strip().isdigit():
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return max(1, cores)
+
+
+def usable_memory_mib() -> int:
+    """Memory of the machine or of the cgroup, whichever is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [_read(f"/sys/fs/cgroup/{name}").strip() for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    return max(1, min([total, *(int(limit) for limit in limits if limit.isdigit())]) // _MIB)
+
+
+def free_disk_mib(directory: Path) -> int:
+    """Free space for this account where sandboxes are made; 0 where that cannot be told."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(directory).free // _MIB
+    return 0
+
+
+def user_namespaces() -> bool:
+    """Whether the kernel lets this account make them, as far as its settings say."""
+    allowed = _read("/proc/sys/kernel/unprivileged_userns_clone").strip() != "0"
+    return allowed and _read("/proc/sys/user/max_user_namespaces").strip() not in ("", "0")
+
+
+def reach(address: str, timeout_s: float = 5.0) -> dict[str, Any]:
+    """Whether ``host:port`` accepts a connection, and how fast."""
+    host, _, port = address.rpartition(":")
+    begin = time.monotonic()
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
+            return {"address": address, "reached": True, "seconds": round(time.monotonic() - begin, 4)}
+    except OSError as error:
+        return {"address": address, "reached": False, "reason": str(error)}
+
+
+def _os_name() -> str:
+    for line in _read("/etc/os-release").splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip('"')
+    return platform.system()
+
+
+def _cpu_model() -> Optional[str]:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return None
+
+
+def _soft_limits() -> dict[str, str]:
+    names = {"Max cpu time": "cpu_s", "Max open files": "files", "Max processes": "processes", "Max file size": "file"}
+    lines = _read("/proc/self/limits").splitlines()
+    return {short: line[26:].split()[0] for line in lines for name, short in names.items() if line.startswith(name)}
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(65536)
+    except OSError:
+        return ""

@@ -1,0 +1,358 @@
+"""The pilot against a dispatcher that speaks the real messages: its whole life, and what can go wrong in it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.fake_dispatcher import DN, PASSPHRASE, FakeDispatcher, fake_dispatcher, make_job
+from support.fake_switch import FakeSwitcher
+from support.pilot_rig import FakeProxy, Rig
+
+from airpanda.core.errors import CredentialError, IdentitySwitchError, ServiceError
+from airpanda.pilot import errors
+from airpanda.pilot.config import Slot
+
+SH = "/bin/sh"
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with fake_dispatcher() as fake:
+        yield Rig(fake, tmp_path)
+        assert fake.errors == [], "the pilot sent what the dispatcher does not accept"
+
+
+def codes(fake: FakeDispatcher) -> list[tuple[str, int]]:
+    return [(str(error.source), error.code) for error in fake.final.errors]
+
+
+# --- refusals first: no payload ----------------------------------------------------------------------------
+
+
+def test_a_refused_preflight_benches_the_node_and_asks_for_nothing(rig: Rig) -> None:
+    rig.switcher = FakeSwitcher(refuse="preflight")
+    rig.fake.jobs = [make_job()]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.fake.offers == []
+    assert [worker.status for worker in rig.fake.workers] == ["benched"]
+    assert rig.fake.workers[0].probe["switch"]["works"] is False
+
+
+def test_a_switch_that_changes_nothing_benches_the_node(rig: Rig) -> None:
+    rig.switcher = FakeSwitcher(switches=True)  # its preflight returns our own account
+    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.fake.offers == []
+
+
+def refuse_with(error: Exception) -> Any:
+    def retrieve(pointer: Any, lifetime: timedelta) -> FakeProxy:
+        raise error
+
+    return retrieve
+
+
+@pytest.mark.parametrize(
+    ("retrieve", "code"),
+    [
+        (refuse_with(CredentialError("wrong passphrase")), 1163),
+        (refuse_with(ServiceError("connection refused")), 1163),
+        (lambda pointer, lifetime: FakeProxy("/O=Test Grid/CN=Bob Analyst"), 1163),
+        (lambda pointer, lifetime: FakeProxy(DN + "/CN=proxy"), 1163),
+        (lambda pointer, lifetime: FakeProxy(not_after=datetime.now(UTC) + timedelta(seconds=60)), 1382),
+    ],
+    ids=["refused", "down", "another owner", "not the end entity", "too short"],
+)
+def test_without_the_owners_proxy_the_job_goes_back_and_nothing_runs(rig: Rig, retrieve: Any, code: int) -> None:
+    rig.retrieve = retrieve
+    rig.fake.jobs = [make_job()]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.fake.statuses == ["starting", "activated"]
+    assert codes(rig.fake) == [("pilot", code)]
+    assert rig.fake.final.credential_event == "refused"
+    assert rig.fake.workers[-1].status == "benched"
+    assert rig.switcher.launched == []
+    assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("step", ["make_sandbox", "put", "launch"])
+def test_a_switch_that_fails_hands_the_job_back(rig: Rig, step: str) -> None:
+    rig.switcher = FakeSwitcher(refuse=step)
+    rig.fake.jobs = [make_job(scripts={"a.sh": "exit 0"})]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.fake.statuses == ["starting", "activated"]
+    assert codes(rig.fake) == [("pilot", 1226)]
+    assert rig.switcher.launched == []
+    assert rig.leftovers() == []
+
+
+class Unproven(FakeSwitcher):
+    def preflight(self, proxy: Path) -> Any:
+        account = super().preflight(proxy)
+        return type(account)("other", 4242, (4242,))
+
+
+def test_an_identity_that_cannot_be_proved_is_a_failed_switch(rig: Rig) -> None:
+    rig.switcher = Unproven(switches=True, proven=False)
+    rig.fake.jobs = [make_job(argv=["sleep", "60"])]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.fake.statuses == ["starting", "activated"]
+    assert codes(rig.fake) == [("pilot", 1226)]
+    assert rig.switcher.payloads[0].wait(0.1) is not None
+
+
+def test_a_command_that_is_not_there_is_the_owners_fault_not_the_nodes(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(argv=["no-such-program-here"])]
+    assert rig.run() == errors.EXIT_OK
+    assert rig.fake.statuses == ["starting", "failed"]
+    assert codes(rig.fake) == [("pilot", 1305)]
+    assert rig.fake.final.errors[0].blame == "user"
+
+
+@pytest.mark.parametrize("broken", ["missing", "checksum"])
+def test_an_input_that_does_not_arrive_whole_fails_the_attempt(rig: Rig, broken: str, monkeypatch: Any) -> None:
+    rig.fake.jobs = [make_job(inputs=[{"lfn": "data.txt", "source": "panda:1/data.txt"}])]
+    if broken == "checksum":
+        rig.fake.inputs["data.txt"] = b"12345"
+        rig.fake.wrong_checksum = True
+        monkeypatch.setattr("airpanda.pilot.job.STAGE_IN_PATIENCE_S", 0.2)
+    assert rig.run() == errors.EXIT_OK
+    assert rig.fake.statuses == ["starting", "failed"]
+    assert codes(rig.fake) == [("pilot", 1099)]
+    assert rig.fake.final.errors[0].blame == "system"
+    assert rig.switcher.launched == []
+
+
+def test_a_token_that_is_not_accepted_ends_the_pilot(rig: Rig) -> None:
+    from airpanda.core.secret import Secret
+
+    rig.options["token"] = Secret("wrong")
+    rig.fake.jobs = [make_job()]
+    assert rig.run() == errors.EXIT_PROXY
+    assert len(rig.fake.jobs) == 1
+
+
+def test_a_lease_that_is_stale_from_the_start_runs_nothing(rig: Rig) -> None:
+    rig.fake.stale = True
+    rig.fake.jobs = [make_job()]
+    assert rig.run() == errors.EXIT_OK
+    assert rig.switcher.launched == []
+    assert rig.leftovers() == []
+
+
+# --- a good life ---------------------------------------------------------------------------------------------
+
+
+def test_jobs_run_one_after_another_with_files_both_ways(rig: Rig) -> None:
+    rig.fake.inputs["data.txt"] = b"12345"
+    good = {
+        "argv": ["sh", "copy.sh", "a b", "$HOME"],
+        "env": {"WHO": "alice"},
+        "scripts": {"copy.sh": 'cat data.txt > out.txt; echo "$1|$2|$WHO|$PandaID" | tee -a out.txt; echo bad >&2\n'},
+        "inputs": [{"lfn": "data.txt", "source": "panda:1/data.txt"}],
+        "outputs": [{"lfn": "out.txt"}],
+    }
+    rig.fake.jobs = [make_job(7, **good), make_job(8, **good)]
+    assert rig.run() == errors.EXIT_OK
+    assert rig.fake.files["7/1/out.txt"] == b"12345a b|$HOME|alice|7\n"
+    assert rig.fake.files["8/1/payload.log"] == b"a b|$HOME|alice|8\nbad\n"
+    assert rig.fake.statuses == ["starting", "running", "finished"] * 2
+    final = rig.fake.final
+    assert (final.errors, final.trans_exit_code, final.identity_switched) == ([], 0, False)
+    assert final.use is not None
+    assert final.use.wall_s > 0
+    assert final.log_tail.endswith("bad\n")
+    assert [worker.status for worker in rig.fake.workers] == ["started", "finished"]
+    probe = rig.fake.workers[0].probe
+    assert {"os", "kernel", "cores", "memory_mib", "disk_mib", "switch", "dispatcher"} <= set(probe)
+    assert rig.leftovers() == []
+
+
+def test_the_payload_gets_its_owners_proxy_and_no_secret_of_the_pilot(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(argv=["env"])]
+    rig.run()
+    (launched,) = rig.switcher.launched
+    assert launched["proxy"] == "PROXY OF " + DN
+    shown = repr(launched) + rig.fake.final.log_tail
+    for secret in (PASSPHRASE, "lease-7-1", "pilot-token"):
+        assert secret not in shown
+
+
+# --- payloads that go wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [1, 126, 127, 201, 202, 203, 204])
+def test_a_payloads_exit_code_is_its_own_whatever_it_looks_like(rig: Rig, code: int) -> None:
+    rig.fake.jobs = [make_job(argv=[SH, "-c", f"echo hello; exit {code}"], outputs=[{"lfn": "never"}])]
+    assert rig.run() == errors.EXIT_OK
+    assert rig.fake.statuses == ["starting", "running", "failed"]
+    assert codes(rig.fake) == [("exe", code)]
+    assert rig.fake.final.trans_exit_code == code
+    assert rig.fake.files["7/1/payload.log"] == b"hello\n"
+
+
+def test_a_payload_killed_by_a_signal_says_so(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(argv=[SH, "-c", "kill -SEGV $$"])]
+    rig.run()
+    assert codes(rig.fake) == [("exe", 139)]
+    assert "signal 11" in rig.fake.final.errors[0].diag
+
+
+def test_missing_outputs_are_all_named(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(argv=["touch", "b"], outputs=[{"lfn": n} for n in ("a", "b", "c")])]
+    rig.run()
+    assert rig.fake.statuses == ["starting", "running", "failed"]
+    assert codes(rig.fake) == [("pilot", 1165)] * 2
+    assert [error.diag.split(": ")[1][0] for error in rig.fake.final.errors] == ["a", "c"]
+    assert "7/1/b" in rig.fake.files
+
+
+def test_the_time_limit_kills_and_even_a_payload_that_ignores_term(rig: Rig) -> None:
+    script = "trap '' TERM; echo stubborn; while :; do sleep 0.1; done"
+    rig.fake.jobs = [make_job(argv=[SH, "-c", script], walltime_s=1)]
+    rig.run()
+    assert rig.fake.statuses == ["starting", "running", "failed"]
+    assert codes(rig.fake) == [("pilot", 1213)]
+    assert rig.fake.final.trans_exit_code == 137
+    assert rig.fake.files["7/1/payload.log"] == b"stubborn\n"
+
+
+def test_an_endless_log_is_cut_and_says_so(rig: Rig) -> None:
+    rig.options["max_log_bytes"] = 1000
+    rig.fake.jobs = [make_job(argv=[SH, "-c", "head -c 3000000 /dev/zero | tr '\\0' x; exit 0"])]
+    rig.run()
+    assert rig.fake.statuses[-1] == "finished"
+    text = rig.fake.files["7/1/payload.log"]
+    assert text.startswith(b"x" * 1000 + b"\n[the log was cut here: 3000000")
+
+
+def test_binary_and_escape_sequences_do_not_reach_a_screen(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(argv=["printf", "\\033[2Jred\\000\\377"])]
+    rig.run()
+    assert "\x1b" not in rig.fake.final.log_tail
+    assert "\0" not in rig.fake.final.log_tail
+    assert rig.fake.files["7/1/payload.log"] == b"\x1b[2Jred\0\xff"
+
+
+# --- drills --------------------------------------------------------------------------------------------------
+
+
+def test_a_kill_command_ends_the_payload(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(argv=["sleep", "60"])]
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    rig.fake.command = "tobekilled"
+    thread.join(15)
+    assert rig.fake.statuses == ["starting", "running", "cancelled"]
+    assert codes(rig.fake) == [("pilot", 1144)]
+
+
+def test_heartbeats_carry_the_live_log_and_use(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(argv=[SH, "-c", "echo early; sleep 1"])]
+    rig.run()
+    beats = [report for report in rig.fake.reports if report.job_status == "running"]
+    assert len(beats) >= 4
+    assert any(beat.log_tail == "early\n" and beat.use and beat.use.wall_s > 0 for beat in beats)
+
+
+def test_a_dispatcher_that_is_down_for_a_while_changes_nothing(rig: Rig) -> None:
+    rig.options["idle_limit_s"] = 5.0
+    rig.fake.jobs = [make_job(argv=[SH, "-c", "sleep 1.2; echo survived"])]
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    rig.fake.down = True
+    time.sleep(2.0)
+    rig.fake.down = False
+    rig.fake.wait_for("finished")
+    assert rig.fake.files["7/1/payload.log"] == b"survived\n"
+    rig.stop._take(signal.SIGTERM, None)
+    thread.join(10)
+
+
+def test_a_lease_that_ends_unheard_ends_the_payload(rig: Rig) -> None:
+    rig.fake.lease_s = 1.0
+    rig.fake.jobs = [make_job(argv=["sleep", "60"])]
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    rig.fake.down = True
+    rig.switcher.payloads[0]._process.wait(15)
+    rig.fake.down = False
+    rig.fake.wait_for("failed")
+    assert codes(rig.fake) == [("pilot", 1318)]
+    rig.stop._take(signal.SIGTERM, None)
+    thread.join(10)
+
+
+def test_a_fenced_attempt_is_stopped_and_not_reported(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(argv=["sleep", "60"], outputs=[{"lfn": "x"}])]
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    rig.fake.stale = True
+    rig.switcher.payloads[0]._process.wait(15)
+    thread.join(15)
+    assert rig.fake.statuses == ["starting", "running"]
+    assert rig.fake.files == {}
+    assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 1201), (signal.SIGXCPU, 1204), (signal.SIGUSR1, 1207), (signal.SIGINT, 1208)]
+)
+def test_a_signal_of_the_batch_system_is_reported_and_everything_cleaned(rig: Rig, number: int, code: int) -> None:
+    rig.fake.jobs = [make_job(argv=["sleep", "60"])]
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    rig.stop._take(number, None)
+    thread.join(15)
+    assert rig.fake.statuses == ["starting", "running", "failed"]
+    assert codes(rig.fake) == [("pilot", code)]
+    assert rig.fake.final.errors[0].blame == "site"
+    assert rig.fake.workers[-1].status == "finished"
+    assert rig.code == 128 + number
+    assert rig.leftovers() == []
+
+
+def test_a_signal_before_the_payload_hands_the_job_back(rig: Rig) -> None:
+    def slow(pointer: Any, lifetime: timedelta) -> FakeProxy:
+        rig.stop._take(signal.SIGTERM, None)
+        return FakeProxy()
+
+    rig.retrieve = slow
+    rig.fake.jobs = [make_job()]
+    assert rig.run() == 128 + signal.SIGTERM
+    assert rig.fake.statuses == ["starting", "activated"]
+    assert rig.switcher.launched == []
+
+
+def test_a_node_without_space_hands_the_job_back(rig: Rig) -> None:
+    rig.fake.jobs = [make_job(disk_mib=10**9)]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert codes(rig.fake) == [("pilot", 1098)]
+    assert rig.fake.statuses == ["starting", "activated"]
+
+
+def test_the_pilot_retires_before_its_slot_ends(rig: Rig) -> None:
+    rig.options["slot"] = Slot(cores=1, memory_mib=10, disk_mib=10, walltime_s=1)
+    rig.options["idle_limit_s"] = 60.0
+    begin = time.monotonic()
+    assert rig.run() == errors.EXIT_OK
+    assert time.monotonic() - begin < 5
+    assert rig.fake.offers[0].remaining_time == 1
+    assert "time" in rig.fake.workers[-1].reason
+
+
+def test_an_error_of_the_switch_after_the_start_is_no_hand_back(rig: Rig) -> None:
+    class Breaks(FakeSwitcher):
+        def get(self, *args: Any, **kwargs: Any) -> Any:
+            raise IdentitySwitchError("gone", exit_code=202)
+
+    rig.switcher = Breaks()
+    rig.fake.jobs = [make_job(outputs=[{"lfn": "x"}])]
+    rig.run()
+    assert rig.fake.statuses == ["starting", "running", "failed"]
+    assert codes(rig.fake) == [("pilot", 1226)]
