@@ -1,0 +1,86 @@
+"""Files through the switch: a tar stream, packed and unpacked with no trust in the other side."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from airpanda.core.errors import RequestError
+
+_NAME = re.compile(r"[A-Za-z0-9_.+:@%=,~-]{1,255}")
+_CHUNK = 1024 * 1024
+
+
+def check_names(names: Iterable[str]) -> list[str]:
+    """The same names, if each is one plain component: no directories, so no link on the way can matter.
+
+    Raises:
+        RequestError: one is not.
+    """
+    checked = list(names)
+    for name in checked:
+        if not _NAME.fullmatch(name) or name in (".", "..") or name.startswith("-"):
+            raise RequestError(f"{name[:100]!r} is not a plain file name; use letters, digits and . _ + : @ % = , ~ -")
+    return checked
+
+
+def pack(files: Mapping[str, Path]) -> IO[bytes]:
+    """An open, unnamed archive of these regular files, at its start. Executable stays executable."""
+    check_names(files)
+    archive = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, path in files.items():
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise RequestError(f"{path} is not a regular file")
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime = status.st_size, int(status.st_mtime)
+                member.mode = 0o700 if status.st_mode & stat.S_IXUSR else 0o600
+                tar.addfile(member, file)
+    archive.seek(0)
+    return archive
+
+
+def unpack(stream: IO[bytes], names: Sequence[str], into: Path, *, max_bytes: int) -> dict[str, Path]:
+    """The regular files of these names in an archive, written as new files of ours, mode 0600.
+
+    Links, devices, directories and other names are passed over. An archive that breaks off gives what came whole.
+
+    Raises:
+        RequestError: over ``max_bytes`` in all.
+    """
+    found: dict[str, Path] = {}
+    left = max_bytes
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.name not in names:
+                    continue
+                left -= member.size
+                if left < 0:
+                    raise RequestError(f"the files of the payload are over the limit of {max_bytes} bytes")
+                source = tar.extractfile(member)
+                if source is not None and member.name not in found:
+                    found[member.name] = _write(source, into / member.name)
+    except (tarfile.TarError, EOFError):
+        return found
+    return found
+
+
+def _write(source: IO[bytes], path: Path) -> Path:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            while chunk := source.read(_CHUNK):
+                file.write(chunk)
+    except (tarfile.TarError, EOFError, OSError):
+        path.unlink()
+        raise
+    return path

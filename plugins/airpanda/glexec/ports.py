@@ -1,0 +1,94 @@
+"""What a pilot may expect of any way of running a payload as its owner: values and two ports, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Protocol
+
+from airpanda.core.identity import Account
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a running payload has used so far, with all its processes, as far as it can be seen."""
+
+    cpu_s: float
+    rss_kib: int
+
+
+@dataclass(frozen=True)
+class PayloadOutcome:
+    """How a payload ended. ``exit_code`` is a shell's (128 + n for death by signal n); ``signal`` is that n.
+
+    ``max_rss_kib`` is that of its largest process.
+    """
+
+    exit_code: int
+    signal: Optional[int]
+    wall_s: float
+    cpu_s: float
+    max_rss_kib: int
+    account: Account
+    identity_switched: bool
+
+
+class RunningPayload(Protocol):
+    """A payload that has started."""
+
+    account: Account
+    identity_proven: bool
+    """Whether the account was read from outside of the payload, never by asking it."""
+
+    def wait(self, timeout_s: float) -> Optional[PayloadOutcome]:
+        """The outcome, or None when it still runs after this time. A repeat gives the same outcome."""
+
+    def kill(self, grace_s: float) -> None:
+        """SIGTERM, and after the grace SIGKILL to the whole tree. Returns when nothing of it is left."""
+
+    def usage(self) -> Usage:
+        """CPU and memory of the whole tree by now."""
+
+
+class IdentitySwitcher(Protocol):
+    """A way to run things as the owner of a proxy. Holds no process.
+
+    Every method raises IdentitySwitchError when the switch does not work: nothing has run then, and nothing is to
+    be run in another way. ``proxy`` is a file of this process's account with mode 0600.
+    """
+
+    kind: str
+    switches: bool
+
+    def preflight(self, proxy: Path) -> Account:
+        """The account that the proxy is mapped to, by running ``id`` through the switch."""
+
+    def make_sandbox(self, parent: Path, proxy: Path) -> Path:
+        """A new directory below ``parent`` that only the target can enter."""
+
+    def put(self, sandbox: Path, proxy: Path, files: Mapping[str, Path]) -> None:
+        """Copy files into the sandbox, under plain names, as the target's own."""
+
+    def launch(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        sandbox: Path,
+        proxy: Path,
+        stdout: Path,
+        stderr: Path,
+        label: str,
+    ) -> RunningPayload:
+        """Start the payload in its sandbox with a proxy of its own; argv goes on verbatim, without a shell."""
+
+    def get(self, sandbox: Path, proxy: Path, names: Sequence[str], into: Path, *, max_bytes: int) -> dict[str, Path]:
+        """Copy regular files out of the sandbox; what is missing or no regular file is not in the result.
+
+        Raises:
+            RequestError: together they are over ``max_bytes``.
+        """
+
+    def remove(self, sandbox: Path, proxy: Path) -> None:
+        """Remove the sandbox and all in it, as its owner. A repeat is no error."""
