@@ -1,0 +1,165 @@
+"""A worker node with a launcher, people with proxies on it, and a pilot that uses it. Needs root.
+
+``from support.launcher import Site, site`` in a test module: one node for the module, made at first use.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airpanda.x509.credential import ProxyCredential
+from airpanda.x509.proxy import create_proxy
+from airpanda_demo.worker_node import ACCOUNTS, NodeAccount, WorkerNode
+from support.need import need_root
+from support.pki import Pki
+
+PILOT_UID, ALICE_UID, BOB_UID = 61001, 61012, 61013
+HOME = Path("/home/pilot")
+TIMEOUT_S = 60
+POOL = ("dt001", "dt002")
+EXTRA = (
+    NodeAccount("system", 61901, (42,)),
+    NodeAccount("grouped", 61902, (61950, 61951)),
+    NodeAccount("other", 61903),
+    NodeAccount("low", 900),
+    *(NodeAccount(name, 61921 + number) for number, name in enumerate(POOL)),
+)
+
+
+class Site:
+    """A running node, its PKI, and what a test does on it as the pilot."""
+
+    def __init__(self, root: Path, **options: str) -> None:
+        self.pki = Pki(root / "pki")
+        self.secret_dir = root / "site private"
+        self.secret_dir.mkdir(mode=0o755)
+        (self.secret_dir / "key").write_text("site's own")
+        (self.secret_dir / "key").chmod(0o644)
+        self.mapfile = {self.pki.dn("alice"): "alice", self.pki.dn("bob"): "bob"}
+        self.node = WorkerNode(
+            root / "node",
+            ca_dir=self.pki.ca_dir,
+            mapfile=self.mapfile,
+            accounts=(*ACCOUNTS, *EXTRA),
+            hide=[self.secret_dir],
+            options={"max_proxy_hours": "24", "max_processes": "256", **options},
+            pools=POOL,
+        )
+        self.node.start()
+
+    @property
+    def glexec(self) -> str:
+        return str(self.node.glexec)
+
+    def credential(self, who: str) -> ProxyCredential:
+        return ProxyCredential.from_files(*self.pki.user(who))
+
+    def proxy(self, who: str = "alice", *, hours: float = 12, limited: bool = False) -> ProxyCredential:
+        lifetime = timedelta(hours=hours)
+        return create_proxy(self.credential(who), lifetime=lifetime, now=datetime.now(UTC), limited=limited)
+
+    def put_proxy(self, who: str = "alice", **options: Any) -> Path:
+        return self.put(self.proxy(who, **options).to_pem().reveal())
+
+    def put(self, data: bytes, *, uid: int = PILOT_UID, mode: int = 0o600, where: Path = HOME) -> Path:
+        """A file on the node; its path there."""
+        inside = where / f"file-{secrets.token_hex(6)}"
+        outside = self.node.path(inside)
+        outside.write_bytes(data)
+        os.chown(outside, uid, uid)
+        outside.chmod(mode)
+        return inside
+
+    def directory(self, uid: int = PILOT_UID, mode: int = 0o700, where: Path = Path("/var/tmp")) -> Path:
+        inside = where / f"dir-{secrets.token_hex(6)}"
+        outside = self.node.path(inside)
+        outside.mkdir()
+        os.chown(outside, uid, uid)
+        outside.chmod(mode)
+        return inside
+
+    def read(self, inside: Path) -> str:
+        return self.node.path(inside).read_text()
+
+    def argv(self, *command: str, env: Mapping[str, str] | None = None, account: str = "pilot") -> list[str]:
+        variables = [f"{name}={value}" for name, value in (env or {}).items()]
+        return [*self.node.enter_argv(account), "env", *variables, *command]
+
+    def run(self, *command: str, env: Mapping[str, str] | None = None, account: str = "pilot", **popen: Any) -> Ran:
+        """Run a command as the pilot, its environment as given."""
+        done = subprocess.run(
+            self.argv(*command, env=env, account=account), capture_output=True, timeout=TIMEOUT_S, **popen
+        )
+        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def glexec_run(self, *command: str, proxy: Path | str | None = None, **more: Any) -> Ran:
+        """Run a command through the launcher with this proxy (Alice's where none is given)."""
+        env = {"GLEXEC_CLIENT_CERT": str(proxy or self.put_proxy()), **more.pop("env", {})}
+        return self.run(self.glexec, *command, env=env, **more)
+
+    def start(self, *command: str, env: Mapping[str, str], **popen: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self.argv(*command, env=env), start_new_session=True, **popen)
+
+    def last_record(self) -> dict[str, Any]:
+        return dict(self.node.records()[-1])
+
+    def processes(self, uid: int) -> list[int]:
+        """Pids, as the host sees them, of living processes whose real uid is this."""
+        return [pid for pid in host_pids() if (ids := host_status(pid)) and ids["Uid"].split()[0] == str(uid)]
+
+    def close(self) -> None:
+        self.node.stop()
+
+
+class Ran:
+    """What a command did."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def __repr__(self) -> str:
+        return f"Ran(code={self.code}, out={self.out!r}, err={self.err!r})"
+
+
+def host_pids() -> Sequence[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def host_status(pid: int) -> dict[str, str]:
+    """/proc/PID/status as the host sees it; empty for a process that is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {} if lines["State"].strip().startswith("Z") else {name: value.strip() for name, value in lines.items()}
+
+
+def make_site(**options: str) -> Iterator[Site]:
+    """A site in a directory of its own, with a space in its path; removed at the end."""
+    need_root()
+    root = Path(tempfile.mkdtemp(prefix="airpanda node ", dir="/var/tmp"))
+    site = None
+    try:
+        site = Site(root, **options)
+        yield site
+    finally:
+        if site is not None:
+            site.close()
+        shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """One node for a test module."""
+    yield from make_site()
