@@ -273,7 +273,7 @@ class AttemptView(Message):
 
 
 class JobView(Message):
-    """A job with all its attempts, newest first."""
+    """A job with all its attempts, newest first. ``reason`` tells why the job has its status, where there is one."""
 
     panda_id: int
     task_id: int
@@ -287,6 +287,7 @@ class JobView(Message):
     ti: TaskInstanceKey
     outputs: list[FileView]
     attempts: list[AttemptView]
+    reason: Text = ""
 
 
 class FileView(Message):

@@ -1,0 +1,32 @@
+"""Statements of the file store."""
+
+LEASE = """
+SELECT j.panda_id, j.status, s.spec, c.owner_dn, c.fqans
+FROM panda_job j JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
+WHERE j.panda_id = $1 AND j.attempt_nr = $2 AND j.pilot_id = $3 AND j.lease_digest = $4
+"""
+
+# The lease is checked again in the transaction that makes the file visible.
+STILL_LEASED = """
+SELECT 1 FROM panda_job WHERE panda_id = $1 AND attempt_nr = $2 AND pilot_id = $3 AND lease_digest = $4 FOR SHARE
+"""
+
+REPLACED_BLOB = "SELECT blob FROM panda_file WHERE panda_id = $1 AND attempt_nr = $2 AND lfn = $3 FOR UPDATE"
+
+PUT = """
+INSERT INTO panda_file (panda_id, attempt_nr, lfn, size, sha256, access, blob) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (panda_id, attempt_nr, lfn)
+DO UPDATE SET size = excluded.size, sha256 = excluded.sha256, blob = excluded.blob, created_at = now()
+"""
+
+# With the owner and the VOMS attributes that the job had, for the decision who may read it.
+OUTPUT = """
+SELECT f.*, t.owner, c.owner_dn, c.fqans
+FROM panda_file f
+JOIN panda_attempt a USING (panda_id, attempt_nr)
+JOIN panda_job j USING (panda_id)
+JOIN panda_task t USING (task_id)
+JOIN panda_credential c ON c.credential_id = a.credential_id
+WHERE f.panda_id = $1 AND f.lfn = $2 AND a.status = 'finished'
+ORDER BY f.attempt_nr DESC LIMIT 1
+"""

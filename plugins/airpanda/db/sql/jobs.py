@@ -1,0 +1,187 @@
+"""Statements of the job store."""
+
+RESERVE_IDS = """
+INSERT INTO panda_counter AS c (name, next_id) VALUES ('panda_id', 1 + $1)
+ON CONFLICT (name) DO UPDATE SET next_id = c.next_id + $1
+RETURNING next_id - $1
+"""
+# Runs in a transaction of its own: a submission holds this row for as long as it takes to read it.
+
+TASK_BY_KEY = "SELECT * FROM panda_task WHERE key_digest = $1 FOR UPDATE"
+
+TASK_IS_KNOWN = "SELECT EXISTS (SELECT FROM panda_task WHERE key_digest = $1)"
+
+TASK_BY_ID = "SELECT * FROM panda_task WHERE task_id = $1"
+
+LOCK_TASK = "SELECT * FROM panda_task WHERE task_id = $1 FOR UPDATE"
+
+INSERT_TASK = """
+INSERT INTO panda_task (task_key, key_digest, content_digest, task_name, owner, owner_dn, queue, credential_id,
+                        first_panda_id, n_jobs, ti, owner_ti, submitted_by)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+ON CONFLICT (key_digest) DO NOTHING
+RETURNING task_id
+"""
+
+ADOPT_TASK = "UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4 WHERE task_id = $1"
+
+# A job that was told to die and has not answered yet is fenced off at once: its pilot learns so at its next report.
+CLOSE_KILLED_ATTEMPTS = """
+UPDATE panda_attempt a SET status = 'cancelled', ended_at = now()
+FROM panda_job j
+WHERE j.panda_id BETWEEN $1 AND $2 AND j.command = 'tobekilled'
+  AND a.panda_id = j.panda_id AND a.attempt_nr = j.attempt_nr AND a.ended_at IS NULL
+"""
+
+NEW_ATTEMPTS = """
+UPDATE panda_job
+SET status = 'activated', attempt_nr = attempt_nr + 1, charged = 0, returned = 0, command = '', credential_id = $3,
+    pilot_id = NULL, lease_digest = NULL, lease_expires_at = NULL, changed_by = $4, change_reason = $5
+WHERE panda_id BETWEEN $1 AND $2 AND (status IN ('failed', 'cancelled', 'closed') OR command = 'tobekilled')
+"""
+
+USE_CREDENTIAL = """
+UPDATE panda_job SET credential_id = $3
+WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned', 'activated') AND credential_id <> $3
+"""
+
+# The index panda_job_claim_ix gives the order; the subquery on the credential is scalar on purpose, so that it is
+# asked for each candidate and never turned into a join over all jobs. Rows locked by another claim are skipped.
+ACQUIRE = """
+WITH candidate AS MATERIALIZED (
+    SELECT j.panda_id
+    FROM panda_job j
+    WHERE j.status = 'activated' AND j.queue = $1
+      AND j.cores <= $2 AND j.memory_mib <= $3 AND j.disk_mib <= $4 AND j.walltime_s <= $5
+      AND (SELECT c.state = 'staged' AND c.expires_at >= now() + j.walltime_s * interval '1 second'
+                  AND ($6::text IS NULL OR c.retriever_dn = $6)
+                  AND NOT EXISTS (SELECT FROM panda_ban b WHERE b.dn = c.owner_dn)
+           FROM panda_credential c WHERE c.credential_id = j.credential_id)
+    ORDER BY j.priority DESC, j.panda_id
+    LIMIT cardinality($7::bytea[])
+    FOR UPDATE OF j SKIP LOCKED
+), numbered AS (
+    SELECT panda_id, row_number() OVER () AS nr FROM candidate
+), leased AS (
+    UPDATE panda_job j
+    SET status = 'sent', pilot_id = $8, lease_digest = ($7::bytea[])[n.nr], lease_expires_at = now() + $9::interval,
+        command = '', changed_by = 'pilot:' || $8, change_reason = ''
+    FROM numbered n WHERE j.panda_id = n.panda_id
+    RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.priority, j.lease_digest, j.lease_expires_at, n.nr
+), opened AS (
+    INSERT INTO panda_attempt (panda_id, attempt_nr, status, pilot_id, lease_digest, credential_id, node)
+    SELECT panda_id, attempt_nr, 'sent', $8, lease_digest, credential_id, $10 FROM leased
+), released AS (
+    INSERT INTO panda_credential_audit
+        (action, credential_id, owner_dn, actor, panda_id, attempt_nr, pilot_id, node)
+    SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $8, l.panda_id, l.attempt_nr, $8, $10
+    FROM leased l JOIN panda_credential c USING (credential_id)
+)
+SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, s.spec,
+       c.credential_id, c.server, c.username, c.cred_name, c.passphrase, c.owner_dn
+FROM leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
+ORDER BY l.priority DESC, l.panda_id
+"""
+
+# Changes no indexed column: stays in its page.
+HEARTBEAT = """
+UPDATE panda_job SET lease_expires_at = now() + $6::interval
+WHERE panda_id = $1 AND attempt_nr = $2 AND pilot_id = $3 AND lease_digest = $4 AND status = $5
+RETURNING lease_expires_at, command
+"""
+
+LOCK_JOB = """
+SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id
+FROM panda_job WHERE panda_id = $1 FOR UPDATE
+"""
+
+ATTEMPT_END = """
+SELECT status FROM panda_attempt
+WHERE panda_id = $1 AND attempt_nr = $2 AND pilot_id = $3 AND lease_digest = $4 AND ended_at IS NOT NULL
+"""
+
+CHANGE_STATUS = """
+UPDATE panda_job SET status = $2, lease_expires_at = now() + $3::interval, changed_by = $4, change_reason = $5
+WHERE panda_id = $1
+RETURNING lease_expires_at
+"""
+
+END_ATTEMPT = """
+UPDATE panda_job
+SET status = $2, attempt_nr = attempt_nr + $3, charged = $4, returned = $5, command = '',
+    pilot_id = NULL, lease_digest = NULL, lease_expires_at = NULL, changed_by = $6, change_reason = $7
+WHERE panda_id = $1
+"""
+
+NOTE_ATTEMPT = """
+UPDATE panda_attempt
+SET status = $3,
+    node = CASE WHEN $4 <> '' THEN $4 ELSE node END,
+    pilot_uid = coalesce($5, pilot_uid),
+    account_name = CASE WHEN $6 <> '' THEN $6 ELSE account_name END,
+    account_uid = coalesce($7, account_uid),
+    identity_switched = coalesce($8, identity_switched),
+    exit_code = coalesce($9, exit_code),
+    errors = CASE WHEN $10::jsonb <> '[]' THEN $10::jsonb ELSE errors END,
+    wall_s = coalesce($11, wall_s), cpu_s = coalesce($12, cpu_s), max_rss_mib = coalesce($13, max_rss_mib),
+    log_tail = CASE WHEN $14 <> '' THEN $14 ELSE log_tail END,
+    started_at = CASE WHEN $3 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
+    ended_at = CASE WHEN $15 THEN now() ELSE ended_at END
+WHERE panda_id = $1 AND attempt_nr = $2
+"""
+
+CLOSE_SILENT_ATTEMPT = """
+UPDATE panda_attempt SET status = $3, ended_at = now(), errors = errors || $4
+WHERE panda_id = $1 AND attempt_nr = $2
+"""
+
+KILL = """
+UPDATE panda_job
+SET status = CASE WHEN pilot_id IS NULL THEN 'cancelled' ELSE status END,
+    command = CASE WHEN pilot_id IS NULL THEN '' ELSE 'tobekilled' END,
+    changed_by = $3, change_reason = $4
+WHERE panda_id BETWEEN $1 AND $2 AND status NOT IN ('finished', 'failed', 'cancelled', 'closed')
+"""
+# One statement for waiting and leased jobs: whatever a job becomes while this waits for its lock, it is caught.
+
+SILENT = """
+SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id
+FROM panda_job WHERE pilot_id IS NOT NULL AND lease_expires_at < now()
+ORDER BY panda_id LIMIT $1 FOR UPDATE SKIP LOCKED
+"""
+
+CLOSE_WITHOUT_CREDENTIAL = """
+UPDATE panda_job SET status = 'closed', changed_by = 'watchdog', change_reason = $1
+WHERE panda_id IN (
+    SELECT j.panda_id FROM panda_job j JOIN panda_credential c USING (credential_id)
+    WHERE j.status = 'activated'
+      AND (c.state <> 'staged' OR c.expires_at < now() + j.walltime_s * interval '1 second')
+    LIMIT $2 FOR UPDATE OF j SKIP LOCKED)
+"""
+
+FOLD_DELTAS = """
+WITH taken AS (
+    DELETE FROM panda_task_delta WHERE delta_id IN (
+        SELECT delta_id FROM panda_task_delta ORDER BY delta_id LIMIT $1 FOR UPDATE SKIP LOCKED)
+    RETURNING task_id, old_status, new_status, n
+), summed AS (
+    SELECT task_id, status, sum(n) AS n
+    FROM (SELECT task_id, new_status AS status, n FROM taken
+          UNION ALL SELECT task_id, old_status, -n FROM taken WHERE old_status IS NOT NULL) AS each
+    GROUP BY task_id, status HAVING sum(n) <> 0
+)
+INSERT INTO panda_task_count AS c (task_id, status, n)
+SELECT task_id, status, n FROM summed ORDER BY task_id, status
+ON CONFLICT (task_id, status) DO UPDATE SET n = c.n + excluded.n
+"""
+
+# Folded and fresh counts in one snapshot, so that the sum is exact at any moment.
+COUNTS = """
+SELECT status, sum(n)::bigint AS n
+FROM (SELECT status, n FROM panda_task_count WHERE task_id = $1
+      UNION ALL SELECT new_status, n FROM panda_task_delta WHERE task_id = $1
+      UNION ALL SELECT old_status, -n FROM panda_task_delta WHERE task_id = $1 AND old_status IS NOT NULL) AS each
+GROUP BY status HAVING sum(n) <> 0
+"""
+
+ONE_WATCHDOG = "SELECT pg_try_advisory_xact_lock(hashtext('airpanda watchdog'))"

@@ -1,0 +1,179 @@
+"""Outputs and logs: bytes in a directory, their names and rights in the database.
+
+A file is visible only whole: its content lies under a fresh name, is checked and synced, and then one transaction
+gives it its name. Whatever an interrupted upload leaves has no name and is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airpanda.core.errors import ConflictError, NotAuthorisedError, NotFoundError, RequestError, StaleReportError
+from airpanda.core.identity import Fqan
+from airpanda.db.pool import Database
+from airpanda.db.sql import files as sql
+from airpanda.dispatcher.messages import FileView, JobSpec, OutputFile
+from airpanda.jobs.store import Lease
+from airpanda.jobs.views import file_view
+
+LOG = "payload.log"
+_CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file that may be read: where, how long, and its SHA-256 in hexadecimal."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+class FileStore:
+    """Files of jobs below ``root`` (0700), which all gateways share."""
+
+    def __init__(self, database: Database, root: Path, *, max_bytes: int) -> None:
+        self._database = database
+        self._root = root
+        self._max_bytes = max_bytes
+
+    async def put(self, lease: Lease, lfn: str, content: AsyncIterator[bytes], *, sha256: str) -> FileView:
+        """Store one declared output or the log of a leased attempt. A repeat replaces what was there.
+
+        Raises:
+            StaleReportError: the lease is not, or no longer, the caller's.
+            NotFoundError: the job declares no such output.
+            RequestError: too long, or the content has another checksum than announced.
+        """
+        output = await self._declared(lease, lfn)
+        path = self._fresh_path(lease.panda_id)
+        try:
+            size = await self._receive(path, content, sha256)
+            old = await self._publish(lease, output, path, size, bytes.fromhex(sha256))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        if old is not None:
+            self.blob(old).unlink(missing_ok=True)
+        return FileView(lfn=lfn, source=f"panda:{lease.panda_id}/{lfn}", size=size, sha256=sha256, access=output.access)
+
+    async def input_for(self, lease: Lease, lfn: str) -> Stored:
+        """A declared input of a leased job, if the job's owner may read it.
+
+        Raises:
+            StaleReportError: the lease is not, or no longer, the caller's.
+            NotFoundError: the job declares no such input, or the file does not exist (yet).
+            NotAuthorisedError: the file is another owner's and not shared with this one's VO.
+        """
+        async with self._database.connection() as connection:
+            reader = await self._leased(connection, lease)
+            spec = JobSpec.model_validate_json(reader["spec"])
+            source = next((item.source for item in spec.inputs if item.lfn == lfn), None)
+            if source is None:
+                raise NotFoundError(f"job {lease.panda_id} declares no input {lfn!r}")
+            panda_id, _, name = source.removeprefix("panda:").partition("/")
+            row = await connection.fetchrow(sql.OUTPUT, int(panda_id), name)
+        if row is None:
+            raise NotFoundError(f"{source} does not exist: job {panda_id} has not finished with such an output")
+        if not may_read(row, owner_dn=reader["owner_dn"], fqans=reader["fqans"]):
+            raise NotAuthorisedError(f"{source} belongs to another owner and is not shared with {reader['owner_dn']}")
+        return self._stored(row)
+
+    async def output(self, panda_id: int, lfn: str, *, owners: frozenset[str] | None) -> Stored:
+        """An output of the latest finished attempt.
+
+        Raises:
+            NotFoundError: there is none, or not for this caller.
+        """
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(sql.OUTPUT, panda_id, lfn)
+        if row is None or (owners is not None and row["owner"] not in owners):
+            raise NotFoundError(f"there is no finished output {lfn!r} of job {panda_id} for this caller")
+        return self._stored(row)
+
+    def blob(self, name: str) -> Path:
+        """Where a blob lies."""
+        return self._root / name
+
+    async def _declared(self, lease: Lease, lfn: str) -> OutputFile:
+        async with self._database.connection() as connection:
+            row = await self._leased(connection, lease)
+        if lfn == LOG:
+            return OutputFile(lfn=LOG, access="owner")
+        for output in JobSpec.model_validate_json(row["spec"]).outputs:
+            if output.lfn == lfn:
+                return output
+        raise NotFoundError(f"job {lease.panda_id} declares no output {lfn!r}")
+
+    async def _leased(self, connection: Any, lease: Lease) -> Any:
+        row = await connection.fetchrow(sql.LEASE, *lease.key)
+        if row is None:
+            raise _stale(lease)
+        return row
+
+    def _fresh_path(self, panda_id: int) -> Path:
+        folder = self._root / f"{panda_id % 1000:03d}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder / f"{panda_id}-{secrets.token_hex(16)}"
+
+    async def _receive(self, path: Path, content: AsyncIterator[bytes], sha256: str) -> int:
+        """Write, check and sync the content; answer its size."""
+        found, size, pending = hashlib.sha256(), 0, bytearray()
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+
+            def flush() -> None:
+                found.update(pending)
+                view = memoryview(bytes(pending))
+                while view:
+                    view = view[file.write(view) :]
+                pending.clear()
+
+            async for chunk in content:
+                size += len(chunk)
+                if size > self._max_bytes:
+                    raise RequestError(f"a file is longer than {self._max_bytes} bytes ([airpanda] max_upload_bytes)")
+                pending += chunk
+                if len(pending) >= _CHUNK:
+                    await asyncio.to_thread(flush)
+            await asyncio.to_thread(flush)
+            await asyncio.to_thread(os.fsync, file.fileno())
+        if found.hexdigest() != sha256:
+            raise RequestError("the content's SHA-256 is not the announced one: it was damaged on its way; send again")
+        return size
+
+    async def _publish(self, lease: Lease, output: OutputFile, path: Path, size: int, sha256: bytes) -> str | None:
+        """Give the content its name; answer the blob it replaces."""
+        async with self._database.transaction() as connection:
+            if await connection.fetchval(sql.STILL_LEASED, *lease.key) is None:
+                raise _stale(lease)
+            key = (lease.panda_id, lease.attempt_nr, output.lfn)
+            old: str | None = await connection.fetchval(sql.REPLACED_BLOB, *key)
+            await connection.execute(sql.PUT, *key, size, sha256, output.access, str(path.relative_to(self._root)))
+        return old
+
+    def _stored(self, row: Any) -> Stored:
+        path = self.blob(row["blob"])
+        if not path.is_file():
+            raise ConflictError(f"{file_view(row).source} is on record, but its content is gone from the file store")
+        return Stored(path=path, size=row["size"], sha256=row["sha256"].hex())
+
+
+def may_read(row: Any, *, owner_dn: str, fqans: list[str]) -> bool:
+    """Its owner; and for files shared with the VO, whoever has an attribute of a VO the owner was in."""
+    if row["owner_dn"] == owner_dn:
+        return True
+    vos = {Fqan.parse(text).vo for text in fqans}
+    return row["access"] == "vo" and not vos.isdisjoint(Fqan.parse(text).vo for text in row["fqans"])
+
+
+def _stale(lease: Lease) -> StaleReportError:
+    return StaleReportError(
+        f"attempt {lease.attempt_nr} of job {lease.panda_id} is not, or no longer, yours: stop the payload"
+    )

@@ -1,0 +1,298 @@
+"""The only writer of job status. Every public method is one transaction unless it says otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from airpanda.core.errors import NotFoundError, StaleReportError
+from airpanda.core.secret import Secret
+from airpanda.credentials.registry import CredentialRegistry, note_use
+from airpanda.db.pool import Database
+from airpanda.db.sql import jobs as sql
+from airpanda.db.sql import pilots as pilots_sql
+from airpanda.dispatcher.messages import (
+    AcquiredJob,
+    JobReport,
+    JobSpec,
+    JobStatus,
+    KillRequest,
+    PilotOffer,
+    ReportReply,
+    TaskInstanceKey,
+    TaskProgress,
+)
+from airpanda.jobs.rules import Ends, Held, after_report, after_silence, lost_heartbeat, summary
+
+BATCH = 500
+_CLOSED_BECAUSE = "the owner's credential is gone or ends before the job's time limit: stage a fresh one and retry"
+_END_OF_REPORT = {
+    "finished": {"finished"},
+    "failed": {"failed", "cancelled"},
+    "cancelled": {"failed", "cancelled"},
+    "activated": {"failed", "cancelled"},
+}
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What fences one attempt: nobody else's reports count."""
+
+    panda_id: int
+    attempt_nr: int
+    pilot_id: int
+    token: Secret[str]
+
+    @property
+    def key(self) -> tuple[int, int, int, bytes]:
+        return self.panda_id, self.attempt_nr, self.pilot_id, digest(self.token)
+
+
+def digest(token: Secret[str]) -> bytes:
+    """What is stored of a lease token: it has 256 random bits, so a plain hash keeps it."""
+    return hashlib.sha256(token.reveal().encode()).digest()
+
+
+def owner_of(ti: TaskInstanceKey) -> str:
+    """The try that owns a panda task, for compare-and-set."""
+    return f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}#{ti.try_number}#{ti.ti_id}"
+
+
+class JobStore:
+    """Jobs in PostgreSQL. ``lease`` is the silence after which a job is taken from its pilot."""
+
+    def __init__(
+        self, database: Database, credentials: CredentialRegistry, *, lease: timedelta, heartbeat: timedelta
+    ) -> None:
+        self._database = database
+        self._credentials = credentials
+        self._lease = lease
+        self._heartbeat_s = heartbeat.total_seconds()
+
+    async def acquire(
+        self, offer: PilotOffer, *, pilot_id: int, queue: str, pilot_dn: str | None = None
+    ) -> list[AcquiredJob]:
+        """Move matching jobs from ``activated`` to ``sent``, leased to this pilot. Never one job to two pilots.
+
+        Args:
+            pilot_dn: the identity proven by mutual TLS; then only jobs whose credential this DN may retrieve.
+        """
+        tokens = [Secret.random() for _ in range(offer.n_jobs)]
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                sql.ACQUIRE,
+                queue,
+                offer.cores,
+                offer.memory,
+                offer.disk_space,
+                offer.remaining_time,
+                pilot_dn,
+                [digest(token) for token in tokens],
+                pilot_id,
+                self._lease,
+                offer.node,
+            )
+            return [self._acquired(row, tokens[row["nr"] - 1]) for row in rows]
+
+    async def update(self, report: JobReport, *, pilot_id: int) -> ReportReply:
+        """Apply a report, renew the lease. A repeat changes nothing.
+
+        Raises:
+            InvalidTransitionError: the status may not follow the stored one.
+            StaleReportError: attempt, pilot or token does not hold the lease: the reporter must stop its payload.
+        """
+        lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
+        async with self._database.connection() as connection:
+            if _is_bare(report):
+                alive = await connection.fetchrow(sql.HEARTBEAT, *lease.key, report.job_status, self._lease)
+                if alive is not None:
+                    return self._reply(alive["lease_expires_at"], alive["command"])
+            async with connection.transaction():
+                return await self._apply(connection, lease, report)
+
+    async def kill(self, task_id: int, request: KillRequest, *, actor: str) -> TaskProgress:
+        """Cancel what waits at once and tell the pilots of the rest. A repeat changes nothing.
+
+        With ``request.ti`` only while that try still owns the panda task: a late ``on_kill`` of an older try, after a
+        newer one adopted the jobs, changes nothing and says so in ``note``.
+
+        Raises:
+            NotFoundError: there is no such panda task.
+        """
+        async with self._database.transaction() as connection:
+            task = await connection.fetchrow(sql.LOCK_TASK, task_id)
+            if task is None:
+                raise NotFoundError(f"there is no panda task {task_id}")
+            if request.ti is not None and task["owner_ti"] != owner_of(request.ti):
+                return await progress_of(connection, task, note="another try owns these jobs now: nothing was stopped")
+            await connection.execute(sql.KILL, *job_range(task), actor, request.reason[:1000])
+            return await progress_of(connection, task)
+
+    async def retry(self, task_id: int, *, actor: str) -> TaskProgress:
+        """A new attempt for every failed, cancelled or closed job, with a fresh budget.
+
+        Raises:
+            NotFoundError: there is no such panda task.
+        """
+        async with self._database.transaction() as connection:
+            task = await connection.fetchrow(sql.LOCK_TASK, task_id)
+            if task is None:
+                raise NotFoundError(f"there is no panda task {task_id}")
+            await open_new_attempts(connection, task, task["credential_id"], actor, "retry on request")
+            return await progress_of(connection, task)
+
+    async def expire(self) -> list[int]:
+        """Take jobs from silent pilots; answer their PandaIDs. Safe to run twice at once, and to repeat."""
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(sql.SILENT, BATCH)
+            for row in rows:
+                decision = after_silence(_held(row))
+                error = lost_heartbeat().model_dump(mode="json")
+                await connection.execute(
+                    sql.CLOSE_SILENT_ATTEMPT, row["panda_id"], row["attempt_nr"], decision.attempt.value, [error]
+                )
+                await self._end(connection, row, decision, "watchdog")
+            pilots = [row["pilot_id"] for row in rows]
+            await connection.execute(pilots_sql.LOST, pilots, "lost heartbeat", self._lease)
+        return [row["panda_id"] for row in rows]
+
+    async def close_without_credential(self) -> int:
+        """Close waiting jobs whose credential cannot cover them any more; answer how many."""
+        async with self._database.transaction() as connection:
+            done = await connection.execute(sql.CLOSE_WITHOUT_CREDENTIAL, _CLOSED_BECAUSE, BATCH)
+        return int(done.split()[-1])
+
+    async def fold_counts(self) -> None:
+        """Fold fresh changes into the counts of panda tasks. Exact whenever it runs, and without it."""
+        async with self._database.transaction() as connection:
+            await connection.execute(sql.FOLD_DELTAS, 10_000)
+
+    def _acquired(self, row: Any, token: Secret[str]) -> AcquiredJob:
+        return AcquiredJob(
+            panda_id=row["panda_id"],
+            attempt_nr=row["attempt_nr"],
+            token=token.reveal(),
+            lease_expires_at=row["lease_expires_at"],
+            heartbeat_s=self._heartbeat_s,
+            owner_dn=row["owner_dn"],
+            spec=JobSpec.model_validate_json(row["spec"]),
+            credential=self._credentials.pointer(row),
+        )
+
+    async def _apply(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply:
+        row = await connection.fetchrow(sql.LOCK_JOB, lease.panda_id)
+        if row is None or not _holds(row, lease):
+            return await self._repeated(connection, lease, report)
+        decision = after_report(_held(row), JobStatus(report.job_status), report.errors)
+        if report.credential_event:
+            await note_use(
+                connection,
+                report.credential_event,
+                credential_id=row["credential_id"],
+                lease=lease.key[:3],
+                node=report.node,
+                detail=summary(report.errors),
+            )
+        actor = f"pilot:{lease.pilot_id}"
+        if isinstance(decision, Ends):
+            await _write_attempt(connection, report, decision.attempt)
+            await self._end(connection, row, decision, actor)
+            return self._reply(await connection.fetchval("SELECT now()"), "")
+        await _write_attempt(connection, report, decision.status)
+        expires_at = await connection.fetchval(
+            sql.CHANGE_STATUS, lease.panda_id, decision.status.value, self._lease, actor, summary(report.errors)
+        )
+        return self._reply(expires_at, row["command"])
+
+    async def _repeated(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply:
+        """The last report of an attempt again, because its reply was lost: answered, not applied."""
+        ended = await connection.fetchrow(sql.ATTEMPT_END, *lease.key)
+        if ended is not None and ended["status"] in _END_OF_REPORT.get(report.job_status, ()):
+            return self._reply(await connection.fetchval("SELECT now()"), "")
+        raise StaleReportError(
+            f"attempt {lease.attempt_nr} of job {lease.panda_id} is not, or no longer, yours: stop the payload"
+        )
+
+    async def _end(self, connection: Any, row: Any, decision: Ends, actor: str) -> None:
+        await connection.execute(
+            sql.END_ATTEMPT,
+            row["panda_id"],
+            decision.job.value,
+            int(decision.is_next_attempt),
+            decision.charged,
+            decision.returned,
+            actor,
+            decision.reason,
+        )
+
+    def _reply(self, expires_at: datetime, command: str) -> ReportReply:
+        return ReportReply(
+            command="tobekilled" if command == "tobekilled" else "",
+            lease_expires_at=expires_at,
+            heartbeat_s=self._heartbeat_s,
+        )
+
+
+def job_range(task: Any) -> tuple[int, int]:
+    """First and last PandaID of a panda task."""
+    return task["first_panda_id"], task["first_panda_id"] + task["n_jobs"] - 1
+
+
+async def open_new_attempts(connection: Any, task: Any, credential_id: int, actor: str, reason: str) -> int:
+    """A new attempt for what is final but not finished, or was told to stop; answer how many."""
+    await connection.execute(sql.CLOSE_KILLED_ATTEMPTS, *job_range(task))
+    done = await connection.execute(sql.NEW_ATTEMPTS, *job_range(task), credential_id, actor, reason)
+    return int(done.split()[-1])
+
+
+async def progress_of(connection: Any, task: Any, *, note: str = "") -> TaskProgress:
+    """Counts by state; exact, and as cheap for a million jobs as for one."""
+    rows = await connection.fetch(sql.COUNTS, task["task_id"])
+    counts = {JobStatus(row["status"]): row["n"] for row in rows}
+    finals = sum(n for status, n in counts.items() if status.is_final)
+    return TaskProgress(
+        task_id=task["task_id"], counts=counts, total=task["n_jobs"], done=finals == task["n_jobs"], note=note
+    )
+
+
+def _held(row: Any) -> Held:
+    return Held(
+        status=JobStatus(row["status"]),
+        max_attempt=row["max_attempt"],
+        charged=row["charged"],
+        returned=row["returned"],
+        told_to_stop=row["command"] == "tobekilled",
+    )
+
+
+def _is_bare(report: JobReport) -> bool:
+    """A heartbeat that says nothing but "alive"."""
+    return report.model_fields_set <= {"job_id", "attempt_nr", "token", "job_status", "node"}
+
+
+def _holds(row: Any, lease: Lease) -> bool:
+    return (row["panda_id"], row["attempt_nr"], row["pilot_id"], row["lease_digest"]) == lease.key
+
+
+async def _write_attempt(connection: Any, report: JobReport, status: JobStatus) -> None:
+    use = report.use
+    await connection.execute(
+        sql.NOTE_ATTEMPT,
+        report.job_id,
+        report.attempt_nr,
+        status.value,
+        report.node,
+        report.pilot_uid,
+        report.account_name,
+        report.account_uid,
+        report.identity_switched,
+        report.trans_exit_code,
+        [error.model_dump(mode="json") for error in report.errors],
+        use.wall_s if use else None,
+        use.cpu_s if use else None,
+        use.max_rss_mib if use else None,
+        report.log_tail,
+        status.is_final,
+    )

@@ -1,0 +1,159 @@
+"""Bulk submission, idempotent by the caller's key; and what a re-submission by another try means."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from airpanda.core.errors import ConflictError
+from airpanda.credentials.registry import demand_usable, find
+from airpanda.db.pool import Database
+from airpanda.db.sql import jobs as sql
+from airpanda.dispatcher.messages import JobSpec, JobSubmission, SubmissionReply
+from airpanda.jobs.store import job_range, open_new_attempts, owner_of
+
+_JOB_COLUMNS = (
+    "panda_id",
+    "task_id",
+    "credential_id",
+    "queue",
+    "status",
+    "priority",
+    "max_attempt",
+    "cores",
+    "memory_mib",
+    "disk_mib",
+    "walltime_s",
+    "changed_by",
+)
+
+
+class Submissions:
+    """Writes panda tasks: all of a submission or nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def submit(self, wanted: JobSubmission, *, actor: str, now: datetime) -> SubmissionReply:
+        """Store the jobs, ready for pilots.
+
+        A known key with the same content creates nothing. From the try that owns the jobs it is a repeat; from
+        another try it adopts them: what failed or was cancelled gets a new attempt, what finished stays, what runs
+        goes on, and everything not yet dispatched uses the credential given now.
+
+        Raises:
+            NotFoundError: no such credential of this owner.
+            CredentialError: the credential cannot cover the jobs.
+            ConflictError: the key is known with other jobs, another queue or another owner.
+        """
+        specs = [spec.model_dump_json() for spec in wanted.jobs]
+        content = _content_digest(wanted, specs)
+        async with self._database.connection() as connection:
+            known = await connection.fetchval(sql.TASK_IS_KNOWN, _key_digest(wanted))
+            first = 0 if known else await connection.fetchval(sql.RESERVE_IDS, len(specs))
+            async with connection.transaction():
+                credential = await find(connection, wanted.credential_id, {wanted.owner})
+                walltime_s = max(spec.walltime_s for spec in wanted.jobs)
+                await demand_usable(connection, credential, walltime_s=walltime_s, now=now)
+                task_id = None
+                if not known:
+                    task_id = await _insert_task(connection, wanted, content, credential["owner_dn"], first, actor)
+                if task_id is None:
+                    return await _resume(connection, wanted, content, credential["owner_dn"], actor)
+                await _insert_jobs(connection, wanted, specs, task_id, first, actor)
+        return SubmissionReply(task_id=task_id, first_panda_id=first, n_jobs=len(specs), created=True)
+
+
+async def _insert_task(
+    connection: Any, wanted: JobSubmission, content: bytes, owner_dn: str, first: int, actor: str
+) -> int | None:
+    """None when somebody else submitted the same key meanwhile."""
+    task_id: int | None = await connection.fetchval(
+        sql.INSERT_TASK,
+        wanted.task_key,
+        _key_digest(wanted),
+        content,
+        wanted.task_name,
+        wanted.owner,
+        owner_dn,
+        wanted.queue,
+        wanted.credential_id,
+        first,
+        len(wanted.jobs),
+        wanted.ti.model_dump(),
+        owner_of(wanted.ti),
+        actor,
+    )
+    return task_id
+
+
+async def _resume(connection: Any, wanted: JobSubmission, content: bytes, owner_dn: str, actor: str) -> SubmissionReply:
+    task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted))
+    if (task["content_digest"], task["owner_dn"]) != (content, owner_dn):
+        raise ConflictError(
+            f"the key of panda task {task['task_id']} is known with other jobs, queue or owner: use another key"
+        )
+    resumed = 0
+    if task["owner_ti"] != owner_of(wanted.ti):
+        new_ti = wanted.ti.model_dump()
+        await connection.execute(sql.ADOPT_TASK, task["task_id"], new_ti, owner_of(wanted.ti), wanted.credential_id)
+        reason = f"submitted again by try {wanted.ti.try_number}"
+        resumed = await open_new_attempts(connection, task, wanted.credential_id, actor, reason)
+        await connection.execute(sql.USE_CREDENTIAL, *job_range(task), wanted.credential_id)
+    return SubmissionReply(
+        task_id=task["task_id"],
+        first_panda_id=task["first_panda_id"],
+        n_jobs=task["n_jobs"],
+        created=False,
+        resumed=resumed,
+    )
+
+
+async def _insert_jobs(
+    connection: Any, wanted: JobSubmission, specs: list[str], task_id: int, first: int, actor: str
+) -> None:
+    await connection.copy_records_to_table(
+        "panda_job_spec",
+        columns=("panda_id", "job_name", "spec"),
+        records=[(first + n, job.job_name, spec) for n, (job, spec) in enumerate(zip(wanted.jobs, specs, strict=True))],
+    )
+    row = _job_row(wanted, task_id, first, actor)
+    await connection.copy_records_to_table(
+        "panda_job", columns=_JOB_COLUMNS, records=[row(n, job) for n, job in enumerate(wanted.jobs)]
+    )
+
+
+def _job_row(
+    wanted: JobSubmission, task_id: int, first: int, actor: str
+) -> Callable[[int, JobSpec], tuple[object, ...]]:
+    def row(n: int, job: JobSpec) -> tuple[object, ...]:
+        return (
+            first + n,
+            task_id,
+            wanted.credential_id,
+            wanted.queue,
+            "activated",
+            job.priority,
+            job.max_attempt,
+            job.cores,
+            job.memory_mib,
+            job.disk_mib,
+            job.walltime_s,
+            actor,
+        )
+
+    return row
+
+
+def _key_digest(wanted: JobSubmission) -> bytes:
+    return hashlib.sha256(wanted.task_key.encode()).digest()
+
+
+def _content_digest(wanted: JobSubmission, specs: list[str]) -> bytes:
+    """Of what a repeat must have in common with the first submission; the credential may be a fresh one."""
+    whole = hashlib.sha256(f"{wanted.owner}\n{wanted.queue}\n".encode())
+    for spec in specs:
+        whole.update(hashlib.sha256(spec.encode()).digest())
+    return whole.digest()
