@@ -16,24 +16,7 @@ from typing import Any
 
 from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
-
-
-@dataclass(frozen=True)
-class Usage:
-    wall_s: float
-    cpu_s: float
-    max_rss_kib: int
-
-
-@dataclass(frozen=True)
-class PayloadOutcome:
-    exit_code: int
-    signal: int | None
-    wall_s: float
-    cpu_s: float
-    max_rss_kib: int
-    account: Account
-    identity_switched: bool
+from airpanda.glexec.ports import PayloadOutcome, Usage
 
 
 def this_account() -> Account:
@@ -68,7 +51,7 @@ class FakePayload:
             return
 
     def usage(self) -> Usage:
-        return Usage(wall_s=time.monotonic() - self._begin, cpu_s=0.0, max_rss_kib=1024)
+        return Usage(cpu_s=0.0, rss_kib=1024)
 
 
 @dataclass

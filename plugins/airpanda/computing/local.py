@@ -38,6 +38,7 @@ _HANDLE = re.compile(r"[A-Za-z0-9_-]{1,64}-[0-9]{1,19}")
 _BOOT = 'import sys;f=sys.stdin.buffer;exec(compile(f.read(int(f.readline())),"node_agent.py","exec"))'
 _MARK = "airpanda-node-agent "
 _RETRY_S = 30.0
+_PASSED_ON = ("dispatcher_url", "ca_dir", "proxy", "glexec", "myproxy", "idle_limit_s", "hide", "show")
 
 
 class LocalElement:
@@ -117,7 +118,7 @@ class LocalElement:
                 "slot": wire["slot"],
                 "environment": wire["environment"],
                 "scratch": self._queue.ce.directory,
-                **{k: pilot[k] for k in ("dispatcher_url", "ca_dir", "proxy", "glexec", "myproxy", "idle_limit_s")},
+                **{key: pilot[key] for key in _PASSED_ON},
             }
         )
 

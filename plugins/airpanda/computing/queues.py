@@ -69,6 +69,7 @@ class LocalCE:
 class PilotStart:
     """How the pilot starts on the node. Empty ``python``: the wrapper looks; empty ``glexec``: the pilot looks.
 
+    ``hide``: directories that a payload without a switch of its account must not see; ``show``: what it needs of them.
     ``myproxy`` (``host:port``) is only probed for reachability; the job names the server that is used.
     """
 
@@ -80,6 +81,8 @@ class PilotStart:
     glexec: str = ""
     myproxy: str = ""
     idle_limit_s: int = 60
+    hide: tuple[str, ...] = ()
+    show: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _absolute("code", self.code)
@@ -88,6 +91,9 @@ class PilotStart:
         _absolute("python", self.python, optional=True)
         _absolute("glexec", self.glexec, optional=True)
         _positive("idle_limit_s", self.idle_limit_s)
+        for key in ("hide", "show"):
+            for path in getattr(self, key):
+                _absolute(key, path)
         if self.myproxy and re.fullmatch(r"[A-Za-z0-9.\[\]:-]+:[0-9]{1,5}", self.myproxy) is None:
             raise ValueError(f"myproxy = {self.myproxy!r} must be host:port")
         url = urlsplit(self.dispatcher_url)
@@ -117,6 +123,7 @@ class PandaQueue:
         """Plain JSON values, for ``IntendedBatch.queue``."""
         wire = asdict(self)
         wire["ce"]["enter"] = list(self.ce.enter)
+        wire["pilot"] |= {"hide": list(self.pilot.hide), "show": list(self.pilot.show)}
         wire["identity_policy"] = self.identity_policy.value
         return {
             "queue": {key: wire[key] for key in ("name", "state", "identity_policy")},

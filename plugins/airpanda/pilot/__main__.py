@@ -53,7 +53,20 @@ def choose_switch(config: PilotConfig) -> IdentitySwitcher:
     from airpanda.glexec.switchers import SwitchLadder
 
     glexec = config.glexec or find_glexec(os.environ)
-    return SwitchLadder.choose(config.identity_policy, glexec=glexec, bwrap=shutil.which("bwrap"))
+    bwrap = shutil.which("bwrap")
+    # What a payload that shares the pilot's account must not see: the token, other payloads, the pilot's proxy.
+    hide = [config.workdir, config.scratch, *config.hide]
+    with_proxy = Path(config.proxy).parent
+    if with_proxy not in (Path("/"), Path("/etc"), Path("/usr")):
+        hide.append(with_proxy)
+    show = [path for path in (Path(config.ca_dir), *config.show) if path.exists()]
+    return SwitchLadder.choose(
+        config.identity_policy,
+        glexec=Path(glexec) if glexec else None,
+        bwrap=Path(bwrap) if bwrap else None,
+        hide=hide,
+        show=show,
+    )
 
 
 def _start_logging() -> None:

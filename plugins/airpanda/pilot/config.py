@@ -33,7 +33,8 @@ class Slot:
 class PilotConfig:
     """Everything that a site or the dispatcher decides for one pilot.
 
-    ``workdir`` is the pilot's own 0700 directory, ``scratch`` the directory in which sandboxes are made (payload
+    ``hide`` and ``show``: directories that a payload contained without a switch must not see, and what it needs of
+    them. ``workdir`` is the pilot's own 0700 directory, ``scratch`` the directory in which sandboxes are made (payload
     accounts must be able to pass through it). ``glexec`` empty: look where pilots look.
     """
 
@@ -54,6 +55,8 @@ class PilotConfig:
     kill_grace_s: float = 10.0
     max_log_bytes: int = 64 * 1024 * 1024
     environment: Mapping[str, str] = field(default_factory=dict)
+    hide: tuple[Path, ...] = ()
+    show: tuple[Path, ...] = ()
 
     @classmethod
     def from_json(cls, text: str, workdir: Path) -> PilotConfig:
@@ -81,8 +84,9 @@ class PilotConfig:
             policy = IdentityPolicy(values["identity_policy"])
         except ValueError:
             raise ConfigurationError("pilot.json identity_policy must be REQUIRED, OPTIONAL or NEVER") from None
+        paths = {key: _paths(key, values.get(key, [])) for key in ("hide", "show")}
         own = {"token": Secret(values["token"]), "slot": Slot(**slot), "identity_policy": policy, "workdir": workdir}
-        return cls(**{**values, **own, "scratch": Path(values.get("scratch") or workdir.parent)})
+        return cls(**{**values, **own, **paths, "scratch": Path(values.get("scratch") or workdir.parent)})
 
 
 _SLOT: dict[str, Any] = {"cores": int, "memory_mib": int, "disk_mib": int, "walltime_s": int}
@@ -103,6 +107,8 @@ _KEYS: dict[str, Any] = {
     "kill_grace_s": (int, float),
     "max_log_bytes": int,
     "environment": dict,
+    "hide": list,
+    "show": list,
 }
 _REQUIRED = frozenset(
     {"pilot_id", "tag", "token", "queue", "dispatcher_url", "ca_dir", "proxy", "identity_policy", "slot"}
@@ -120,6 +126,12 @@ def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], *, required
     missing = sorted(required - set(values))
     if missing:
         raise ConfigurationError(f"{where}: {missing[0]} is missing")
+
+
+def _paths(key: str, values: list[Any]) -> tuple[Path, ...]:
+    if not all(isinstance(value, str) and value.startswith("/") and len(value) > 1 for value in values):
+        raise ConfigurationError(f"pilot.json {key} must be absolute paths, and not the root")
+    return tuple(map(Path, values))
 
 
 def _check_url(text: str) -> None:

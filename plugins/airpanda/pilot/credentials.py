@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Callable, Protocol
 
-from airpanda.core.errors import CredentialError, NotAuthorisedError, ServiceError
+from airpanda.core.errors import AirpandaError, CredentialError
 from airpanda.pilot import errors
 from airpanda.pilot.errors import JobFault
 from airpanda.pilot.wire import Credential, Job
@@ -29,16 +29,21 @@ class OwnerProxy(Protocol):
 Retrieve = Callable[[Credential, timedelta], OwnerProxy]
 
 
-def from_myproxy(pilot_proxy: str, ca_dir: str, *, timeout_s: float = 30.0) -> Retrieve:
+def from_myproxy(pilot_proxy: str, ca_dir: str, *, timeout: timedelta = timedelta(seconds=30)) -> Retrieve:
     """The retrieval that authenticates to MyProxy with the pilot's own proxy and the lease's passphrase."""
+    from airpanda.myproxy.client import MyProxyClient
+    from airpanda.myproxy.keys import KeyPool
+    from airpanda.x509.credential import ProxyCredential
+
+    keys = KeyPool(size=2)  # one payload after another: the next key is made while this one runs
 
     def retrieve(pointer: Credential, lifetime: timedelta) -> OwnerProxy:
-        from airpanda.myproxy.client import MyProxyClient
-        from airpanda.x509.credential import ProxyCredential
-
+        try:
+            own = ProxyCredential.load(Path(pilot_proxy))
+        except CredentialError as error:  # read anew for each job: the site renews it
+            raise JobFault(errors.OWN_PROXY, str(error)) from error
         host, port = pointer.address
-        own = ProxyCredential.load(Path(pilot_proxy))
-        client = MyProxyClient(host, port, ca_dir=Path(ca_dir), credential=own, timeout=timeout_s)
+        client = MyProxyClient(host, port, ca_dir=Path(ca_dir), credential=own, timeout=timeout, keys=keys)
         return client.get(pointer.username, pointer.passphrase, cred_name=pointer.cred_name, lifetime=lifetime)
 
     return retrieve
@@ -54,10 +59,12 @@ def fetch_owner_proxy(job: Job, retrieve: Retrieve, into: Path, now: Callable[[]
     try:
         proxy = retrieve(job.credential, walltime + MARGIN)
         identity, not_after = proxy.identity, proxy.not_after
-    except (CredentialError, NotAuthorisedError) as error:
+    except CredentialError as error:
         raise JobFault(errors.NO_PROXY, str(error)) from error
-    except ServiceError as error:
-        raise JobFault(errors.MYPROXY_DOWN if error.transient else errors.NO_PROXY, str(error)) from error
+    except JobFault:
+        raise
+    except AirpandaError as error:
+        raise JobFault(errors.MYPROXY_DOWN, str(error)) from error
     if identity != job.owner_dn or job.credential.owner_dn != job.owner_dn:
         raise JobFault(errors.WRONG_PROXY, f"it names {identity!r}, the job belongs to {job.owner_dn!r}")
     if not_after < now() + walltime:

@@ -37,7 +37,8 @@ GLEXEC = Kind(1226, "the identity switch failed; the payload has not run", "the 
 NO_PROXY = Kind(
     1163, "no valid proxy of the owner could be retrieved; the payload has not run", "the owner", "user", 41
 )
-MYPROXY_DOWN = Kind(1163, "the MyProxy server failed; the payload has not run", "the operator", "system", 41)
+MYPROXY_DOWN = Kind(1163, "the MyProxy server did not serve; the payload has not run", "the operator", "system", 41)
+OWN_PROXY = Kind(1163, "the pilot's own proxy cannot be used; the payload has not run", "the site", "site", 41)
 WRONG_PROXY = Kind(
     1163, "the retrieved proxy is not the owner's; the payload has not run", "the operator", "system", 41
 )

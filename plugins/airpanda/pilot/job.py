@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
 from airpanda.core.clock import utcnow
-from airpanda.core.errors import AirpandaError, IdentitySwitchError, ServiceError, StaleReportError
+from airpanda.core.errors import AirpandaError, IdentitySwitchError, RequestError, ServiceError, StaleReportError
 from airpanda.pilot import errors, wire
 from airpanda.pilot.capture import Capture
 from airpanda.pilot.client import DispatcherClient
@@ -27,7 +27,7 @@ from airpanda.pilot.probe import free_disk_mib
 from airpanda.pilot.stopping import Stop
 
 if TYPE_CHECKING:
-    from airpanda.glexec.switchers import IdentitySwitcher, PayloadOutcome, RunningPayload
+    from airpanda.glexec.switchers import IdentitySwitcher, PayloadOutcome, RunningPayload, Usage
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ _HANDED_BACK = (
     errors.GLEXEC,
     errors.NO_PROXY,
     errors.MYPROXY_DOWN,
+    errors.OWN_PROXY,
     errors.WRONG_PROXY,
     errors.SHORT_PROXY,
     errors.NO_SPACE,
@@ -83,6 +84,8 @@ class Attempt:
     capture: Optional[Capture] = None
     sandbox: Optional[Path] = None
     credential_event: str = ""
+    began: float = 0.0
+    peak_rss_mib: float = 0.0
 
     def run(self) -> Verdict:
         """Everything, once. Does not raise: whatever goes wrong becomes a report."""
@@ -119,7 +122,7 @@ class Attempt:
         except IdentitySwitchError as error:
             not_executable = error.exit_code == 126 and self.payload is None
             kind = errors.NOT_EXECUTABLE if not_executable else errors.GLEXEC
-            self.faults.append(JobFault(kind, str(error)))
+            self.faults.append(JobFault(kind, f"{error}{self._last_words()}"))
         except JobFault as fault:
             self.faults.append(fault)
         except StaleReportError:
@@ -141,10 +144,7 @@ class Attempt:
         self._check_going_on(beat)
         files = self._stage_in(client, place)
         self._check_going_on(beat)
-        parent = Path(tempfile.mkdtemp(prefix="wn_", dir=config.scratch))
-        parent.chmod(0o711)  # the owner's account passes through to its own 0700 directory
-        self.sandbox = parent
-        self.sandbox = self.tools.switcher.make_sandbox(parent, place / "payload.proxy")
+        self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / "payload.proxy")
         if files:
             self.tools.switcher.put(self.sandbox, place / "payload.proxy", files)
         self._check_going_on(beat)
@@ -185,7 +185,7 @@ class Attempt:
         if self.tools.switcher.switches and not payload.identity_proven:
             payload.kill(0.0)
             raise IdentitySwitchError("the payload's account could not be proved from outside; it was stopped")
-        self.payload = payload
+        self.payload, self.began = payload, time.monotonic()
         self.status = "running"
         with contextlib.suppress(ServiceError):  # the heartbeat says it again
             client.update(self._report("running"))
@@ -216,8 +216,7 @@ class Attempt:
             return JobFault(errors.LEASE_LOST)
         if time.monotonic() > until:
             return JobFault(errors.WALLTIME, f"{self.job.spec.walltime_s} s")
-        assert self.payload is not None
-        rss_mib = self.payload.usage().max_rss_kib / 1024
+        rss_mib = self._measure().rss_kib / 1024
         if rss_mib > RSS_GRACE * self.job.spec.memory_mib:
             return JobFault(errors.MEMORY, f"{rss_mib:.0f} MiB, {self.job.spec.memory_mib} asked for")
         return None
@@ -245,7 +244,12 @@ class Attempt:
         assert self.capture is not None
         stored: list[tuple[str, Path]] = []
         if not self.faults and self.job.spec.outputs:
-            stored += self._collect(place).items()
+            try:
+                stored += self._collect(place).items()
+            except IdentitySwitchError as error:
+                self.faults.append(JobFault(errors.GLEXEC, f"after the payload: {error}"))
+            except JobFault as fault:
+                self.faults.append(fault)
         self.capture.finish()
         for name, path in [*stored, (wire.PAYLOAD_LOG, self.capture.log)]:
             try:
@@ -261,7 +265,11 @@ class Attempt:
         folder = place / "out"
         folder.mkdir(mode=0o700)
         limit = self.job.spec.disk_mib * _MIB
-        found = self.tools.switcher.get(self.sandbox, place / "payload.proxy", list(outputs), folder, max_bytes=limit)
+        proxy = place / "payload.proxy"
+        try:
+            found = self.tools.switcher.get(self.sandbox, proxy, list(outputs), folder, max_bytes=limit)
+        except RequestError as error:
+            raise JobFault(errors.OUTPUT_TOO_LARGE, str(error)) from error
         missing = [name for name in outputs if name not in found]
         self.faults += [JobFault(errors.OUTPUT_MISSING, name) for name in missing[:20]]
         return dict(found)
@@ -285,17 +293,33 @@ class Attempt:
             report.log_tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS)
         if outcome is not None:
             report.trans_exit_code = outcome.exit_code
-            rss_mib = outcome.max_rss_kib / 1024
-            report.use = {"wall_s": outcome.wall_s, "cpu_s": outcome.cpu_s, "max_rss_mib": rss_mib}
+            report.use = self._use(outcome.wall_s, outcome.cpu_s, outcome.max_rss_kib / 1024)
         return report
 
     def _heartbeat_report(self) -> wire.Report:
         report = self._report(self.status)
         report.trans_exit_code, report.use = None, None
         if self.payload is not None and self.outcome is None:
-            use = self.payload.usage()
-            report.use = {"wall_s": use.wall_s, "cpu_s": use.cpu_s, "max_rss_mib": use.max_rss_kib / 1024}
+            report.use = self._use(time.monotonic() - self.began, self._measure().cpu_s, 0.0)
         return report
+
+    def _measure(self) -> Usage:
+        """What the payload's tree uses now; remembers the most memory ever seen."""
+        assert self.payload is not None
+        usage = self.payload.usage()
+        self.peak_rss_mib = max(self.peak_rss_mib, usage.rss_kib / 1024)
+        return usage
+
+    def _use(self, wall_s: float, cpu_s: float, rss_mib: float) -> dict[str, float]:
+        return {"wall_s": wall_s, "cpu_s": cpu_s, "max_rss_mib": max(rss_mib, self.peak_rss_mib)}
+
+    def _last_words(self) -> str:
+        """What a launcher that refused has printed: its reason."""
+        if self.capture is None or self.payload is not None:
+            return ""
+        self.capture.finish()
+        words = " ".join(self.capture.tail(300).split())
+        return f" ({words})" if words else ""
 
     def _conclude(self, client: DispatcherClient, beat: Heartbeat) -> Verdict:
         """The final report. What it says about the node goes to the loop."""
@@ -341,11 +365,7 @@ class Attempt:
             self.capture.finish()
         if self.sandbox is not None:
             with _logged(f"{self.job}: the sandbox {self.sandbox} is not removed"):
-                parent = self.sandbox if self.sandbox.parent == self.tools.config.scratch else self.sandbox.parent
-                if parent != self.sandbox:
-                    self.tools.switcher.remove(self.sandbox, place / "payload.proxy")
-                if parent.exists():
-                    parent.rmdir()
+                self.tools.switcher.remove(self.sandbox, place / "payload.proxy")
         with _logged(f"{self.job}: {place} is not removed"):
             shutil.rmtree(place)
 
