@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, BaseOperator
+from pydantic import SecretStr
 
 from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.errors import AirpandaError, ConfigurationError
@@ -68,8 +69,7 @@ class MyProxyStageOperator(BaseOperator):
             ConfigurationError: a Connection lacks something; names it.
             ServiceError: MyProxy or the dispatcher cannot be reached.
         """
-        from airpanda.core.secret import Secret
-        from airpanda.myproxy.staging import stage
+        from airpanda.myproxy.staging import stage, unstage
 
         scope = CredentialScope(self.scope)
         proxy = owner_proxy(f"owner_{self.payload_owner}", lifetime=self.lifetime)
@@ -81,7 +81,7 @@ class MyProxyStageOperator(BaseOperator):
             server=staged.server,
             username=staged.username,
             cred_name=staged.cred_name,
-            passphrase=staged.passphrase.reveal(),
+            passphrase=SecretStr(staged.passphrase.reveal()),
             retriever_dn=retriever_dn,
             expires_at=staged.expires_at,
             scope=scope,
@@ -92,7 +92,7 @@ class MyProxyStageOperator(BaseOperator):
             view = PandaHook(self.panda_conn_id).send(calls.register_credential(registration))
         except AirpandaError:
             # Nobody will ever know its passphrase: what was staged must not stay behind.
-            client.destroy(staged.username, Secret(""), cred_name=staged.cred_name)
+            unstage(client, staged.username, staged.cred_name)
             raise
         self.log.info(
             "staged a proxy of %s at %s until %s (credential %d, retrievable only by %s)",
@@ -140,8 +140,8 @@ class MyProxyDestroyOperator(BaseOperator):
             CredentialError: MyProxy refuses; usually the credential belongs to another certificate.
             ServiceError: MyProxy or the dispatcher cannot be reached.
         """
-        from airpanda.core.secret import Secret
-        from airpanda.myproxy.errors import NoSuchCredentialError
+        from airpanda.myproxy.errors import CredentialMissingError
+        from airpanda.myproxy.staging import unstage
 
         hook = PandaHook(self.panda_conn_id)
         view = hook.send(calls.credential(int(self.credential["credential_id"])))
@@ -151,8 +151,8 @@ class MyProxyDestroyOperator(BaseOperator):
         proxy = owner_proxy(f"owner_{view.owner}", lifetime=timedelta(hours=1))
         client, _ = _repository(self.myproxy_conn_id, proxy)
         try:
-            client.destroy(view.username, Secret(""), cred_name=view.cred_name)
-        except NoSuchCredentialError:
+            unstage(client, view.username, view.cred_name)
+        except CredentialMissingError:
             self.log.info("credential %d is no longer in MyProxy", view.credential_id)
         hook.send(calls.credential_destroyed(view.credential_id))
         self.log.info("destroyed credential %d of %s", view.credential_id, view.owner_dn)

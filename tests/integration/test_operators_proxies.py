@@ -1,0 +1,148 @@
+"""Staging against Debian's real myproxy-server: what is left there, what travels, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseHook
+from support.airflow_connection import connection
+from support.canary import Canaries
+from support.http_stub import Answer, Stub, http_stub
+from support.myproxy_server import ServerProcess, start_debian
+from support.pki import Pki
+
+from airpanda.core.errors import ConfigurationError, CredentialError, RequestError, ServiceError
+from airpanda.core.secret import Secret
+from airpanda.hooks.panda import PandaHook
+from airpanda.operators.proxies import MyProxyDestroyOperator, MyProxyStageOperator
+
+pytestmark = pytest.mark.integration
+TI = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=None, try_number=1, id="u")
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="module")
+def server(pki: Pki) -> Iterator[ServerProcess]:
+    with start_debian(pki) as running:
+        yield running
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch, server: ServerProcess) -> dict[str, Any]:
+    """The Connections of a site, by id; a test may change them."""
+    cert, key = server.pki.user("alice")
+    there = {
+        "owner_alice": connection(extra_dejson={"certificate_file": str(cert), "key_file": str(key)}),
+        "myproxy_default": connection(
+            host="localhost",
+            port=server.port,
+            extra_dejson={"ca_dir": str(server.pki.ca_dir), "retriever_dn": server.pki.dn("pilot")},
+        ),
+    }
+    for hook in (BaseHook, PandaHook):
+        monkeypatch.setattr(hook, "get_connection", classmethod(lambda _cls, name: there[name]))
+    return there
+
+
+def view(state: str = "staged", **values: Any) -> Answer:
+    body = {
+        "credential_id": 3, "owner": "alice", "owner_dn": "/O=Test Grid/CN=Alice Example", "fqans": [],
+        "server": "localhost:7512", "username": "u", "cred_name": "0" * 32, "expires_at": "2030-01-01T00:00:00Z",
+        "scope": "task", "state": state,
+    }  # fmt: skip
+    return Answer(200, json.dumps(body | values).encode())
+
+
+def stage(connections: dict[str, Any], *answers: Answer) -> tuple[Any, Stub]:
+    with http_stub(*answers) as stub:
+        connections["panda_default"] = connection(port=stub.port)
+        operator = MyProxyStageOperator(task_id="t", payload_owner="alice", lifetime=timedelta(hours=5))
+        return operator.execute({"ti": TI}), stub
+
+
+def stored(server: ServerProcess) -> set[str]:
+    return {info.cred_name for info in server.client("alice").info(server.pki.dn("alice"))}
+
+
+def test_only_the_named_pilot_with_the_passphrase_gets_the_staged_proxy(
+    server: ServerProcess, connections: dict[str, Any], canaries: Canaries
+) -> None:
+    result, stub = stage(connections, view())
+    sent = json.loads(stub.seen[0].body)
+    secret: Secret[str] = Secret(sent["passphrase"])
+    got = server.client("pilot").get(sent["username"], secret, cred_name=sent["cred_name"], lifetime=timedelta(hours=1))
+    assert got.identity == sent["owner_dn"] == server.pki.dn("alice")
+    for thief, passphrase in (("pilot2", secret), ("pilot", Secret("x" * 43)), (None, secret), ("bob", secret)):
+        with pytest.raises(CredentialError):
+            server.client(thief).get(
+                sent["username"], passphrase, cred_name=sent["cred_name"], lifetime=timedelta(hours=1)
+            )
+    assert not canaries.shown_in(json.dumps(result))
+    assert set(result) == {"credential_id", "owner", "owner_dn", "expires_at"}
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, ServiceError), (422, RequestError)])
+def test_nothing_stays_behind_when_it_cannot_be_registered(
+    server: ServerProcess, connections: dict[str, Any], monkeypatch: pytest.MonkeyPatch, status: int, kind: type
+) -> None:
+    monkeypatch.setattr("airpanda.hooks.panda.time.sleep", lambda _: None)
+    before = stored(server)
+    with pytest.raises(kind):
+        stage(connections, Answer(status, b"{}"))
+    assert stored(server) == before
+
+
+def test_destroying_twice_is_no_error(server: ServerProcess, connections: dict[str, Any]) -> None:
+    _, stub = stage(connections, view())
+    sent = json.loads(stub.seen[0].body)
+    there = {"username": sent["username"], "cred_name": sent["cred_name"]}
+    operator = MyProxyDestroyOperator(task_id="d", credential={"credential_id": 3})
+    for answers in ((view(**there), view("destroyed")), (view(**there), view("destroyed")), (view("destroyed"),)):
+        with http_stub(*answers) as dispatcher:
+            connections["panda_default"] = connection(port=dispatcher.port)
+            operator.execute({"ti": TI})
+    assert sent["cred_name"] not in stored(server)
+
+
+@pytest.mark.parametrize("extra", [{}, {"certificate_file": "/x"}])
+def test_an_owner_without_certificate_is_named(connections: dict[str, Any], extra: dict[str, str]) -> None:
+    connections["owner_alice"] = connection(extra_dejson=extra)
+    with pytest.raises(ConfigurationError, match="owner_alice"):
+        stage(connections, view())
+
+
+@pytest.mark.parametrize("lacking", ["ca_dir", "retriever_dn"])
+def test_a_repository_without_its_options_is_named(connections: dict[str, Any], lacking: str) -> None:
+    del connections["myproxy_default"].extra_dejson[lacking]
+    with pytest.raises(ConfigurationError, match="myproxy_default"):
+        stage(connections, view())
+
+
+def test_an_expired_certificate_stages_nothing(server: ServerProcess, connections: dict[str, Any]) -> None:
+    cert, key = server.pki.expired_user("late")
+    connections["owner_alice"] = connection(extra_dejson={"certificate_file": str(cert), "key_file": str(key)})
+    with pytest.raises(CredentialError, match="expired"):
+        stage(connections, view())
+
+
+def test_a_key_that_others_can_read_is_refused(
+    server: ServerProcess, connections: dict[str, Any], tmp_path: Path
+) -> None:
+    cert, key = server.pki.user("alice")
+    loose = tmp_path / "key"
+    loose.write_bytes(key.read_bytes())
+    os.chmod(loose, 0o644)
+    connections["owner_alice"] = connection(extra_dejson={"certificate_file": str(cert), "key_file": str(loose)})
+    with pytest.raises(CredentialError):
+        stage(connections, view())
