@@ -18,6 +18,7 @@ from airpanda.x509.errors import CredentialFileError
 
 _ALLOW_PROXY_CERTS = 0x40  # X509_V_FLAG_ALLOW_PROXY_CERTS; ssl.VERIFY_ALLOW_PROXY_CERTS from Python 3.10
 _QUICKACK: Optional[int] = getattr(socket, "TCP_QUICKACK", None)
+_LAST_RECORDS = 64
 RECORD_BYTES = 16 * 1024
 
 
@@ -106,6 +107,16 @@ class Connection:
             return self._socket.recv(RECORD_BYTES)
         except ssl.SSLEOFError:
             return b""
+
+    def finish(self) -> None:
+        """Say that nothing more follows, and drop what the peer still sends, within bounds.
+
+        A close over unread data would reset the connection and could destroy our last words.
+        """
+        self._socket.shutdown(socket.SHUT_WR)
+        for _ in range(_LAST_RECORDS):
+            if not self.receive():
+                return
 
     def close(self) -> None:
         self._socket.close()
