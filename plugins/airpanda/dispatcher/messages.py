@@ -391,6 +391,12 @@ class WorkerReport(Message):
     reason: Text = ""
 
 
+class PilotCommand(Message):
+    """Answer to a worker report. ``drain`` means: take no more work and end."""
+
+    command: Literal["", "drain"] = ""
+
+
 # --- pilot batches (computing elements) ----------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 AUDIT_OF_LEASE = """
 INSERT INTO panda_credential_audit
     (action, credential_id, owner_dn, actor, panda_id, attempt_nr, pilot_id, node, detail)
-SELECT $1, credential_id, owner_dn, 'pilot:' || $4, $2, $3, $4, $5, $6
+SELECT $1, credential_id, owner_dn, 'pilot:' || $4::bigint, $2, $3, $4::bigint, $5, $6
 FROM panda_credential WHERE credential_id = $7
 """
 

@@ -64,17 +64,17 @@ WITH candidate AS MATERIALIZED (
     SELECT panda_id, row_number() OVER () AS nr FROM candidate
 ), leased AS (
     UPDATE panda_job j
-    SET status = 'sent', pilot_id = $8, lease_digest = ($7::bytea[])[n.nr], lease_expires_at = now() + $9::interval,
-        command = '', changed_by = 'pilot:' || $8, change_reason = ''
+    SET status = 'sent', pilot_id = $8::bigint, lease_digest = ($7::bytea[])[n.nr], lease_expires_at = now() + $9::interval,
+        command = '', changed_by = 'pilot:' || $8::bigint, change_reason = ''
     FROM numbered n WHERE j.panda_id = n.panda_id
     RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.priority, j.lease_digest, j.lease_expires_at, n.nr
 ), opened AS (
     INSERT INTO panda_attempt (panda_id, attempt_nr, status, pilot_id, lease_digest, credential_id, node)
-    SELECT panda_id, attempt_nr, 'sent', $8, lease_digest, credential_id, $10 FROM leased
+    SELECT panda_id, attempt_nr, 'sent', $8::bigint, lease_digest, credential_id, $10::text FROM leased
 ), released AS (
     INSERT INTO panda_credential_audit
         (action, credential_id, owner_dn, actor, panda_id, attempt_nr, pilot_id, node)
-    SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $8, l.panda_id, l.attempt_nr, $8, $10
+    SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $8::bigint, l.panda_id, l.attempt_nr, $8::bigint, $10::text
     FROM leased l JOIN panda_credential c USING (credential_id)
 )
 SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, s.spec,
@@ -115,18 +115,18 @@ WHERE panda_id = $1
 
 NOTE_ATTEMPT = """
 UPDATE panda_attempt
-SET status = $3,
-    node = CASE WHEN $4 <> '' THEN $4 ELSE node END,
+SET status = $3::text,
+    node = CASE WHEN $4::text <> '' THEN $4 ELSE node END,
     pilot_uid = coalesce($5, pilot_uid),
-    account_name = CASE WHEN $6 <> '' THEN $6 ELSE account_name END,
+    account_name = CASE WHEN $6::text <> '' THEN $6 ELSE account_name END,
     account_uid = coalesce($7, account_uid),
     identity_switched = coalesce($8, identity_switched),
     exit_code = coalesce($9, exit_code),
     errors = CASE WHEN $10::jsonb <> '[]' THEN $10::jsonb ELSE errors END,
     wall_s = coalesce($11, wall_s), cpu_s = coalesce($12, cpu_s), max_rss_mib = coalesce($13, max_rss_mib),
-    log_tail = CASE WHEN $14 <> '' THEN $14 ELSE log_tail END,
+    log_tail = CASE WHEN $14::text <> '' THEN $14 ELSE log_tail END,
     started_at = CASE WHEN $3 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
-    ended_at = CASE WHEN $15 THEN now() ELSE ended_at END
+    ended_at = CASE WHEN $15::boolean THEN now() ELSE ended_at END
 WHERE panda_id = $1 AND attempt_nr = $2
 """
 

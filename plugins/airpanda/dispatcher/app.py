@@ -1,0 +1,60 @@
+"""The dispatcher as an ASGI application: the same one behind Airflow's api-server and in the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import FastAPI
+
+from airpanda.core.secret import Secret
+from airpanda.core.settings import Settings
+from airpanda.dispatcher import problems
+from airpanda.dispatcher.limits import Limits
+from airpanda.dispatcher.routes import batches, credentials, health, jobs, pilots
+from airpanda.dispatcher.services import Queues, make_services
+from airpanda.dispatcher.watchdog import watch
+
+
+def create_app(
+    settings: Settings,
+    *,
+    dsn: Secret[str],
+    fernet_keys: Sequence[Secret[str]],
+    queues: Queues,
+    watchdog: bool = True,
+) -> FastAPI:
+    """The application. Its lifespan opens the database pool and runs the watchdog.
+
+    Args:
+        dsn: PostgreSQL as asyncpg wants it.
+        fernet_keys: Airflow's, the newest first.
+        queues: gives the queues as they are now.
+
+    Raises:
+        ConfigurationError: signing key or Fernet keys cannot be used.
+    """
+    services = make_services(settings, dsn=dsn, fernet_keys=fernet_keys, queues=queues)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await services.database.open()
+        task = asyncio.create_task(watch(services.jobs)) if watchdog else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            await services.database.close()
+
+    # No documentation routes: they would be open to everybody.
+    app = FastAPI(title="airpanda dispatcher", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.services = services
+    for room in (health, pilots, credentials, jobs, batches):
+        app.include_router(room.router)
+    problems.install(app)
+    app.add_middleware(Limits, max_upload_bytes=settings.max_upload_bytes)
+    return app

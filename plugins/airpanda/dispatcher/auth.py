@@ -1,0 +1,86 @@
+"""Who calls. Every route but ``/v1/health`` hangs on one of the two dependencies here; without them it is refused.
+
+A pilot may show two things: its token, always; and its own X.509 proxy, through the gateway. Where it shows a
+proxy, that must be valid, and only jobs whose credential names its DN as retriever are for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from airpanda.core.clock import utcnow
+from airpanda.core.errors import NotAuthorisedError
+from airpanda.core.secret import Secret
+from airpanda.dispatcher.services import Services
+from airpanda.dispatcher.tokens import ClientIdentity
+
+PEER_IDENTITY = "airpanda.peer_identity"
+"""Key in the ASGI ``tls`` extension: a function that gives the verified DN of the peer, or None without certificate."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """An authenticated pilot. ``dn`` is what mutual TLS proved, None without it."""
+
+    pilot_id: int
+    queue: str
+    dn: str | None
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app this request came to."""
+    services: Services = request.app.state.services
+    return services
+
+
+def pilot_caller(request: Request) -> Pilot:
+    """The pilot that calls.
+
+    Raises:
+        NotAuthorisedError: no valid pilot token, or an unacceptable certificate.
+    """
+    identity = services_of(request).issuer.verify_pilot(_bearer(request), utcnow())
+    tls = request.scope.get("extensions", {}).get("tls") or {}
+    peer = tls.get(PEER_IDENTITY)
+    return Pilot(identity.pilot_id, identity.queue, peer() if peer is not None else None)
+
+
+def client_caller(request: Request) -> ClientIdentity:
+    """The operator or person that calls.
+
+    Raises:
+        NotAuthorisedError: no valid client token.
+    """
+    return services_of(request).issuer.verify_client(_bearer(request), utcnow())
+
+
+def demand_owner(client: ClientIdentity, owner: str) -> None:
+    """Raises:
+    NotAuthorisedError: the client may not act for this owner.
+    """
+    if client.owners is not None and owner not in client.owners:
+        raise NotAuthorisedError(f"client {client.name} may not act for owner {owner!r}")
+
+
+def demand_queue(client: ClientIdentity, queue: str) -> None:
+    """Raises:
+    NotAuthorisedError: the client may not use this queue.
+    """
+    if client.queues is not None and queue not in client.queues:
+        raise NotAuthorisedError(f"client {client.name} may not use queue {queue!r}")
+
+
+def _bearer(request: Request) -> Secret[str]:
+    given = request.headers.getlist("authorization")
+    scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise NotAuthorisedError("a bearer token is needed", authenticated=False)
+    return Secret(token.strip())
+
+
+TheServices = Annotated[Services, Depends(services_of)]
+ThePilot = Annotated[Pilot, Depends(pilot_caller)]
+TheClient = Annotated[ClientIdentity, Depends(client_caller)]

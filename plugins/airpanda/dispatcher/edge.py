@@ -1,0 +1,70 @@
+"""The outermost edge: Airflow's configuration becomes the dispatcher's application."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+
+from airflow.configuration import conf
+from fastapi import FastAPI
+
+from airpanda.computing.queues import PandaQueue, load_queues
+from airpanda.core.errors import ConfigurationError
+from airpanda.core.secret import Secret
+from airpanda.core.settings import Settings
+from airpanda.db.pool import dsn_of
+from airpanda.dispatcher.app import create_app
+
+QUEUES_MAX_AGE_S = 30.0
+
+
+def airflow_app() -> FastAPI:
+    """The application for this Airflow.
+
+    Raises:
+        ConfigurationError: names the option that is missing or wrong.
+    """
+    settings = read_settings()
+    url = conf.get("database", "sql_alchemy_conn")
+    if not url.startswith("postgresql"):
+        raise ConfigurationError("[database] sql_alchemy_conn: airpanda's job store needs PostgreSQL")
+    keys = [Secret(key) for key in conf.get("core", "fernet_key").split(",") if key.strip()]
+    queues = QueueDirectory(settings.include_dir / "queues")
+    return create_app(settings, dsn=Secret(dsn_of(url)), fernet_keys=keys, queues=queues.current)
+
+
+def read_settings() -> Settings:
+    """``[airpanda]`` of airflow.cfg.
+
+    Raises:
+        ConfigurationError: names the option.
+    """
+    return Settings.from_options({key: str(value) for key, value in (conf.getsection("airpanda") or {}).items()})
+
+
+class QueueDirectory:
+    """Queue files, read again when older than half a minute.
+
+    A file that has become wrong keeps the last good state out of use: a site's mistake is answered, not ignored.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = Lock()
+        self._queues: Mapping[str, PandaQueue] = {}
+        self._read_at = -QUEUES_MAX_AGE_S
+
+    def current(self) -> Mapping[str, PandaQueue]:
+        """The queues by name.
+
+        Raises:
+            ConfigurationError: a file is wrong.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now - self._read_at >= QUEUES_MAX_AGE_S:
+                self._queues = load_queues(self._directory)
+                self._read_at = now
+            return self._queues

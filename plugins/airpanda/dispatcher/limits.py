@@ -1,0 +1,104 @@
+"""Bodies that are too long or too slow, stopped before anything parses them; and exceptions nobody expected.
+
+Plain ASGI: it also stands before routes that stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from airpanda.core.errors import AirpandaError, RequestError
+from airpanda.dispatcher.problems import answer
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_SUBMISSION_BYTES = 256 * 1024 * 1024
+CHUNK_TIMEOUT_S = 60.0
+_log = logging.getLogger(__name__)
+
+
+class TooLargeError(RequestError):
+    """The body is longer than this route takes."""
+
+
+class TooSlowError(RequestError):
+    """The body stopped coming."""
+
+
+class Limits:
+    """Wraps the app. ``max_upload_bytes`` is for files, which the route counts itself as well."""
+
+    def __init__(self, app: ASGIApp, *, max_upload_bytes: int) -> None:
+        self._app = app
+        self._max_upload_bytes = max_upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        guard = _Guard(self._limit(scope), receive, send)
+        try:
+            if (announced := _content_length(scope)) is not None and announced > guard.limit:
+                raise TooLargeError(f"the body has {announced} bytes; this route takes {guard.limit}")
+            await self._app(scope, guard.receive, guard.send)
+        except AirpandaError as error:
+            await guard.refuse(error, scope)
+        except Exception:
+            # The outermost frame: a failure of one request must neither show its text nor end the server.
+            _log.exception("unexpected failure of %s %s", scope["method"], scope["path"])
+            if guard.started:
+                raise
+            await answer(500, "unexpected failure; the operators find it in the log", "airpanda")(scope, receive, send)
+
+    def _limit(self, scope: Scope) -> int:
+        path = scope["path"]
+        if scope["method"] == "PUT":
+            return self._max_upload_bytes
+        return MAX_SUBMISSION_BYTES if path.endswith("/v1/job/submit") else MAX_BODY_BYTES
+
+
+class _Guard:
+    """Counts what comes in and notes whether an answer has begun."""
+
+    def __init__(self, limit: int, receive: Receive, send: Send) -> None:
+        self.limit = limit
+        self.started = False
+        self._receive = receive
+        self._send = send
+        self._seen = 0
+        self._whole = False
+
+    async def receive(self) -> Message:
+        if self._whole:  # waits for the disconnect, however long that takes
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), CHUNK_TIMEOUT_S)
+        except TimeoutError:
+            raise TooSlowError(f"no byte of the body came for {CHUNK_TIMEOUT_S:.0f} s") from None
+        if message["type"] == "http.request":
+            self._seen += len(message.get("body", b""))
+            self._whole = not message.get("more_body", False)
+            if self._seen > self.limit:
+                raise TooLargeError(f"the body is longer than the {self.limit} bytes that this route takes")
+        return message
+
+    async def send(self, message: Message) -> None:
+        self.started = True
+        await self._send(message)
+
+    async def refuse(self, error: AirpandaError, scope: Scope) -> None:
+        if self.started:
+            raise error
+        status = 413 if isinstance(error, TooLargeError) else 408 if isinstance(error, TooSlowError) else 400
+        # The rest of the body is not read: the connection cannot be used on.
+        response = answer(status, str(error), error.code, {"Connection": "close"})
+        await response(scope, self._receive, self._send)
+
+
+def _content_length(scope: Scope) -> int | None:
+    headers: list[tuple[bytes, Any]] = scope["headers"]
+    text = next((value for name, value in headers if name == b"content-length"), b"")
+    return int(text) if text.isdigit() else None

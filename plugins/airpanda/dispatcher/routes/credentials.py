@@ -1,0 +1,46 @@
+"""The registry of staged proxies, for operators and people."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from airpanda.core.clock import utcnow
+from airpanda.core.identity import MAX_DN_CHARS
+from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner
+from airpanda.dispatcher.messages import AuditEntry, CredentialRegistration, CredentialView
+from airpanda.dispatcher.routes import Id
+
+router = APIRouter(prefix="/v1/creds", dependencies=[Depends(client_caller)])
+OwnerDn = Annotated[str | None, Query(max_length=MAX_DN_CHARS, pattern=r"^[^\x00]*$")]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+@router.post("/register", status_code=201)
+async def register(wanted: CredentialRegistration, client: TheClient, services: TheServices) -> CredentialView:
+    """Remember a credential that now lies in MyProxy."""
+    demand_owner(client, wanted.owner)
+    return await services.credentials.register(wanted, actor=f"client:{client.name}", now=utcnow())
+
+
+@router.get("/audit")
+async def audit(
+    client: TheClient, services: TheServices, owner_dn: OwnerDn = None, limit: Limit = 100
+) -> list[AuditEntry]:
+    """Who used whose credential, where and when; the newest first."""
+    return await services.credentials.audit(owner_dn=owner_dn, owners=client.owners, limit=limit)
+
+
+@router.get("/{credential_id}")
+async def get(credential_id: Id, client: TheClient, services: TheServices) -> CredentialView:
+    """A staged credential without its secret."""
+    return await services.credentials.get(credential_id, owners=client.owners, now=utcnow())
+
+
+@router.post("/{credential_id}/destroyed")
+async def destroyed(credential_id: Id, client: TheClient, services: TheServices) -> CredentialView:
+    """Note that it is gone from MyProxy."""
+    return await services.credentials.destroyed(
+        credential_id, owners=client.owners, actor=f"client:{client.name}", now=utcnow()
+    )

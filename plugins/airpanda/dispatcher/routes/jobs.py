@@ -1,0 +1,115 @@
+"""Jobs, panda tasks and their files, for operators and people."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import FileResponse, PlainTextResponse
+
+from airpanda.core.clock import utcnow
+from airpanda.core.errors import RequestError
+from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner, demand_queue
+from airpanda.dispatcher.messages import (
+    JobSpec,
+    JobSubmission,
+    JobView,
+    KillRequest,
+    SubmissionReply,
+    TaskProgress,
+)
+from airpanda.dispatcher.routes import Id, LfnInPath
+from airpanda.dispatcher.routes.pilots import send_file
+from airpanda.dispatcher.services import QueueLike
+
+MAX_LOG_BYTES = 1024 * 1024
+router = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)])
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Offset = Annotated[int, Query(ge=0, le=10**9)]
+
+
+@router.post("/job/submit")
+async def submit(wanted: JobSubmission, client: TheClient, services: TheServices) -> SubmissionReply:
+    """Store the jobs of one panda task; a repeat of a key changes nothing."""
+    demand_owner(client, wanted.owner)
+    demand_queue(client, wanted.queue)
+    queue = services.queue(wanted.queue)
+    for spec in wanted.jobs:
+        demand_fits(spec, queue)
+    return await services.submissions.submit(wanted, actor=f"client:{client.name}", now=utcnow())
+
+
+@router.get("/job/{panda_id}")
+async def job(panda_id: Id, client: TheClient, services: TheServices) -> JobView:
+    """A job with all its attempts."""
+    return await services.reader.job(panda_id, owners=client.owners)
+
+
+@router.get("/job/{panda_id}/log", response_class=PlainTextResponse)
+async def log(panda_id: Id, client: TheClient, services: TheServices) -> PlainTextResponse:
+    """The payload's log of the latest attempt, at most its last megabyte; while it runs, its last lines."""
+    last = await services.reader.last_log(panda_id, owners=client.owners)
+    if last.blob is None:
+        return PlainTextResponse(last.tail, headers={"X-Content-Type-Options": "nosniff"})
+    raw = await asyncio.to_thread(_tail, services.files.blob(last.blob))
+    return PlainTextResponse(raw.decode(errors="replace"), headers={"X-Content-Type-Options": "nosniff"})
+
+
+@router.get("/task/{task_id}/progress")
+async def progress(task_id: Id, client: TheClient, services: TheServices) -> TaskProgress:
+    """Jobs by state; one cheap query whatever their number."""
+    return await services.reader.progress(task_id, owners=client.owners)
+
+
+@router.get("/task/{task_id}/jobs")
+async def jobs(
+    task_id: Id, client: TheClient, services: TheServices, limit: Limit = 100, offset: Offset = 0
+) -> list[JobView]:
+    """Jobs of a panda task in the order of submission."""
+    return await services.reader.jobs(task_id, owners=client.owners, limit=limit, offset=offset)
+
+
+@router.post("/task/{task_id}/kill")
+async def kill(task_id: Id, request: KillRequest, client: TheClient, services: TheServices) -> TaskProgress:
+    """Cancel what is not final; with ``ti`` only while that try owns the jobs."""
+    await services.reader.demand_task(task_id, owners=client.owners)
+    return await services.jobs.kill(task_id, request, actor=f"client:{client.name}")
+
+
+@router.post("/task/{task_id}/retry")
+async def retry(task_id: Id, client: TheClient, services: TheServices) -> TaskProgress:
+    """A new attempt for every failed, cancelled or closed job."""
+    await services.reader.demand_task(task_id, owners=client.owners)
+    return await services.jobs.retry(task_id, actor=f"client:{client.name}")
+
+
+@router.get("/file/{panda_id}/{lfn}")
+async def get_file(panda_id: Id, lfn: LfnInPath, client: TheClient, services: TheServices) -> FileResponse:
+    """An output of the latest finished attempt."""
+    return send_file(await services.files.output(panda_id, lfn, owners=client.owners))
+
+
+def demand_fits(spec: JobSpec, queue: QueueLike) -> None:
+    """Refuse at submission what no pilot of the queue could ever take.
+
+    Raises:
+        RequestError: names what is too much.
+    """
+    for need, wanted, offered in (
+        ("cores", spec.cores, queue.slot.cores),
+        ("memory_mib", spec.memory_mib, queue.slot.memory_mib),
+        ("disk_mib", spec.disk_mib, queue.slot.disk_mib),
+        ("walltime_s", spec.walltime_s, queue.slot.walltime_s),
+    ):
+        if wanted > offered:
+            raise RequestError(
+                f"job {spec.job_name} asks for {need} = {wanted}, but a pilot of queue {queue.name} has {offered}"
+            )
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - MAX_LOG_BYTES))
+        return file.read(MAX_LOG_BYTES)

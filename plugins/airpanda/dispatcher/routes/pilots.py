@@ -1,0 +1,92 @@
+"""What pilots ask and report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import FileResponse
+
+from airpanda.core.errors import RequestError
+from airpanda.core.secret import Secret
+from airpanda.dispatcher.auth import Pilot, ThePilot, TheServices, pilot_caller
+from airpanda.dispatcher.messages import (
+    AcquireReply,
+    FileView,
+    JobReport,
+    PilotCommand,
+    PilotOffer,
+    ReportReply,
+    WorkerReport,
+)
+from airpanda.dispatcher.routes import AttemptNr, Id, LfnInPath
+from airpanda.jobs.files import Stored
+from airpanda.jobs.store import Lease
+
+IDLE_WAIT_S = 5.0
+router = APIRouter(prefix="/v1/pilot", dependencies=[Depends(pilot_caller)])
+LeaseToken = Annotated[str, Header(alias="X-Airpanda-Lease", min_length=1, max_length=200)]
+Sha256 = Annotated[str, Header(alias="X-Airpanda-Sha256", pattern=r"^[0-9a-f]{64}$")]
+
+
+@router.post("/acquire_jobs")
+async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices) -> AcquireReply:
+    """Lease matching jobs to this pilot, each with what it needs to retrieve the owner's proxy."""
+    if offer.site_name != pilot.queue:
+        raise RequestError(f"this pilot belongs to queue {pilot.queue}, not {offer.site_name}")
+    served = await services.pilots.seen(pilot.pilot_id, pilot.queue, node=offer.node, dn=pilot.dn or "")
+    queue = services.queues().get(pilot.queue)
+    if not served or queue is None or not queue.is_online:
+        return AcquireReply(jobs=[], wait_s=0, command="drain")
+    jobs = await services.jobs.acquire(offer, pilot_id=pilot.pilot_id, queue=pilot.queue, pilot_dn=pilot.dn)
+    return AcquireReply(jobs=jobs, wait_s=0 if jobs else IDLE_WAIT_S)
+
+
+@router.post("/update_job")
+async def update_job(report: JobReport, pilot: ThePilot, services: TheServices) -> ReportReply:
+    """A change of status, or a heartbeat; renews the lease and answers with a command."""
+    return await services.jobs.update(report, pilot_id=pilot.pilot_id)
+
+
+@router.post("/update_worker_status")
+async def update_worker_status(report: WorkerReport, pilot: ThePilot, services: TheServices) -> PilotCommand:
+    """The pilot's own life: started with its probe, benched, finished."""
+    allowed = await services.pilots.report(pilot.pilot_id, pilot.queue, report, dn=pilot.dn or "")
+    return PilotCommand(command="" if allowed else "drain")
+
+
+@router.get("/input/{panda_id}/{attempt_nr}/{lfn}")
+async def get_input(
+    panda_id: Id, attempt_nr: AttemptNr, lfn: LfnInPath, lease: LeaseToken, pilot: ThePilot, services: TheServices
+) -> FileResponse:
+    """A declared input of a leased job."""
+    held = _lease(panda_id, attempt_nr, pilot, lease)
+    return send_file(await services.files.input_for(held, lfn))
+
+
+@router.put("/file/{panda_id}/{attempt_nr}/{lfn}", status_code=201)
+async def put_file(
+    panda_id: Id,
+    attempt_nr: AttemptNr,
+    lfn: LfnInPath,
+    lease: LeaseToken,
+    sha256: Sha256,
+    request: Request,
+    pilot: ThePilot,
+    services: TheServices,
+) -> FileView:
+    """Store a declared output or ``payload.log`` of a leased job."""
+    held = _lease(panda_id, attempt_nr, pilot, lease)
+    return await services.files.put(held, lfn, request.stream(), sha256=sha256)
+
+
+def send_file(stored: Stored) -> FileResponse:
+    """The bytes with their checksum, never as something a browser would run."""
+    headers = {"X-Airpanda-Sha256": stored.sha256, "X-Content-Type-Options": "nosniff"}
+    return FileResponse(
+        stored.path, headers=headers, media_type="application/octet-stream", content_disposition_type="attachment"
+    )
+
+
+def _lease(panda_id: int, attempt_nr: int, pilot: Pilot, token: str) -> Lease:
+    return Lease(panda_id, attempt_nr, pilot.pilot_id, Secret(token))

@@ -1,0 +1,100 @@
+"""What the routes work with, wired once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from airpanda.core.errors import RequestError
+from airpanda.core.secret import Secret
+from airpanda.core.settings import Settings
+from airpanda.credentials.registry import CredentialRegistry
+from airpanda.credentials.vault import Vault
+from airpanda.db.pool import Database
+from airpanda.dispatcher.tokens import Issuer
+from airpanda.jobs.files import FileStore
+from airpanda.jobs.pilots import PilotRegistry
+from airpanda.jobs.store import JobStore
+from airpanda.jobs.submission import Submissions
+from airpanda.jobs.views import JobReader
+
+
+class SlotLike(Protocol):
+    """What one pilot of a queue may use."""
+
+    @property
+    def cores(self) -> int: ...
+    @property
+    def memory_mib(self) -> int: ...
+    @property
+    def disk_mib(self) -> int: ...
+    @property
+    def walltime_s(self) -> int: ...
+
+
+class QueueLike(Protocol):
+    """What the dispatcher needs of a PanDA queue; ``airpanda.computing.queues.PandaQueue`` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_online(self) -> bool: ...
+    @property
+    def slot(self) -> SlotLike: ...
+    def to_wire(self) -> dict[str, Any]: ...
+
+
+Queues = Callable[[], Mapping[str, QueueLike]]
+
+
+@dataclass(frozen=True)
+class Services:
+    """One of each, sharing one pool."""
+
+    settings: Settings
+    database: Database
+    issuer: Issuer
+    queues: Queues
+    credentials: CredentialRegistry
+    jobs: JobStore
+    submissions: Submissions
+    reader: JobReader
+    pilots: PilotRegistry
+    files: FileStore
+
+    def queue(self, name: str) -> QueueLike:
+        """A queue by name.
+
+        Raises:
+            RequestError: there is none.
+        """
+        found = self.queues().get(name)
+        if found is None:
+            raise RequestError(f"there is no queue {name!r}: name one of include/queues")
+        return found
+
+
+def make_services(
+    settings: Settings, *, dsn: Secret[str], fernet_keys: Sequence[Secret[str]], queues: Queues
+) -> Services:
+    """Wire everything; opens nothing yet.
+
+    Raises:
+        ConfigurationError: signing key or Fernet keys cannot be used.
+    """
+    database = Database(dsn)
+    credentials = CredentialRegistry(database, Vault(fernet_keys))
+    settings.file_store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Services(
+        settings=settings,
+        database=database,
+        issuer=Issuer(settings.signing_key),
+        queues=queues,
+        credentials=credentials,
+        jobs=JobStore(database, credentials, lease=settings.lease, heartbeat=settings.heartbeat_interval),
+        submissions=Submissions(database),
+        reader=JobReader(database),
+        pilots=PilotRegistry(database),
+        files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),
+    )

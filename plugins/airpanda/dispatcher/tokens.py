@@ -1,0 +1,151 @@
+"""Bearer tokens: JWTs signed with the dispatcher's own Ed25519 key, one audience for each kind of caller.
+
+A pilot token is worth one pilot on one queue; a client token names the owners and queues its bearer may act for.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from airpanda.core.errors import ConfigurationError, NotAuthorisedError
+from airpanda.core.secret import Secret
+
+PILOT_AUDIENCE = "urn:airpanda:pilot"
+CLIENT_AUDIENCE = "urn:airpanda:client"
+ISSUER = "airpanda"
+MAX_TOKEN_CHARS = 8192
+_ALGORITHM = "EdDSA"
+_ALL = "*"
+
+
+@dataclass(frozen=True)
+class PilotIdentity:
+    """Whom a valid pilot token speaks for."""
+
+    pilot_id: int
+    queue: str
+
+
+@dataclass(frozen=True)
+class ClientIdentity:
+    """Whom a valid client token speaks for; ``owners`` and ``queues`` are None where it may act for all."""
+
+    name: str
+    owners: frozenset[str] | None
+    queues: frozenset[str] | None
+
+
+class Issuer:
+    """Mints and verifies with one key.
+
+    Raises:
+        ConfigurationError: the key file is missing, readable by others, or no Ed25519 key.
+    """
+
+    def __init__(self, key_path: Path) -> None:
+        self._key = _read_key(key_path)
+        self._public = self._key.public_key()
+
+    def client_token(
+        self, name: str, owners: Iterable[str], queues: Iterable[str], lifetime: timedelta, now: datetime
+    ) -> Secret[str]:
+        """For an operator's Connection or a person. ``["*"]`` stands for all owners, or all queues."""
+        claims = {"aud": CLIENT_AUDIENCE, "sub": name, "owners": list(owners), "queues": list(queues)}
+        return self._mint(claims, lifetime, now)
+
+    def pilot_token(self, pilot_id: int, queue: str, lifetime: timedelta, now: datetime) -> Secret[str]:
+        """For one pilot."""
+        return self._mint({"aud": PILOT_AUDIENCE, "sub": str(pilot_id), "queue": queue}, lifetime, now)
+
+    def verify_pilot(self, token: Secret[str], now: datetime) -> PilotIdentity:
+        """Raises:
+        NotAuthorisedError: not a valid pilot token now.
+        """
+        claims = self._verify(token, PILOT_AUDIENCE, now)
+        subject, queue = claims["sub"], claims.get("queue")
+        if not subject.isascii() or not subject.isdigit() or not isinstance(queue, str):
+            raise _unknown()
+        return PilotIdentity(int(subject), queue)
+
+    def verify_client(self, token: Secret[str], now: datetime) -> ClientIdentity:
+        """Raises:
+        NotAuthorisedError: not a valid client token now.
+        """
+        claims = self._verify(token, CLIENT_AUDIENCE, now)
+        return ClientIdentity(claims["sub"], _names(claims.get("owners")), _names(claims.get("queues")))
+
+    def _mint(self, claims: dict[str, Any], lifetime: timedelta, now: datetime) -> Secret[str]:
+        whole = {**claims, "iss": ISSUER, "iat": now, "exp": now + lifetime}
+        return Secret(jwt.encode(whole, self._key, algorithm=_ALGORITHM))
+
+    def _verify(self, token: Secret[str], audience: str, now: datetime) -> dict[str, Any]:
+        if len(token.reveal()) > MAX_TOKEN_CHARS:
+            raise _unknown()
+        try:
+            claims = jwt.decode(
+                token.reveal(),
+                self._public,
+                algorithms=[_ALGORITHM],
+                audience=audience,
+                issuer=ISSUER,
+                # The clock is an argument here; iat says nothing that exp does not.
+                options={"require": ["exp", "sub", "aud", "iss"], "verify_exp": False, "verify_iat": False},
+            )
+        except jwt.InvalidTokenError:
+            raise _unknown() from None
+        expires = claims["exp"]
+        if not isinstance(expires, int | float) or expires <= now.timestamp():
+            raise NotAuthorisedError("the bearer token has expired: get a fresh one", authenticated=False)
+        return claims
+
+
+def create_key(path: Path) -> None:
+    """Write a fresh key, 0600.
+
+    Raises:
+        FileExistsError: there is a key already; it is not replaced.
+    """
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(pem)
+
+
+def _read_key(path: Path) -> Ed25519PrivateKey:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            pem = file.read(65536)
+    except OSError as error:
+        raise ConfigurationError(f"[airpanda] signing_key {path} cannot be read: {error.strerror}") from error
+    if mode & 0o077:
+        raise ConfigurationError(f"[airpanda] signing_key {path} has mode {mode:04o}: others may read it; chmod 600 it")
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        raise ConfigurationError(f"[airpanda] signing_key {path} holds no unencrypted PEM key") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigurationError(f"[airpanda] signing_key {path} is no Ed25519 key")
+    return key
+
+
+def _names(claim: object) -> frozenset[str] | None:
+    """None for all; a claim that is no list of names allows nobody."""
+    if not isinstance(claim, list) or not all(isinstance(name, str) for name in claim):
+        return frozenset()
+    return None if claim == [_ALL] else frozenset(claim)
+
+
+def _unknown() -> NotAuthorisedError:
+    return NotAuthorisedError("the bearer token is not one of this dispatcher for this use", authenticated=False)

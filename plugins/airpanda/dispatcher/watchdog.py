@@ -1,0 +1,37 @@
+"""The loop that takes jobs from silent pilots and keeps the counts short. Any number of them may run at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from airpanda.core.errors import ServiceError
+from airpanda.jobs.store import JobStore
+
+PERIOD_S = 3.0
+_CREDENTIALS_EVERY = 10
+_log = logging.getLogger(__name__)
+
+
+async def watch(jobs: JobStore, *, period_s: float = PERIOD_S) -> None:
+    """Run for ever; failures are logged and the next round tries again."""
+    round_nr = 0
+    while True:
+        try:
+            await one_round(jobs, credentials=round_nr % _CREDENTIALS_EVERY == 0)
+            round_nr += 1
+        except ServiceError as error:
+            _log.warning("watchdog: %s", error)
+        except Exception:  # noqa: BLE001
+            # The outermost frame of a loop that must not end: without it no lease would ever run out.
+            _log.exception("watchdog: unexpected failure")
+        await asyncio.sleep(period_s)
+
+
+async def one_round(jobs: JobStore, *, credentials: bool = True) -> None:
+    """What is due now; harmless to repeat and to run twice at once."""
+    for panda_id in await jobs.expire():
+        _log.warning("panda_id=%s lost its pilot's heartbeat", panda_id)
+    if credentials and (closed := await jobs.close_without_credential()):
+        _log.warning("%s jobs closed: their owner's credential ends too soon", closed)
+    await jobs.fold_counts()
