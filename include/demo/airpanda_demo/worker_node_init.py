@@ -186,7 +186,7 @@ def _install_launcher(spec: dict[str, Any]) -> None:
     for path in (GRID_SECURITY, certificates):
         path.chmod(0o755)
     (GRID_SECURITY / "grid-mapfile").write_text(spec["mapfile"])
-    options = {"syslog": "no", **spec["options"]}
+    options = {"show": "\n".join(spec["software"]), "syslog": "no", **spec["options"]}
     if spec["pools"]:
         gridmapdir = GRID_SECURITY / "gridmapdir"
         gridmapdir.mkdir()

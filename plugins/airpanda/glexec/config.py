@@ -31,6 +31,7 @@ class LauncherConfig:
     minimum_uid: int = 1000
     minimum_gid: int = 1000
     hide: tuple[Path, ...] = ()
+    show: tuple[Path, ...] = ()
     hide_caller_home: bool = True
     private_tmp: bool = True
     tmp_mib: int = 1024
@@ -124,6 +125,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "minimum_uid": _count,
     "minimum_gid": _count,
     "hide": _paths,
+    "show": _paths,
     "hide_caller_home": _flag,
     "private_tmp": _flag,
     "tmp_mib": _count,

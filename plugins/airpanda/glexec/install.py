@@ -36,6 +36,7 @@ _OPTIONS = (
     ("minimum_uid", "No payload runs under an account below this uid,", "1000"),
     ("minimum_gid", "or in a group below this gid.", "1000"),
     ("hide", "Paths that a payload must not see, one a line.", ""),
+    ("show", "Read-only directories inside hidden or private places that payloads need, such as software.", ""),
     ("hide_caller_home", "Hide the pilot's home directory from its payloads.", "yes"),
     ("private_tmp", "Give each payload its own empty /tmp, /var/tmp and /dev/shm,", "yes"),
     ("tmp_mib", "each at most this large.", "1024"),

@@ -99,7 +99,7 @@ def _end_all(payload: int, status: Optional[int]) -> int:
 
 def remove_proxy(plan: Plan) -> None:
     """Remove the payload's copy of the proxy, as its account. Inside a private /tmp the kernel does it."""
-    if plan.proxy is None or plan.proxy.directory is None:
+    if plan.proxy is None or plan.proxy.directory is None or not plan.proxy.made[0]:
         return
     path = plan.proxy.path
 

@@ -101,5 +101,6 @@ def _write_proxy(proxy: TargetProxy, uid: int) -> None:
             raise OSError(f"{parent} changed while the payload was being prepared")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(name, flags, 0o600, dir_fd=directory), "wb") as file:
+        proxy.made[0] = 1
         file.write(proxy.pem.reveal())
     os.close(directory)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 from airpanda.core.identity import Account
@@ -47,11 +48,16 @@ class Place:
 
 @dataclass(frozen=True)
 class TargetProxy:
-    """The payload's copy: where it goes and what is in it. ``directory`` is None inside the private /tmp."""
+    """The payload's copy: where it goes and what is in it. ``directory`` is None inside the private /tmp.
+
+    ``made`` is one byte that all processes of a run share: it is set once the file is this run's own, and only then
+    may the file be removed.
+    """
 
     path: str
     directory: Optional[Place]
     pem: Secret[bytes]
+    made: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1), repr=False)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Plan:
     directory: Optional[Place]
     proxy: Optional[TargetProxy]
     hide: tuple[str, ...]
+    show: tuple[str, ...]
     private_tmp: bool
     tmp_mib: int
     max_processes: int
@@ -88,6 +95,7 @@ def make_plan(request: Request, config: LauncherConfig, account: Account, home: 
         directory=Place.of(request.directory),
         proxy=proxy,
         hide=_hidden(request.caller, config),
+        show=tuple(map(str, config.show)),
         private_tmp=config.private_tmp,
         tmp_mib=config.tmp_mib,
         max_processes=config.max_processes,

@@ -31,10 +31,12 @@ def read_proxy(path: Optional[str], variable: str, caller: Caller) -> Secret[byt
         descriptor = open_as(caller.account, lambda: os.open(path, _FLAGS))
     except OSError as error:
         raise client_error(f"{variable}: the caller cannot open this file: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         _check(os.fstat(descriptor), variable, caller)
         _lock(descriptor, variable)
-        data = file.read(MAX_BYTES + 1)
+        data = os.read(descriptor, MAX_BYTES + 1)  # a regular file: whole, up to the limit
+    finally:
+        os.close(descriptor)
     if not 1 <= len(data) <= MAX_BYTES or b"\0" in data:
         raise client_error(f"{variable}: a proxy file has 1 byte to 64 KiB of text")
     return Secret(data)

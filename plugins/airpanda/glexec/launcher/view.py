@@ -24,9 +24,14 @@ def make_private_view(plan: Plan) -> None:
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     temporary = [path for path in TEMPORARY if os.path.isdir(path)] if plan.private_tmp else []
     roots = outermost([*plan.hide, *temporary])
+    shown = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in plan.show if _is_covered(path, roots)]
     kept = _open_kept(plan, roots)
     for root in roots:
         _cover(root, f"mode=1777,size={plan.tmp_mib}m" if root in temporary else "mode=0711,size=1m")
+    for path, descriptor in shown:
+        _make_path(path)
+        kernel.bind(f"/proc/self/fd/{descriptor}", path, read_only=True)
+        os.close(descriptor)
     for place, descriptor in kept:
         _make_path(place.path)
         kernel.mount(f"/proc/self/fd/{descriptor}", place.path, None, kernel.MS_BIND)
@@ -48,10 +53,14 @@ def is_below(path: str, root: str) -> bool:
     return path.startswith(root.rstrip("/") + "/")
 
 
+def _is_covered(path: str, roots: Sequence[str]) -> bool:
+    return os.path.isdir(path) and any(is_below(path, root) for root in roots)
+
+
 def _open_kept(plan: Plan, roots: Sequence[str]) -> list[tuple[Place, int]]:
     """Descriptors of what must stay visible, outermost first; opened before anything is covered."""
     wanted = [plan.directory, plan.proxy.directory if plan.proxy else None]
-    places = {p.path: p for p in wanted if p is not None and any(is_below(p.path, root) for root in roots)}
+    places = {p.path: p for p in wanted if p is not None and _is_covered(p.path, roots)}
     kept = []
     for path in outermost(places):
         descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
