@@ -9,17 +9,22 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.launcher import ALICE_UID, BOB_UID, HOME, PILOT_UID, Site, host_status, make_site, running_site, wait_for
 
 import airpanda
-from support.launcher import ALICE_UID, BOB_UID, HOME, PILOT_UID, Site, host_status, make_site, site  # noqa: F401
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 PLUGINS = str(Path(airpanda.__file__).parent.parent)
+
+
+@pytest.fixture(scope="module", name="site")
+def node_site() -> Iterator[Site]:
+    yield from make_site()
 
 
 def on_node(site: Site, code: str, *arguments: str) -> object:
@@ -82,8 +87,8 @@ def test_a_payload_from_sandbox_to_outputs(site: Site) -> None:
     box = switcher.make_sandbox(work, proxy)
     switcher.put(box, proxy, {"in.txt": work / "in.txt"})
     run = switcher.launch(
-        ["/bin/sh", "-c", 'cat in.txt > out.txt; echo "$0|$A|$HOME|$PWD" ; ls -ln "$X509_USER_PROXY"; ln -s /etc/passwd link;'
-         'sleep 0.3; exit 7', "a b'c $X"],
+        ["/bin/sh", "-c", 'cat in.txt > out.txt; echo "$0|$A|$HOME|$PWD" ; ls -ln "$X509_USER_PROXY";'
+         'ln -s /etc/passwd link; sleep 0.3; exit 7', "a b'c $X"],
         env={"A": "x y\\n'z\\""}, sandbox=box, proxy=proxy,
         stdout=work / "out.log", stderr=work / "err.log", label="label 1")
     first = outcome(run)
@@ -113,8 +118,9 @@ def test_a_payload_from_sandbox_to_outputs(site: Site) -> None:
 def test_kill_ends_the_whole_tree_as_seen_from_the_host(site: Site) -> None:
     code = """
     box = switcher.make_sandbox(work, proxy)
-    run = switcher.launch(["/bin/sh", "-c", "trap '' TERM; (setsid sleep 600 &) ; sleep 600; sleep 600"], env={}, sandbox=box,
-        proxy=proxy, stdout=work / "o2", stderr=work / "e2", label="")
+    run = switcher.launch(
+        ["/bin/sh", "-c", "trap '' TERM; (setsid sleep 600 &) ; sleep 600; sleep 600"],
+        env={}, sandbox=box, proxy=proxy, stdout=work / "o2", stderr=work / "e2", label="")
     assert run.wait(0.5) is None
     used = run.usage()
     run.kill(0.5)
@@ -160,30 +166,19 @@ def test_removing_a_mapping_refuses_the_next_launch_unharmed(site: Site) -> None
 
 
 def test_everything_ends_with_the_nodes_first_process() -> None:
-    for one in make_site():
+    with running_site() as one:
         process = one.start(
             one.glexec, "/bin/sleep", "600", env={"GLEXEC_CLIENT_CERT": str(one.put_proxy())}, stdin=subprocess.DEVNULL
         )
-        wait_for(lambda site=one: site.processes(ALICE_UID))
+        wait_for(lambda: one.processes(ALICE_UID))
         os.kill(one.node.init_pid, signal.SIGKILL)
         process.wait(20)
-        assert wait_for(lambda site=one: not site.processes(ALICE_UID) and not site.processes(PILOT_UID))
+        assert wait_for(lambda: not one.processes(ALICE_UID) and not one.processes(PILOT_UID))
 
 
 def test_everything_ends_with_the_program_that_started_the_node() -> None:
-    for one in make_site():
+    with running_site() as one:
         supervisor = one.node._supervisor
         assert supervisor is not None
         supervisor.kill()
-        assert wait_for(lambda site=one: not host_status(site.node.init_pid))
-
-
-def wait_for(condition: object, timeout_s: float = 20) -> object:
-    """What the condition gives once it is true; fails after the time."""
-    assert callable(condition)
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it did not come true in time")
+        assert wait_for(lambda: not host_status(one.node.init_pid))

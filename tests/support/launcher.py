@@ -1,21 +1,21 @@
 """A worker node with a launcher, people with proxies on it, and a pilot that uses it. Needs root.
 
-``from support.launcher import Site, site`` in a test module: one node for the module, made at first use.
+A test module has one node: its ``site`` fixture is ``yield from make_site()``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy
@@ -100,7 +100,7 @@ class Site:
         done = subprocess.run(
             self.argv(*command, env=env, account=account), capture_output=True, timeout=TIMEOUT_S, **popen
         )
-        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return Ran(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
 
     def glexec_run(self, *command: str, proxy: Path | str | None = None, **more: Any) -> Ran:
         """Run a command through the launcher with this proxy (Alice's where none is given)."""
@@ -159,7 +159,14 @@ def make_site(**options: str) -> Iterator[Site]:
         shutil.rmtree(root)
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    """One node for a test module."""
-    yield from make_site()
+running_site = contextlib.contextmanager(make_site)
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 20) -> Any:
+    """What the condition gives once it is true; fails after the time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not come true in time")

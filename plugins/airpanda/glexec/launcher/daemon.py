@@ -134,6 +134,7 @@ def _receive_request(connection: socket.socket) -> Request:
         room = socket.CMSG_SPACE(4 * wire.DESCRIPTORS)
         header, ancillary, _, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
         descriptors = _descriptors(ancillary)
+        header += _receive(connection, size - len(header))
         body = _receive(connection, wire.body_length(header))
         argv, environ = wire.parse_request(body)
     except (OSError, EOFError, ValueError, struct.error, RecursionError) as error:
