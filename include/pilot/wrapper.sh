@@ -1,7 +1,7 @@
 #!/bin/sh
 # Becomes the pilot: finds a Python >= 3.9 with `cryptography`, cleans the environment, and execs it.
 #
-#   sh wrapper.sh --code DIR [--python FILE] pilot.json
+#   sh wrapper.sh --code DIR [--python FILE] pilot.json | sweep.json --sweep
 #
 # DIR holds the package airpanda. Exit codes are PanDA's: 67 a file is missing, 73 no software directory,
 # 76 no usable Python; afterwards they are the pilot's own. Every one comes with a sentence on stderr.
@@ -57,4 +57,4 @@ exec env -i PATH="$PATH" HOME="${HOME:-/}" LANG=C.UTF-8 TMPDIR="${TMPDIR:-/tmp}"
     "$python" -I -c 'import sys
 sys.path.insert(0, sys.argv.pop(1))
 from airpanda.pilot.__main__ import main
-sys.exit(main(sys.argv[1:]))' "$code" "$config"
+sys.exit(main(sys.argv[1:]))' "$code" "$@"

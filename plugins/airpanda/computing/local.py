@@ -117,7 +117,6 @@ class LocalElement:
                 "identity_policy": wire["queue"]["identity_policy"],
                 "slot": wire["slot"],
                 "environment": wire["environment"],
-                "scratch": self._queue.ce.directory,
                 **{key: pilot[key] for key in _PASSED_ON},
             }
         )

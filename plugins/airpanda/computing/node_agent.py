@@ -13,6 +13,7 @@ One directory holds one pilot, named ``<tag>-<pilot_id>``, mode 0700:
 ``pilot.json``   the pilot's configuration and token, 0600; removed when the pilot has read it, and at its end
 ``wrapper.sh``   what finds a Python and becomes the pilot
 ``pilot.log``    what the pilot printed
+``sweep.json``   the pilot's notes for cleaning up after it, should it be killed; holds no secret
 ``exit``         the pilot's exit code, written by the keeper
 ``cancelled``    made when a cancel was asked for
 ===============  ==============================================================================================
@@ -43,6 +44,7 @@ trap : TERM INT HUP QUIT USR1 USR2 XCPU
 sh ./wrapper.sh --code "$1" --python "$2" pilot.json
 code=$?
 rm -f pilot.json
+[ ! -f sweep.json ] || sh ./wrapper.sh --code "$1" --python "$2" sweep.json --sweep
 echo "$code" > exit.new && mv exit.new exit
 """
 
@@ -131,13 +133,22 @@ def read_text(place: str, name: str) -> Optional[str]:
         return None
 
 
-def start_ticks(pid: int) -> Optional[int]:
-    """Start time of a process in clock ticks: with the pid it names one process. Source: proc(5), stat field 22."""
+def stat_field(pid: int, number: int) -> Optional[int]:
+    """One field of /proc/PID/stat, numbered as in proc(5), from 4 on; None where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+            return int(file.read().rpartition(b")")[2].split()[number - 3])
     except (OSError, IndexError, ValueError):
         return None
+
+
+def start_ticks(pid: int) -> Optional[int]:
+    """Start time of a process in clock ticks: with the pid it names one process."""
+    return stat_field(pid, 22)
+
+
+def group_of(pid: int) -> Optional[int]:
+    return stat_field(pid, 5)
 
 
 def start(place: str, files: dict[str, str], arguments: list[str]) -> bool:
@@ -225,8 +236,19 @@ def cancel_one(place: str, grace_s: float) -> str:
     keeper = json.loads(handle)
     if start_ticks(keeper["pid"]) == keeper["start"]:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(keeper["pid"], signal.SIGKILL if force else signal.SIGTERM)
+            if force:
+                kill_pilot(keeper["pid"])
+            else:
+                os.killpg(keeper["pid"], signal.SIGTERM)
     return "accepted"
+
+
+def kill_pilot(keeper: int) -> None:
+    """SIGKILL to the keeper's group without the keeper, which then cleans up; to the keeper if it is alone."""
+    others = [int(n) for n in os.listdir("/proc") if n.isdigit() and int(n) != keeper and group_of(int(n)) == keeper]
+    for pid in others or [keeper]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def purge_one(place: str) -> str:

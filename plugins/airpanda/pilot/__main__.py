@@ -17,6 +17,7 @@ from airpanda.pilot.agent import Agent
 from airpanda.pilot.config import PilotConfig, take_config
 from airpanda.pilot.credentials import from_myproxy
 from airpanda.pilot.stopping import Stop
+from airpanda.pilot.sweep import begin, end, sweep
 
 if TYPE_CHECKING:
     from airpanda.glexec.switchers import IdentitySwitcher
@@ -25,9 +26,9 @@ log = logging.getLogger("airpanda.pilot")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the pilot described by one file; the exit code is PanDA's (``pilot.errors``)."""
-    if len(arguments) != 1:
-        print("usage: python -m airpanda.pilot <pilot.json>", file=sys.stderr)
+    """Run the pilot described by one file; with ``--sweep`` clean up after it. The exit code is PanDA's."""
+    if len(arguments) not in (1, 2) or arguments[1:] not in ([], ["--sweep"]):
+        print("usage: python -m airpanda.pilot <pilot.json> | <sweep.json> --sweep", file=sys.stderr)
         return errors.EXIT_NO_FILE
     _start_logging()
     os.umask(0o077)
@@ -35,12 +36,19 @@ def main(arguments: Sequence[str]) -> int:
     stop.install()
     try:
         config = take_config(Path(arguments[0]))
-    except ConfigurationError as error:
+        begin(config)
+    except (ConfigurationError, OSError) as error:
         log.error("%s", error)
         return errors.EXIT_NO_FILE
+    if len(arguments) == 2:
+        log.warning("pilot %s was killed; cleaning up after it", config.pilot_id)
+        sweep(config, lambda: choose_switch(config))
+        return errors.EXIT_OK
     log.info("pilot %s of %s for queue %s", config.pilot_id, config.tag, config.queue)
     retrieve = from_myproxy(config.proxy, config.ca_dir)
-    return Agent(config, stop, lambda: choose_switch(config), retrieve).run()
+    code = Agent(config, stop, lambda: choose_switch(config), retrieve).run()
+    end(config)
+    return code
 
 
 def choose_switch(config: PilotConfig) -> IdentitySwitcher:
@@ -54,8 +62,8 @@ def choose_switch(config: PilotConfig) -> IdentitySwitcher:
 
     glexec = config.glexec or find_glexec(os.environ)
     bwrap = shutil.which("bwrap")
-    # What a payload that shares the pilot's account must not see: the token, other payloads, the pilot's proxy.
-    hide = [config.workdir, config.scratch, *config.hide]
+    # What a payload that shares the pilots' account must not see: pilots, other payloads, the pilot's proxy.
+    hide = [*{config.workdir.parent, config.scratch.parent}, *config.hide]
     with_proxy = Path(config.proxy).parent
     if with_proxy not in (Path("/"), Path("/etc"), Path("/usr")):
         hide.append(with_proxy)

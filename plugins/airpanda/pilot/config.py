@@ -86,7 +86,21 @@ class PilotConfig:
             raise ConfigurationError("pilot.json identity_policy must be REQUIRED, OPTIONAL or NEVER") from None
         paths = {key: _paths(key, values.get(key, [])) for key in ("hide", "show")}
         own = {"token": Secret(values["token"]), "slot": Slot(**slot), "identity_policy": policy, "workdir": workdir}
-        return cls(**{**values, **own, **paths, "scratch": Path(values.get("scratch") or workdir.parent)})
+        return cls(
+            **{
+                **values,
+                **own,
+                **paths,
+                "scratch": Path(values.get("scratch") or workdir.with_name(f".{workdir.name}.wn")),
+            }
+        )
+
+    def without_token(self) -> dict[str, Any]:
+        """The same as plain values, with no secret in it: ``from_json`` reads it back."""
+        values = {key: getattr(self, key) for key in _KEYS}
+        plain: dict[str, Any] = {"token": "", "identity_policy": self.identity_policy.value, "slot": vars(self.slot)}
+        plain.update({key: [str(path) for path in values[key]] for key in ("hide", "show")})
+        return {**values, **plain, "scratch": str(self.scratch), "environment": dict(self.environment)}
 
 
 _SLOT: dict[str, Any] = {"cores": int, "memory_mib": int, "disk_mib": int, "walltime_s": int}

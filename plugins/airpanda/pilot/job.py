@@ -25,6 +25,7 @@ from airpanda.pilot.errors import JobFault, ranked
 from airpanda.pilot.heartbeat import Heartbeat
 from airpanda.pilot.probe import free_disk_mib
 from airpanda.pilot.stopping import Stop
+from airpanda.pilot.sweep import PROXY, SANDBOX_NOTE
 
 if TYPE_CHECKING:
     from airpanda.glexec.switchers import IdentitySwitcher, PayloadOutcome, RunningPayload, Usage
@@ -139,14 +140,15 @@ class Attempt:
         if free < spec.disk_mib:
             raise JobFault(errors.NO_SPACE, f"{free} MiB are free, the job asks for {spec.disk_mib}")
         self.credential_event = "refused"
-        fetch_owner_proxy(self.job, self.tools.retrieve, place / "payload.proxy", utcnow)
+        fetch_owner_proxy(self.job, self.tools.retrieve, place / PROXY, utcnow)
         self.credential_event = "retrieved"
         self._check_going_on(beat)
         files = self._stage_in(client, place)
         self._check_going_on(beat)
-        self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / "payload.proxy")
+        self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / PROXY)
+        (place / SANDBOX_NOTE).write_text(str(self.sandbox), encoding="utf-8")
         if files:
-            self.tools.switcher.put(self.sandbox, place / "payload.proxy", files)
+            self.tools.switcher.put(self.sandbox, place / PROXY, files)
         self._check_going_on(beat)
 
     def _stage_in(self, client: DispatcherClient, place: Path) -> dict[str, Path]:
@@ -177,7 +179,7 @@ class Attempt:
             argv,
             env=environment,
             sandbox=self.sandbox,
-            proxy=place / "payload.proxy",
+            proxy=place / PROXY,
             stdout=self.capture.source,
             stderr=self.capture.source,
             label=f"PandaID={self.job.panda_id} attempt={self.job.attempt_nr}",
@@ -265,7 +267,7 @@ class Attempt:
         folder = place / "out"
         folder.mkdir(mode=0o700)
         limit = self.job.spec.disk_mib * _MIB
-        proxy = place / "payload.proxy"
+        proxy = place / PROXY
         try:
             found = self.tools.switcher.get(self.sandbox, proxy, list(outputs), folder, max_bytes=limit)
         except RequestError as error:
@@ -365,7 +367,7 @@ class Attempt:
             self.capture.finish()
         if self.sandbox is not None:
             with _logged(f"{self.job}: the sandbox {self.sandbox} is not removed"):
-                self.tools.switcher.remove(self.sandbox, place / "payload.proxy")
+                self.tools.switcher.remove(self.sandbox, place / PROXY)
         with _logged(f"{self.job}: {place} is not removed"):
             shutil.rmtree(place)
 
