@@ -46,21 +46,27 @@ class MapfileMapper:
         self._config = config
 
     def map(self, dn: str, fqans: Sequence[str]) -> Mapping:
-        self._check_ban(dn, fqans)
+        self.check_ban(dn, fqans)
         target = self.target(dn)
-        if target is None:
-            raise NotAuthorisedError(f"the grid-mapfile {self._config.mapfile} has no line for this DN")
         if not target.pool:
             return account_of(target.name)
         name, lease = self._gridmapdir().lease(dn, target.name)
         return account_of(name, lease)
 
-    def target(self, dn: str) -> Optional[Target]:
-        """What the mapfile says, without taking a lease."""
-        path = self._config.mapfile
-        return find(parse_gridmap(read_trusted(path), where=str(path)), dn)
+    def target(self, dn: str) -> Target:
+        """What the mapfile says, without taking a lease.
 
-    def _check_ban(self, dn: str, fqans: Sequence[str]) -> None:
+        Raises:
+            NotAuthorisedError: nothing.
+        """
+        path = self._config.mapfile
+        target = find(parse_gridmap(read_trusted(path), where=str(path)), dn)
+        if target is None:
+            raise NotAuthorisedError(f"the grid-mapfile {path} has no line for this DN")
+        return target
+
+    def check_ban(self, dn: str, fqans: Sequence[str]) -> None:
+        """Raises NotAuthorisedError where the DN or one of the FQANs is banned."""
         path = self._config.ban_file
         if path is not None and is_banned(parse_banfile(read_trusted(path), where=str(path)), [dn, *fqans]):
             raise NotAuthorisedError(f"this identity is banned by {path}")

@@ -1,0 +1,80 @@
+"""How one proxy maps on this node, step by step, in words for a site admin."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from airpanda.core.clock import utcnow
+from airpanda.core.errors import AirpandaError, ConfigurationError
+from airpanda.core.secret import Secret
+from airpanda.glexec.config import LauncherConfig, read_config
+from airpanda.glexec.launcher.credential import Identity, identify, load_trust
+from airpanda.glexec.launcher.identity import Caller
+from airpanda.glexec.launcher.proxyfile import read_proxy
+from airpanda.glexec.launcher.refusal import refusal
+from airpanda.glexec.launcher.request import caller_of, check_caller
+from airpanda.glexec.mapping import MapfileMapper, account_of, check_mapping
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was looked at. A step that is not good is the last one; ``code`` is what glexec would return."""
+
+    good: bool
+    what: str
+    code: int = 0
+
+
+def check(config_path: Path, *, caller: str, proxy: Path) -> Iterator[Step]:
+    """The steps of a launch with this proxy by this caller, without starting anything or taking a lease.
+
+    To be run by root, which reads the proxy as the caller, as the launcher does.
+    """
+    try:
+        config = read_config(config_path)
+        yield Step(True, f"the configuration {config_path} is root's alone and readable")
+        load_trust(config.ca_dir)
+        yield Step(True, f"the trust anchors in {config.ca_dir} are root's alone and readable")
+        who = _caller(caller)
+        check_caller(who, config)
+        yield Step(True, f"{who.name} (uid {who.uid}) may use the launcher")
+        content = read_proxy(str(proxy), "the proxy", who)
+        yield Step(True, f"{proxy} is a private file of {who.name}")
+        yield from _mapping_steps(content, who, config)
+    except AirpandaError as error:
+        refused = refusal(error)
+        yield Step(False, str(refused), refused.exit_code or 0)
+
+
+def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) -> Iterator[Step]:
+    identity = identify(content, config, utcnow())
+    yield Step(True, f"its chain is valid until {identity.not_after.isoformat()} and stands for {identity.dn}")
+    mapper = MapfileMapper(config)
+    mapper.check_ban(identity.dn, identity.fqans)
+    yield Step(True, "this identity is not banned" if config.ban_file else "there is no ban file")
+    yield _target_step(mapper, identity, who, config)
+
+
+def _target_step(mapper: MapfileMapper, identity: Identity, who: Caller, config: LauncherConfig) -> Step:
+    target = mapper.target(identity.dn)
+    if target.pool:
+        if config.gridmapdir is None:
+            raise ConfigurationError("the grid-mapfile names a pool, but gridmapdir is not set")
+        return Step(True, f"{config.mapfile} gives it an account of pool .{target.name}, leased at the first launch")
+    mapping = account_of(target.name)
+    check_mapping(mapping, caller_uid=who.uid, config=config)
+    account = mapping.account
+    groups = ", ".join(map(str, account.gids))
+    return Step(True, f"{config.mapfile} maps it to {account.name} (uid {account.uid}, groups {groups})")
+
+
+def _caller(name: str) -> Caller:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError as error:
+        raise ConfigurationError(f"there is no account {name} on this machine") from error
+    return caller_of(entry.pw_uid, entry.pw_gid, os.getgrouplist(name, entry.pw_gid))
