@@ -9,6 +9,7 @@ _USAGE = """\
 usage: python -m airpanda COMMAND ...
 
   glexec install|check|uninstall   the launcher that runs payloads as their owners (site administrators)
+  token key|client                 the dispatcher's signing key, and tokens for Airflow Connections
 
 Each command explains itself with --help.
 """
@@ -20,6 +21,10 @@ def main(argv: Sequence[str]) -> int:
         from airpanda.glexec.cli import main as glexec_main
 
         return glexec_main(list(argv[1:]))
+    if argv[:1] == ["token"]:
+        from airpanda.dispatcher.cli import main as token_main
+
+        return token_main(list(argv[1:]))
     asked = argv[:1] in (["-h"], ["--help"])
     print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2
