@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from airpanda.core.clock import utcnow
-from airpanda.core.errors import NotAuthorisedError
+from airpanda.core.errors import CredentialError, NotAuthorisedError
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.services import Services
 from airpanda.dispatcher.tokens import ClientIdentity
@@ -43,9 +43,7 @@ def pilot_caller(request: Request) -> Pilot:
         NotAuthorisedError: no valid pilot token, or an unacceptable certificate.
     """
     identity = services_of(request).issuer.verify_pilot(_bearer(request), utcnow())
-    tls = request.scope.get("extensions", {}).get("tls") or {}
-    peer = tls.get(PEER_IDENTITY)
-    return Pilot(identity.pilot_id, identity.queue, peer() if peer is not None else None)
+    return Pilot(identity.pilot_id, identity.queue, _peer_dn(request))
 
 
 def client_caller(request: Request) -> ClientIdentity:
@@ -71,6 +69,19 @@ def demand_queue(client: ClientIdentity, queue: str) -> None:
     """
     if client.queues is not None and queue not in client.queues:
         raise NotAuthorisedError(f"client {client.name} may not use queue {queue!r}")
+
+
+def _peer_dn(request: Request) -> str | None:
+    """What the gateway's TLS proved; behind another server nothing does, and no header stands in for it."""
+    tls = request.scope.get("extensions", {}).get("tls") or {}
+    peer = tls.get(PEER_IDENTITY)
+    if peer is None:
+        return None
+    try:
+        dn: str | None = peer()
+    except CredentialError as error:
+        raise NotAuthorisedError(f"the certificate presented is refused: {error}", authenticated=False) from error
+    return dn
 
 
 def _bearer(request: Request) -> Secret[str]:

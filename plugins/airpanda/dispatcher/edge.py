@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from threading import Lock
 
@@ -41,7 +42,13 @@ def read_settings() -> Settings:
     Raises:
         ConfigurationError: names the option.
     """
-    return Settings.from_options({key: str(value) for key, value in (conf.getsection("airpanda") or {}).items()})
+    # The section shows typos; it does not show what only the environment (AIRFLOW__AIRPANDA__...) sets.
+    options = {key: str(value) for key, value in (conf.getsection("airpanda") or {}).items()}
+    for field in fields(Settings):
+        value = conf.get("airpanda", field.name, fallback=None)
+        if value is not None:
+            options[field.name] = value
+    return Settings.from_options(options)
 
 
 class QueueDirectory:

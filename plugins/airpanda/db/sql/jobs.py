@@ -64,8 +64,8 @@ WITH candidate AS MATERIALIZED (
     SELECT panda_id, row_number() OVER () AS nr FROM candidate
 ), leased AS (
     UPDATE panda_job j
-    SET status = 'sent', pilot_id = $8::bigint, lease_digest = ($7::bytea[])[n.nr], lease_expires_at = now() + $9::interval,
-        command = '', changed_by = 'pilot:' || $8::bigint, change_reason = ''
+    SET status = 'sent', pilot_id = $8::bigint, lease_digest = ($7::bytea[])[n.nr],
+        lease_expires_at = now() + $9::interval, command = '', changed_by = 'pilot:' || $8::bigint, change_reason = ''
     FROM numbered n WHERE j.panda_id = n.panda_id
     RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.priority, j.lease_digest, j.lease_expires_at, n.nr
 ), opened AS (
@@ -74,7 +74,8 @@ WITH candidate AS MATERIALIZED (
 ), released AS (
     INSERT INTO panda_credential_audit
         (action, credential_id, owner_dn, actor, panda_id, attempt_nr, pilot_id, node)
-    SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $8::bigint, l.panda_id, l.attempt_nr, $8::bigint, $10::text
+    SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $8::bigint,
+           l.panda_id, l.attempt_nr, $8::bigint, $10::text
     FROM leased l JOIN panda_credential c USING (credential_id)
 )
 SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, s.spec,
