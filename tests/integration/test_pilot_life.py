@@ -257,7 +257,9 @@ def test_heartbeats_carry_the_live_log_and_use(rig: Rig) -> None:
     rig.run()
     beats = [report for report in rig.fake.reports if report.job_status == "running"]
     assert len(beats) >= 4
-    assert any(beat.log_tail == "early\n" and beat.use and beat.use.wall_s > 0 for beat in beats)
+    assert [beat.log_tail for beat in beats if beat.log_tail] == ["early\n"]
+    assert any(beat.use and beat.use.wall_s > 0 for beat in beats)
+    assert any(beat.model_fields_set <= {"job_id", "attempt_nr", "token", "job_status", "node"} for beat in beats)
 
 
 def test_a_dispatcher_that_is_down_for_a_while_changes_nothing(rig: Rig) -> None:

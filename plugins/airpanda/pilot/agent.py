@@ -64,8 +64,10 @@ class Agent:
                 "clock_skew_s": round(client.clock_offset_s),
             }
             switcher = self._preflight(probe)
-            self._tell(client, probe, "started")
-            code, reason = self._loop(client, probe, switcher)
+            if self._tell(client, probe, "started") == "drain":
+                code, reason = errors.EXIT_OK, "drained by the dispatcher"
+            else:
+                code, reason = self._loop(client, probe, switcher)
         except IdentitySwitchError as error:
             code, reason = errors.EXIT_BENCHED, str(error)
         return self._end(client, probe, code, reason)
@@ -158,7 +160,7 @@ class Agent:
             "remaining_time": max(1, int(remaining_s)),
         }
 
-    def _tell(self, client: DispatcherClient, probe: Probe, status: str, reason: str = "") -> None:
+    def _tell(self, client: DispatcherClient, probe: Probe, status: str, reason: str = "") -> str:
         report = {
             "status": status,
             "node": probe.node,
@@ -166,7 +168,7 @@ class Agent:
             "probe": probe.transcript,
             "reason": reason[:4000],
         }
-        client.worker_status(report, patience_s=_STATUS_PATIENCE_S)
+        return client.worker_status(report, patience_s=_STATUS_PATIENCE_S)
 
     def _end(self, client: DispatcherClient, probe: Probe, code: int, reason: str) -> int:
         """Tell, and if the node is bad, hold the slot for a while: a fast exit would eat the queue's pilots."""

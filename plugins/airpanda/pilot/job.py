@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEP_S = 0.25
+KEEP_ALIVE_S = 30.0
 STAGE_IN_PATIENCE_S = 60.0
 FINAL_PATIENCE_S = 600.0
 STOPPING_PATIENCE_S = 30.0
@@ -87,6 +88,8 @@ class Attempt:
     credential_event: str = ""
     began: float = 0.0
     peak_rss_mib: float = 0.0
+    told_tail: str = ""
+    told_running: bool = False
 
     def run(self) -> Verdict:
         """Everything, once. Does not raise: whatever goes wrong becomes a report."""
@@ -189,8 +192,14 @@ class Attempt:
             raise IdentitySwitchError("the payload's account could not be proved from outside; it was stopped")
         self.payload, self.began = payload, time.monotonic()
         self.status = "running"
-        with contextlib.suppress(ServiceError):  # the heartbeat says it again
-            client.update(self._report("running"))
+        with contextlib.suppress(ServiceError):  # the final report comes after it in any case
+            self._tell_running(client, patience_s=0.0)
+
+    def _tell_running(self, client: DispatcherClient, *, patience_s: float) -> None:
+        """The account as seen from outside, and the use of the credential; once."""
+        if self.payload is not None and not self.told_running:
+            client.update(self._report("running"), patience_s=patience_s)
+            self.told_running, self.credential_event = True, ""
 
     def _watch(self, beat: Heartbeat) -> None:
         """Until the payload has ended, or must."""
@@ -244,6 +253,8 @@ class Attempt:
         """Outputs of a good payload, and the log of every one."""
         assert self.sandbox is not None
         assert self.capture is not None
+        if time.monotonic() - self.began > KEEP_ALIVE_S:
+            client.close()  # idle for so long, the connection may be gone: a new one is cheaper than a repeat
         stored: list[tuple[str, Path]] = []
         if not self.faults and self.job.spec.outputs:
             try:
@@ -299,9 +310,11 @@ class Attempt:
         return report
 
     def _heartbeat_report(self) -> wire.Report:
-        report = self._report(self.status)
-        report.trans_exit_code, report.use = None, None
-        if self.payload is not None and self.outcome is None:
+        """Bare unless the payload has printed something since the last one."""
+        report = wire.Report(job=self.job, job_status=self.status, node=self.tools.node)
+        tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS) if self.capture is not None else ""
+        if tail != self.told_tail and self.payload is not None and self.outcome is None:
+            self.told_tail = report.log_tail = tail
             report.use = self._use(time.monotonic() - self.began, self._measure().cpu_s, 0.0)
         return report
 
@@ -328,9 +341,10 @@ class Attempt:
         if beat.stale:
             log.warning("%s: fenced off, no final report", self.job)
             return Verdict(drain=beat.drain)
-        report = self._report(self._final_status())
-        report.errors = ranked(self.faults)
         try:
+            self._tell_running(client, patience_s=self._patience_s())
+            report = self._report(self._final_status())
+            report.errors = ranked(self.faults)
             reply = client.update(report, patience_s=self._patience_s())
         except StaleReportError as error:
             log.warning("%s: final report came too late: %s", self.job, error)
@@ -338,7 +352,7 @@ class Attempt:
             log.error("%s: final report not accepted: %s", self.job, error)
         else:
             beat.drain = beat.drain or reply.command == "drain"
-        log.info("%s: %s %s", self.job, report.job_status, [error["diag"] for error in report.errors])
+        log.info("%s: %s %s", self.job, self._final_status(), [str(fault) for fault in self.faults])
         return Verdict(bench=self._bench(), drain=beat.drain)
 
     def _final_status(self) -> str:
