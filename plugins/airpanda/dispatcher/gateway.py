@@ -55,7 +55,9 @@ def serve(app: FastAPI, options: argparse.Namespace) -> None:
         raise ConfigurationError(f"--cert, --key or --ca-dir cannot be used: {error}") from error
     listener = _listen(options.host, options.port)
     if options.access_log:
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # Airflow's own logging silences it
+        access = logging.getLogger("uvicorn.access")  # Airflow's own logging silences it
+        access.setLevel(logging.INFO)
+        access.propagate = True
     config = uvicorn.Config(
         app,
         http=protocol_for(trust),
