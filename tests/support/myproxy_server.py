@@ -101,7 +101,7 @@ def start_ours(pki: Pki, config: str = CONFIG, *options: str) -> Iterator[Server
         environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT / "plugins")}
         with (directory / "log").open("wb") as log, subprocess.Popen(argv, env=environment, stderr=log) as process:
             try:
-                port = int(_wait_for(directory / "port", directory / "log"))
+                port = int(_wait_for(directory / "port", directory / "log", process))
                 yield ServerProcess("ours", port, process.pid, directory / "store", pki)
             finally:
                 process.terminate()
@@ -124,9 +124,9 @@ def _directory(pki: Pki, config: str) -> Iterator[Path]:
         yield directory
 
 
-def _wait_for(path: Path, log: Path | None = None) -> str:
+def _wait_for(path: Path, log: Path | None = None, process: subprocess.Popen[bytes] | None = None) -> str:
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
         text = path.read_text().strip() if path.exists() else ""
         if text:
             return text

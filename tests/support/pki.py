@@ -5,11 +5,13 @@ Use it by ``from support.pki import Pki, pki`` in a test module or a folder's co
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from airpanda.x509.credential import ProxyCredential
 from airpanda_demo.pki import CertFiles, DemoPki, issue, make_pki, write_crl
 
 USERS = {
@@ -53,6 +55,12 @@ class Pki:
     def dn(self, name: str) -> str:
         self.user(name)
         return self._demo.dn(name)
+
+    def user_named(self, common_name: str) -> ProxyCredential:
+        """The credential of a person with this very CN, whatever is in it."""
+        stem = hashlib.sha256(common_name.encode()).hexdigest()[:16]
+        make_pki(self.root, users={stem: common_name})
+        return ProxyCredential.from_files(*self._demo.user(stem))
 
     def expired_user(self, name: str) -> CertFiles:
         """A user whose certificate ended an hour ago."""

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from airpanda.core.clock import utcnow
-from airpanda.core.errors import AirpandaError, RequestError
+from airpanda.core.errors import AirpandaError, CredentialError, RequestError
 from airpanda.core.secret import Secret
 from airpanda.myproxy import errors, messages, protocol, tls, values
 from airpanda.myproxy.keys import KeyPool
@@ -292,6 +292,8 @@ class MyProxyClient:
     def _converse(self, request: Request, *, early_csr: Optional[bytes] = None) -> Iterator[_Talk]:
         """One connection for one request; every fault of network and peer leaves as a typed error."""
         timeout = self._timeout.total_seconds()
+        if self.credential is not None and self.credential.not_after <= utcnow():
+            raise CredentialError(f"the credential of {self.credential.identity} has expired; its owner must renew it")
         if not self._slots.acquire(timeout=timeout):
             raise errors.UnreachableError(f"too many calls to MyProxy at {self.server} are waiting already")
         connection: Optional[tls.Connection] = None
@@ -354,13 +356,14 @@ class _Talk:
         self.protocol = machine
 
     def start(self, early_csr: Optional[bytes]) -> None:
-        for message in self.protocol.send_request():
-            self._connection.send(message)
+        outgoing = self.protocol.send_request()
         if early_csr is not None:
-            try:
-                self._connection.send(self.protocol.send_csr(early_csr))
-            except (ConnectionError, ssl.SSLError):
-                return  # refused and closed already: the reason is there to be read
+            outgoing.append(self.protocol.send_csr(early_csr))
+        try:
+            for message in outgoing:
+                self._connection.send(message)
+        except (ConnectionError, ssl.SSLError):
+            return  # refused and closed already: the reason is there to be read
 
     def send(self, data: bytes) -> None:
         self._connection.send(data)

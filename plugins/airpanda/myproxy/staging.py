@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Optional
 
 from airpanda.core.clock import utcnow
-from airpanda.core.errors import AirpandaError
+from airpanda.core.errors import AirpandaError, RequestError
 from airpanda.core.identity import check_dn
 from airpanda.core.secret import Secret
 from airpanda.myproxy import policy, values
@@ -66,6 +66,8 @@ def stage(
     """
     policies = Policies(retriever=policy.exactly(retriever_dn))
     username = check_dn(proxy.identity)
+    if client.credential is None or client.credential.identity != username:
+        raise RequestError(f"the MyProxy client must act as {username}, whose proxy is to be staged")
     cred_name = secrets.token_hex(16)
     passphrase = Secret.random()
     staged = create_proxy(proxy, lifetime=lifetime, now=utcnow())
