@@ -31,7 +31,8 @@ class Capture:
         self.source = log.with_name(f"{log.name}.pipe")
         self._max_bytes = max_bytes
         self._seen_bytes = 0
-        self._done = threading.Event()
+        self._done = False
+        self._waking, self._wake = os.pipe()
         self._file = open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)  # noqa: SIM115 - closed by finish
         os.mkfifo(self.source, 0o600)
         # Open for writing too: the reader then never sees an end of file between two writers.
@@ -51,11 +52,13 @@ class Capture:
 
     def finish(self) -> None:
         """Take what is still in the pipe and close. What the payload's survivors write later is lost. Repeatable."""
-        if self._done.is_set():
+        if self._done:
             return
-        self._done.set()
+        self._done = True
+        os.write(self._wake, b"!")
         self._thread.join()
-        os.close(self._pipe)
+        for descriptor in (self._pipe, self._wake, self._waking):
+            os.close(descriptor)
         if self.was_cut:
             text = f"\n[the log was cut here: {self._seen_bytes} bytes were printed, {self._max_bytes} are kept]\n"
             self._file.write(text.encode())
@@ -71,16 +74,15 @@ class Capture:
         return clean(_PEM_KEY.sub("[private key removed]", text))[-chars:]
 
     def _copy(self) -> None:
-        until = float("inf")
-        while time.monotonic() < until:
-            done = self._done.is_set()
-            if done and until == float("inf"):
-                until = time.monotonic() + _DRAIN_LIMIT_S
-            ready, _, _ = select.select([self._pipe], [], [], 0 if done else 0.1)
-            if ready:
-                self._keep(os.read(self._pipe, CHUNK))
-            elif done:
-                return
+        """Until told to finish; then what is in the pipe, for a bounded time if somebody goes on writing."""
+        while True:
+            ready, _, _ = select.select([self._pipe, self._waking], [], [])
+            if self._waking in ready:
+                break
+            self._keep(os.read(self._pipe, CHUNK))
+        until = time.monotonic() + _DRAIN_LIMIT_S
+        while time.monotonic() < until and select.select([self._pipe], [], [], 0)[0]:
+            self._keep(os.read(self._pipe, CHUNK))
 
     def _keep(self, data: bytes) -> None:
         room = max(0, self._max_bytes - self._seen_bytes)

@@ -168,15 +168,23 @@ def take_config(path: Path) -> PilotConfig:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be opened: {error.strerror}; a pilot starts once") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise ConfigurationError(f"{path} must be a regular file of the pilot's account with mode 0600")
-        data = file.read(MAX_CONFIG_BYTES + 1)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigurationError(f"{path} is longer than {MAX_CONFIG_BYTES} bytes")
+    try:
+        data = _read_private(descriptor, path)
+    finally:
+        os.close(descriptor)
     try:
         os.unlink(path)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be taken: {error.strerror}; another pilot may have started") from error
     return PilotConfig.from_json(data.decode("utf-8", "replace"), path.absolute().parent)
+
+
+def _read_private(descriptor: int, path: Path) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise ConfigurationError(f"{path} must be a regular file of the pilot's account with mode 0600")
+    with open(descriptor, "rb", closefd=False) as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigurationError(f"{path} is longer than {MAX_CONFIG_BYTES} bytes")
+    return data
