@@ -217,6 +217,7 @@ class DispatcherClient:
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         try:
             data = response.read(MAX_JSON_BYTES + 1)
+            _check_whole(response, len(data) <= MAX_JSON_BYTES)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise ServiceError(f"the dispatcher's answer broke off: {type(error).__name__}") from error
@@ -255,9 +256,16 @@ def _receive(response: http.client.HTTPResponse, into: Path, max_bytes: int) -> 
                 raise RequestError(f"{into.name} is larger than the job's disk limit of {max_bytes} bytes")
             digest.update(chunk)
             file.write(chunk)
+    _check_whole(response, True)
     expected = response.getheader("X-Airpanda-Sha256", "")
     if expected and expected.lower() != digest.hexdigest():
         raise ServiceError(f"{into.name} arrived with a wrong checksum")
+
+
+def _check_whole(response: http.client.HTTPResponse, at_end: bool) -> None:
+    """``read(n)`` takes an early end of the connection for the end of the answer; its length says otherwise."""
+    if at_end and response.length:
+        raise http.client.IncompleteRead(b"", response.length)
 
 
 def _error(status: int, body: bytes, retry_after: str) -> AirpandaError:
