@@ -136,6 +136,24 @@ def test_kill_ends_the_whole_tree_as_seen_from_the_host(site: Site) -> None:
     assert site.processes(ALICE_UID) == []
 
 
+def test_containment_on_the_node_is_the_pilots_own_account(site: Site) -> None:
+    code = """
+    from airpanda.glexec.switchers import ContainedSwitcher
+    switcher = ContainedSwitcher(Path("/usr/bin/bwrap"))
+    box = switcher.make_sandbox(work, proxy)
+    run = switcher.launch(["/bin/sh", "-c", "id -u; ls /tmp"], env={}, sandbox=box, proxy=proxy, stdout=work / "o3",
+        stderr=work / "e3", label="")
+    ended = outcome(run)
+    switcher.remove(box, proxy)
+    print(json.dumps({"ended": ended, "out": (work / "o3").read_text()}))
+    """
+    found = on_node(site, SWITCHER + textwrap.dedent(code), str(site.put_proxy()))
+    assert isinstance(found, dict)
+    assert found["out"] == f"{PILOT_UID}\n"
+    assert found["ended"]["account"]["uid"] == PILOT_UID
+    assert found["ended"]["identity_switched"] is False
+
+
 def test_two_people_run_under_two_accounts(site: Site) -> None:
     uids = {}
     for who in ("alice", "bob"):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from airpanda.core.errors import RequestError
+from airpanda.core.errors import RequestError, ServiceError
 
 _NAME = re.compile(r"[A-Za-z0-9_.+:@%=,~-]{1,255}")
 _CHUNK = 1024 * 1024
@@ -31,21 +31,36 @@ def check_names(names: Iterable[str]) -> list[str]:
 
 
 def pack(files: Mapping[str, Path]) -> IO[bytes]:
-    """An open, unnamed archive of these regular files, at its start. Executable stays executable."""
+    """An open, unnamed archive of these regular files, at its start. Executable stays executable.
+
+    Raises:
+        RequestError: a name is not plain, or a file cannot be read or is no regular file.
+    """
     check_names(files)
     archive = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, path in files.items():
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise RequestError(f"{path} is not a regular file")
-                member = tarfile.TarInfo(name)
-                member.size, member.mtime = status.st_size, int(status.st_mtime)
-                member.mode = 0o700 if status.st_mode & stat.S_IXUSR else 0o600
-                tar.addfile(member, file)
+    try:
+        with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name, path in files.items():
+                _add(tar, name, path)
+    except BaseException:
+        archive.close()
+        raise
     archive.seek(0)
     return archive
+
+
+def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise RequestError(f"{path} is not a regular file")
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = status.st_size, int(status.st_mtime)
+            member.mode = 0o700 if status.st_mode & stat.S_IXUSR else 0o600
+            tar.addfile(member, file)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be put into the sandbox: {error.strerror}") from error
 
 
 def unpack(stream: IO[bytes], names: Sequence[str], into: Path, *, max_bytes: int) -> dict[str, Path]:
@@ -55,6 +70,7 @@ def unpack(stream: IO[bytes], names: Sequence[str], into: Path, *, max_bytes: in
 
     Raises:
         RequestError: over ``max_bytes`` in all.
+        ServiceError: this side cannot write them.
     """
     found: dict[str, Path] = {}
     left = max_bytes
@@ -75,12 +91,19 @@ def unpack(stream: IO[bytes], names: Sequence[str], into: Path, *, max_bytes: in
 
 
 def _write(source: IO[bytes], path: Path) -> Path:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        file = os.fdopen(os.open(path, flags, 0o600), "wb")
+    except OSError as error:
+        raise ServiceError(f"{path} cannot be made: {error.strerror}") from error
+    try:
+        with file:
             while chunk := source.read(_CHUNK):
                 file.write(chunk)
-    except (tarfile.TarError, EOFError, OSError):
+    except (tarfile.TarError, EOFError):
         path.unlink()
         raise
+    except OSError as error:
+        path.unlink()
+        raise ServiceError(f"{path} cannot be written: {error.strerror}") from error
     return path

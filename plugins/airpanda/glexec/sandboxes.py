@@ -63,6 +63,7 @@ class Tool:
     def __init__(
         self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdin: Optional[IO[bytes]] = None
     ) -> None:
+        self.message = ""
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         try:
             self._popen = subprocess.Popen(
@@ -88,6 +89,7 @@ class Tool:
         except subprocess.TimeoutExpired as error:
             self.abandon()
             raise IdentitySwitchError(f"a command through the switch took over {TOOL_TIMEOUT_S} s") from error
+        self._read_message()
         return self._popen.returncode
 
     def abandon(self) -> None:
@@ -96,16 +98,19 @@ class Tool:
         self._popen.communicate()
         self._messages.close()
 
-    def message(self) -> str:
-        """The end of what it wrote to stderr, on one line."""
-        size = self._messages.seek(0, os.SEEK_END)
-        self._messages.seek(max(0, size - 500))
-        return " ".join(self._messages.read().decode(errors="replace").split())
+    def _read_message(self) -> None:
+        """Keep the end of what it wrote to stderr, on one line."""
+        with self._messages as messages:
+            messages.seek(max(0, messages.seek(0, os.SEEK_END) - 500))
+            self.message = " ".join(messages.read().decode(errors="replace").split())
 
 
 def open_path(directory: Path) -> None:
-    """Make a directory and its parents passable for other accounts, as far as they are ours (mkgltempdir)."""
-    for place in (directory, *directory.parents):
+    """Make a directory and its parents passable for other accounts, as far as they are ours (mkgltempdir).
+
+    For root everything would be "ours": then only the directory itself is changed.
+    """
+    for place in (directory, *directory.parents) if os.geteuid() != 0 else (directory,):
         status = place.stat()
         if status.st_uid == os.geteuid() and not status.st_mode & 0o001:
             place.chmod((status.st_mode & 0o7777) | 0o111)

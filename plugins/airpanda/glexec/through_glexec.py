@@ -139,7 +139,7 @@ class GlexecSwitcher(SandboxTools):
     def _finish(self, tool: Tool) -> None:
         code = tool.finish()
         if code != 0:
-            raise IdentitySwitchError(f"a command through the switch ended with {code}: {tool.message()}")
+            raise IdentitySwitchError(f"a command through the switch ended with {code}: {tool.message}")
 
     def _check_sandbox(self, sandbox: Path) -> int:
         """The uid that owns the sandbox, seen from outside: a directory, private, and not ours."""
@@ -157,7 +157,7 @@ class _CheckedTool(Tool):
     def finish(self) -> int:
         code = super().finish()
         if code in (contract.CLIENT_ERROR, contract.INTERNAL_ERROR, contract.NOT_AUTHORISED, contract.EXEC_FAILED):
-            raise contract.switch_error(code, self.message())
+            raise contract.switch_error(code, self.message)
         return code
 
 
@@ -239,6 +239,9 @@ class ThroughGlexec:
         """The launcher has ended: a short payload, or no payload at all."""
         if self._prove():
             return
+        refused = self._event("refused")
+        if refused is not None:
+            raise contract.switch_error(int(refused["exit_code"]), str(refused["reason"]))
         code = contract.shell_code(self._process.code or 0)
         if code in (contract.CLIENT_ERROR, contract.INTERNAL_ERROR, contract.NOT_AUTHORISED):
             raise contract.switch_error(code, _last_line(stderr))

@@ -64,12 +64,15 @@ def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, s
     except AirpandaError as error:
         refused = refusal(error)
         return refused.exit_code or contract.INTERNAL_ERROR, str(refused)
+    record = CallerRecord(None)
     try:
-        ended = _run(request, config, source, fields)
+        record = CallerRecord(_open_record(request))
+        ended = _run(request, config, source, record, fields)
     except (AirpandaError, OSError) as error:
         signal.alarm(0)
         refused = refusal(error) if isinstance(error, AirpandaError) else internal_error(f"the launcher: {error}")
         code = refused.exit_code or contract.INTERNAL_ERROR
+        record.write({"event": "refused", "exit_code": code, "reason": str(refused)})
         audit.write({**fields, "identity_switched": False, "rc": code, "reason": str(refused)}, now=utcnow())
         return code, str(refused)
     usage: dict[str, Value] = {"wall": ended.wall_s, "cpu": ended.cpu_s, "maxrss_kb": ended.max_rss_kib}
@@ -111,12 +114,13 @@ def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) 
     return identity, mapping
 
 
-def _run(request: Request, config: LauncherConfig, source: Source, fields: dict[str, Value]) -> Ended:
+def _run(
+    request: Request, config: LauncherConfig, source: Source, record: CallerRecord, fields: dict[str, Value]
+) -> Ended:
     check_command(request.argv)
     identity, mapping = resolve(request, config, fields)
     given = _payload_proxy(request, config, identity)
     plan = make_plan(request, config, mapping.account, mapping.home, given.pem)
-    record = CallerRecord(_open_record(request))
     return _Run(plan, source, record).conduct()
 
 

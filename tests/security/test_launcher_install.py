@@ -1,0 +1,200 @@
+"""Installing, checking, and starting the launcher without its daemon: by sudo's word, and by root."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.launcher import ALICE_UID, PILOT_UID, Ran, Site, host_pids, host_status, make_site, wait_for
+
+from airpanda.core.errors import ConfigurationError
+from airpanda.glexec.install import install
+from airpanda_demo.worker_node import INSTALLED, PREFIX
+
+pytestmark = [pytest.mark.root, pytest.mark.integration]
+
+SUDO = {"SUDO_UID": str(PILOT_UID), "SUDO_GID": str(PILOT_UID), "SUDO_USER": "pilot"}
+
+
+@pytest.fixture(scope="module", name="site")
+def node_site() -> Iterator[Site]:
+    yield from make_site()
+
+
+def as_root(site: Site, *command: str, **env: str) -> Ran:
+    variables = [f"{name}={value}" for name, value in env.items()]
+    done = subprocess.run([*site.node.root_argv(), *variables, *command], capture_output=True, text=True, timeout=60)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+# --- without the daemon ---------------------------------------------------------------------------------------------
+
+
+def test_by_sudo_the_caller_is_who_sudo_says(site: Site) -> None:
+    ran = as_root(site, str(INSTALLED.launcher), "/usr/bin/id", "-u", GLEXEC_CLIENT_CERT=str(site.put_proxy()), **SUDO)
+    assert (ran.code, ran.out) == (0, f"{ALICE_UID}\n"), ran
+    assert site.last_record()["launcher"] == "sudo"
+    assert site.last_record()["caller"] == "pilot"
+
+
+@pytest.mark.parametrize("uid", ["0", "61012", "4242", "-1", "x", ""])
+def test_by_sudo_from_somebody_else(site: Site, uid: str) -> None:
+    env = {"GLEXEC_CLIENT_CERT": str(site.put_proxy()), "SUDO_UID": uid, "SUDO_GID": "61012"}
+    assert as_root(site, str(INSTALLED.launcher), "/usr/bin/id", **env).code == 203
+
+
+def test_root_itself_only_where_the_site_allows_it(site: Site) -> None:
+    proxy = str(site.put(site.proxy().to_pem().reveal(), uid=0, where=Path("/run/airpanda")))
+    assert as_root(site, str(INSTALLED.launcher), "/usr/bin/id", GLEXEC_CLIENT_CERT=proxy).code == 203
+    config = site.node.path(INSTALLED.config)
+    text = config.read_text()
+    config.write_text(text + "allow_root = yes\n")
+    try:
+        ran = as_root(site, str(INSTALLED.launcher), "/usr/bin/id", "-u", GLEXEC_CLIENT_CERT=proxy)
+    finally:
+        config.write_text(text)
+    assert ran.out == f"{ALICE_UID}\n"
+
+
+def test_an_ordinary_account_cannot_start_it_directly(site: Site) -> None:
+    ran = site.run(str(INSTALLED.launcher), "/usr/bin/id", env={"GLEXEC_CLIENT_CERT": str(site.put_proxy()), **SUDO})
+    assert (ran.code, ran.out) == (203, "")
+
+
+def test_codes_and_environment_are_the_same(site: Site) -> None:
+    env = {"GLEXEC_CLIENT_CERT": str(site.put_proxy()), "LD_LIBRARY_PATH": "/x", "MALLOC_ARENA_MAX": "1", **SUDO}
+    assert as_root(site, str(INSTALLED.launcher), "/bin/sh", "-c", "exit 203", **env).code == 204
+    assert as_root(site, str(INSTALLED.launcher), "/bin/sh", "-c", "kill -TERM $$", **env).code == 143
+    assert as_root(site, str(INSTALLED.launcher), "/missing", **env).code == 126
+    ran = as_root(site, str(INSTALLED.launcher), "/usr/bin/env", **env)
+    names = {line.split("=", 1)[0] for line in ran.out.splitlines()}
+    assert names == {"HOME", "USER", "LOGNAME", "PATH", "X509_USER_PROXY"}
+
+
+def test_inherited_descriptors_of_root_are_closed(site: Site) -> None:
+    script = f'exec 9</etc/shadow; exec "{INSTALLED.launcher}" /bin/ls /proc/self/fd'
+    ran = as_root(site, "/bin/sh", "-c", script, GLEXEC_CLIENT_CERT=str(site.put_proxy()), **SUDO)
+    assert ran.out.split() == ["0", "1", "2", "3"]
+
+
+def launchers(marker: str) -> list[int]:
+    found = []
+    for pid in host_pids():
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"airpanda-launcher.py" in line and marker.encode() in line and host_status(pid):
+            found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("victim", ["launcher", "parent"])
+def test_nothing_survives_the_launcher_or_a_killed_sudo(site: Site, victim: str) -> None:
+    marker = secrets.token_hex(6)
+    script = f"'{INSTALLED.launcher}' /bin/sh -c ': {marker}; trap \"\" TERM; setsid sleep 600 & sleep 600'; true"
+    env = [f"{name}={value}" for name, value in {"GLEXEC_CLIENT_CERT": str(site.put_proxy()), **SUDO}.items()]
+    process = subprocess.Popen(
+        [*site.node.root_argv(), *env, "/bin/sh", "-c", script], stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_for(lambda: len(site.processes(ALICE_UID)) >= 2)
+    found = launchers(marker)
+    top = next(pid for pid in found if int(host_status(pid)["PPid"]) not in found)
+    os.kill(top if victim == "launcher" else int(host_status(top)["PPid"]), signal.SIGKILL)
+    assert wait_for(lambda: not site.processes(ALICE_UID))
+    process.wait(20)
+
+
+# --- check ----------------------------------------------------------------------------------------------------------
+
+
+def check(site: Site, proxy: Path, caller: str = "pilot") -> Ran:
+    code = f"import sys; sys.path.insert(0, '{PREFIX}/lib'); from airpanda.glexec.cli import main; "
+    code += f"sys.exit(main(['check', '--prefix', '{PREFIX}', '--caller', '{caller}', '{proxy}']))"
+    return as_root(site, sys.executable, "-I", "-c", code)
+
+
+def test_check_says_how_a_proxy_maps(site: Site) -> None:
+    ran = check(site, site.put_proxy())
+    assert ran.code == 0, ran
+    assert "WRONG" not in ran.out
+    assert site.pki.dn("alice") in ran.out
+    assert f"alice (uid {ALICE_UID}, groups {ALICE_UID})" in ran.out
+
+
+def test_check_says_what_is_wrong_and_what_glexec_would_return(site: Site) -> None:
+    unmapped = check(site, site.put_proxy("carol"))
+    assert (unmapped.code, unmapped.out.splitlines()[-1][:6]) == (1, "WRONG ")
+    assert "no line for this DN (glexec would return 203)" in unmapped.out
+    assert "(glexec would return 201)" in check(site, site.put(b"garbage")).out
+    assert "(glexec would return 203)" in check(site, site.put_proxy(), caller="alice").out
+    config = site.node.path(INSTALLED.config)
+    config.chmod(0o666)
+    try:
+        assert "(glexec would return 202)" in check(site, site.put_proxy()).out
+    finally:
+        config.chmod(0o640)
+
+
+# --- install --------------------------------------------------------------------------------------------------------
+
+
+def test_the_installed_tree_is_roots_and_self_contained(site: Site) -> None:
+    for directory, names, files in os.walk(site.node.path(PREFIX)):
+        for name in [*names, *files]:
+            status = os.lstat(os.path.join(directory, name))
+            assert status.st_uid == 0, name
+            assert not status.st_mode & 0o022 or name == "launcher.socket", name
+    code = f"import sys; sys.path.insert(0, '{PREFIX}/lib'); import airpanda.glexec.launcher.daemon as d; "
+    code += "print([m.__file__ for n, m in sys.modules.items() if n.startswith('airpanda')])"
+    ran = as_root(site, sys.executable, "-I", "-c", code)
+    assert ran.out.count(f"{PREFIX}/lib/airpanda/") == ran.out.count("'") / 2
+
+
+def call_install(prefix: Path, **changes: object) -> None:
+    arguments: dict[str, object] = {
+        "python": Path(sys.executable),
+        "callers": ["pilot"],
+        "ca_dir": Path("/c"),
+        "mapfile": Path("/m"),
+        "log_file": Path("/l"),
+        "check_python": False,
+        **changes,
+    }
+    install(prefix, **arguments)  # type: ignore[arg-type]
+
+
+def test_unsafe_places_are_refused(tmp_path: Path) -> None:
+    """A temporary directory has /tmp above it, which everybody can write to."""
+    with pytest.raises(ConfigurationError, match="writable by group or others"):
+        call_install(tmp_path / "prefix")
+
+
+def test_an_interpreter_that_others_could_change_is_refused(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o777)
+    with pytest.raises(ConfigurationError, match="can be changed by others"):
+        call_install(tmp_path / "prefix", python=python, check_python=True)
+
+
+def test_options_that_are_none_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for options in ({"hidee": "/x"}, {"minimum_uid": "none"}):
+        with pytest.raises(ConfigurationError):
+            call_install(tmp_path / "prefix", options=options)
+    assert not (tmp_path / "prefix").exists()
+
+
+def test_what_a_site_gets_besides_the_programs(site: Site) -> None:
+    share = site.node.path(PREFIX / "share")
+    sudoers = (share / "sudoers").read_text()
+    assert f"pilot ALL=(root) NOPASSWD: {INSTALLED.launcher}\n" in sudoers
+    assert "SETENV" not in sudoers
+    assert f"ListenStream={INSTALLED.socket}" in (share / "airpanda-glexec.socket").read_text()
+    assert str(INSTALLED.launcherd) in (share / "airpanda-glexec.service").read_text()

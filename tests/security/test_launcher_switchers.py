@@ -1,0 +1,216 @@
+"""The pilot's side: the ladder never goes down after a refusal, and containment never says that it is a switch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.launcher import wait_for
+from support.need import need_program
+
+from airpanda.core.errors import IdentitySwitchError, RequestError
+from airpanda.core.identity import IdentityPolicy
+from airpanda.glexec.switchers import ContainedSwitcher, GlexecSwitcher, PayloadOutcome, SwitchLadder
+from airpanda.glexec.through_glexec import _exports
+
+POLICIES = list(IdentityPolicy)
+
+
+# --- the ladder -----------------------------------------------------------------------------------------------------
+
+
+def test_required_without_a_launcher_is_no_payload() -> None:
+    with pytest.raises(IdentitySwitchError, match="demands an identity switch"):
+        SwitchLadder.choose(IdentityPolicy.REQUIRED, glexec=None, bwrap=Path("/usr/bin/bwrap"))
+
+
+@pytest.mark.parametrize(("policy", "switches"), [("REQUIRED", True), ("OPTIONAL", True), ("NEVER", False)])
+def test_an_installed_launcher_is_used_where_a_switch_is_wanted(policy: str, switches: bool) -> None:
+    switcher = SwitchLadder.choose(IdentityPolicy(policy), glexec=Path("/x/glexec"), bwrap=None)
+    assert switcher.switches is switches
+
+
+@pytest.mark.parametrize("policy", ["OPTIONAL", "NEVER"])
+def test_containment_where_nothing_is_installed(policy: str) -> None:
+    assert SwitchLadder.choose(IdentityPolicy(policy), glexec=None, bwrap=None).kind == "contained"
+
+
+def stand_in(tmp_path: Path, script: str) -> GlexecSwitcher:
+    path = tmp_path / "glexec"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return GlexecSwitcher(path, retry_s=0.0)
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Path:
+    path = tmp_path / "proxy"
+    path.write_text("stand-in")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("code", [201, 202, 203, 126])
+def test_a_refusal_is_an_error_in_every_method(tmp_path: Path, proxy: Path, code: int) -> None:
+    switcher = stand_in(tmp_path, f"echo because >&2; exit {code}")
+    for act in (
+        lambda: switcher.preflight(proxy),
+        lambda: switcher.make_sandbox(tmp_path, proxy),
+        lambda: switcher.put(tmp_path, proxy, {}),
+        lambda: switcher.get(tmp_path, proxy, ["x"], tmp_path, max_bytes=1),
+    ):
+        with pytest.raises(IdentitySwitchError, match="because") as caught:
+            act()
+        assert caught.value.exit_code == code
+    assert {path.name for path in tmp_path.iterdir()} == {"glexec", "proxy"}
+
+
+def test_202_is_tried_again_and_203_is_not(tmp_path: Path, proxy: Path) -> None:
+    for code, tries in ((202, 3), (203, 1)):
+        switcher = stand_in(tmp_path, f'echo x >> "{tmp_path}/tries-{code}"; exit {code}')
+        with pytest.raises(IdentitySwitchError):
+            switcher.preflight(proxy)
+        assert len((tmp_path / f"tries-{code}").read_text().split()) == tries
+
+
+def test_a_launcher_that_does_not_switch_is_no_switch(tmp_path: Path, proxy: Path) -> None:
+    """As real gLExec without its setuid bit: it runs everything, as the pilot."""
+    switcher = stand_in(tmp_path, 'exec "$@"')
+    with pytest.raises(IdentitySwitchError, match="did not switch"):
+        switcher.preflight(proxy)
+    with pytest.raises(IdentitySwitchError, match="did not switch"):
+        switcher.make_sandbox(tmp_path, proxy)
+    assert {path.name for path in tmp_path.iterdir()} == {"glexec", "proxy"}
+
+
+def test_an_answer_that_only_looks_switched_is_found_out(tmp_path: Path, proxy: Path) -> None:
+    """Inside says another uid (as ``bwrap --uid`` does); the sandbox's owner, seen from outside, does not."""
+    switcher = stand_in(tmp_path, 'case "$*" in *"id -u"*) echo 61012; echo alice; echo 61012;; *) exec "$@";; esac')
+    assert switcher.preflight(proxy).uid == 61012
+    with pytest.raises(IdentitySwitchError, match="did not switch"):
+        switcher.make_sandbox(tmp_path, proxy)
+
+
+def test_a_missing_launcher_is_an_error(tmp_path: Path, proxy: Path) -> None:
+    with pytest.raises(IdentitySwitchError, match="cannot be started"):
+        GlexecSwitcher(tmp_path / "missing").preflight(proxy)
+
+
+# --- containment ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["plain", "bwrap"])
+def switcher(request: pytest.FixtureRequest, tmp_path: Path) -> ContainedSwitcher:
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "secret").write_text("secret")
+    bwrap = Path(need_program("bwrap", "bubblewrap")) if request.param == "bwrap" else None
+    made = ContainedSwitcher(bwrap, hide=[private])
+    if request.param == "bwrap" and made.contains != "bubblewrap":
+        pytest.skip("NOT TESTED: bubblewrap does not work on this machine (user namespaces are off)")
+    return made
+
+
+@pytest.fixture
+def sandbox(switcher: ContainedSwitcher, tmp_path: Path, proxy: Path) -> Iterator[Path]:
+    made = switcher.make_sandbox(tmp_path, proxy)
+    yield made
+    switcher.remove(made, proxy)
+    assert not made.parent.exists()
+
+
+def run(switcher: ContainedSwitcher, sandbox: Path, proxy: Path, script: str, **env: str) -> tuple[PayloadOutcome, str]:
+    log = sandbox.parent.parent / "log"
+    payload = switcher.launch(
+        ["/bin/sh", "-c", script], env=env, sandbox=sandbox, proxy=proxy, stdout=log, stderr=log, label=""
+    )
+    outcome = payload.wait(60)
+    assert outcome is not None
+    assert payload.wait(0) == outcome
+    assert payload.identity_proven is False
+    return outcome, log.read_text()
+
+
+def test_contained_is_never_called_switched(switcher: ContainedSwitcher, sandbox: Path, proxy: Path) -> None:
+    outcome, text = run(
+        switcher, sandbox, proxy, 'echo "$A|$HOME"; pwd; stat -c %a "$X509_USER_PROXY"; exit 7', A="a b'c"
+    )
+    assert text == f"a b'c|{sandbox}\n{sandbox}\n600\n"
+    assert (outcome.exit_code, outcome.identity_switched) == (7, False)
+    assert outcome.account.uid == os.geteuid()
+    assert [path.name for path in sandbox.iterdir()] == []
+
+
+def test_bubblewrap_hides_and_protects(switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path) -> None:
+    if switcher.contains != "bubblewrap":
+        pytest.skip("a session of its own hides nothing, and says so")
+    _, text = run(
+        switcher, sandbox, proxy, f"cat '{tmp_path}/private/secret'; touch '{tmp_path}/x'; ls /proc | grep -c '^[0-9]'"
+    )
+    assert "secret\n" not in text.replace("private/secret", "")
+    assert not (tmp_path / "x").exists()
+
+
+def test_death_by_signal_is_told(switcher: ContainedSwitcher, sandbox: Path, proxy: Path) -> None:
+    outcome, _ = run(switcher, sandbox, proxy, "kill -KILL $$")
+    assert (outcome.exit_code, outcome.signal) == (137, signal.SIGKILL)
+
+
+def test_kill_gives_grace_and_then_none(
+    switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path
+) -> None:
+    for script, code in (
+        ("trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done", 9),
+        ("trap '' TERM; echo up; sleep 700", 137),
+    ):
+        log = tmp_path / f"log-{code}"
+        payload = switcher.launch(
+            ["/bin/sh", "-c", script], env={}, sandbox=sandbox, proxy=proxy, stdout=log, stderr=log, label=""
+        )
+        wait_for(lambda log=log: log.read_text() == "up\n")  # type: ignore[misc]
+        assert payload.usage().rss_kib > 0
+        payload.kill(20 if code == 9 else 0.5)
+        outcome = payload.wait(0)
+        assert outcome is not None
+        assert outcome.exit_code == code
+
+
+def test_files_in_and_out(switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("x")
+    switcher.put(sandbox, proxy, {"data": tmp_path / "in"})
+    os.symlink("/etc/passwd", sandbox / "link")
+    os.mkfifo(sandbox / "fifo")
+    (sandbox / "dir").mkdir()
+    into = tmp_path / "into"
+    into.mkdir()
+    found = switcher.get(sandbox, proxy, ["data", "link", "fifo", "dir", "missing"], into, max_bytes=100)
+    assert {name: path.read_text() for name, path in found.items()} == {"data": "x"}
+    (sandbox / "large").write_bytes(b"x" * 101)
+    with pytest.raises(RequestError):
+        switcher.get(sandbox, proxy, ["large"], into, max_bytes=100)
+
+
+def test_removal_copes_with_what_a_payload_leaves(switcher: ContainedSwitcher, tmp_path: Path, proxy: Path) -> None:
+    sandbox = switcher.make_sandbox(tmp_path, proxy)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    os.symlink(kept, sandbox / "link")
+    (sandbox / "closed" / "deep").mkdir(parents=True)
+    (sandbox / "closed" / "deep" / "file").touch()
+    (sandbox / "closed").chmod(0)
+    switcher.remove(sandbox, proxy)
+    switcher.remove(sandbox, proxy)
+    assert not sandbox.parent.exists()
+    assert stat.S_ISREG((kept / "file").stat().st_mode)
+
+
+def test_variables_that_are_none() -> None:
+    """Names become shell words behind a launcher: only names can."""
+    for name, value in (("A B", ""), ("A;id", ""), ("", ""), ("A", "\0")):
+        with pytest.raises(RequestError):
+            _exports({name: value})

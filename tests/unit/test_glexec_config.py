@@ -1,0 +1,58 @@
+"""The launcher's configuration: what must be refused, then what an installed file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airpanda.core.errors import ConfigurationError
+from airpanda.glexec.config import parse_config
+from airpanda.glexec.install import render_config
+
+GOOD = "[glexec]\ncallers = pilot, %pilots\nca_dir = /ca\nmapfile = /m\nlog_file = /l\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[glexec]\n",
+        "callers = pilot\n",
+        GOOD + "[extra]\n",
+        GOOD + "hidee = /x\n",
+        GOOD + "callers = twice\n",
+        GOOD + "minimum_uid = 0\n",
+        GOOD + "minimum_uid = ten\n",
+        GOOD + "allow_root = maybe\n",
+        GOOD + "hide = relative\n",
+        GOOD + "hide = /a/../b\n",
+        GOOD + "no line\n",
+        GOOD.replace("/ca", "ca"),
+        "[DEFAULT]\nallow_root = yes\n" + GOOD,
+    ],
+)
+def test_a_wrong_configuration_is_refused_whole(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="file"):
+        parse_config(text, where="file")
+
+
+def test_defaults_are_the_strict_ones() -> None:
+    config = parse_config(GOOD, where="file")
+    assert config.callers == ("pilot", "%pilots")
+    assert (config.allow_root, config.allow_limited) == (False, False)
+    assert (config.minimum_uid, config.minimum_gid) == (1000, 1000)
+    assert (config.private_tmp, config.hide_caller_home) == (True, True)
+
+
+def test_paths_may_hold_spaces() -> None:
+    config = parse_config(GOOD + "hide = /a b\n    /c\n", where="file")
+    assert config.hide == (Path("/a b"), Path("/c"))
+
+
+def test_the_installed_file_reads_back() -> None:
+    options = {"callers": "pilot", "ca_dir": "/c d", "mapfile": "/m", "log_file": "/l", "hide": "/x y\n/z"}
+    config = parse_config(render_config(options), where="file")
+    assert (config.ca_dir, config.hide) == (Path("/c d"), (Path("/x y"), Path("/z")))
+    with pytest.raises(ConfigurationError, match="no option"):
+        render_config({**options, "hidee": "/x"})
