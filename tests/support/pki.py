@@ -70,6 +70,10 @@ class Pki:
         """Install a CRL naming these users; a lifetime below zero gives one that has ended."""
         write_crl(self._demo, [self.user(name).cert for name in revoked], lifetime=lifetime)
 
+    def write_crl_for(self, *certificates: Path) -> None:
+        """Install a CRL naming the certificates in these files."""
+        write_crl(self._demo, certificates)
+
     def remove_crl(self) -> None:
         for path in self.ca_dir.glob("*.r0"):
             path.unlink()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Optional, TypeVar
+from typing import Optional
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -21,8 +21,9 @@ from airpanda.core.clock import utcnow
 from airpanda.core.errors import AirpandaError, CredentialError, RequestError
 from airpanda.core.secret import Secret
 from airpanda.myproxy import errors, messages, protocol, tls, values
+from airpanda.myproxy.conversation import Conversation, require
 from airpanda.myproxy.keys import KeyPool
-from airpanda.myproxy.protocol import ClientEvent, ClientProtocol
+from airpanda.myproxy.protocol import ClientProtocol
 from airpanda.myproxy.values import Command, CredentialInfo, Policies, Request
 from airpanda.x509 import pem
 from airpanda.x509.certificates import PrivateKey
@@ -33,7 +34,6 @@ from airpanda.x509.proxy import make_request, sign_request
 from airpanda.x509.trust import TrustDirectory
 
 DEFAULT_TIMEOUT = timedelta(seconds=30)
-E = TypeVar("E")
 _HOST_POLICY = ChainPolicy(require_client_usage=False)
 
 
@@ -105,18 +105,14 @@ class MyProxyClient:
         request = self._request(Command.GET, username, passphrase, lifetime=lifetime, cred_name=cred_name)
         key = self._keys.take()
         csr = make_request(key)
-        early = bool(passphrase.reveal()) and renew is None  # no challenge will come: saves a round trip
-        with self._converse(request, early_csr=csr if early else None) as talk:
-            event = talk.next()
-            if isinstance(event, protocol.Challenged):
-                talk.send(_prove(talk.protocol, event, renew))
-                event = talk.next()
-            _require(event, protocol.Accepted)
-            if not early:
-                talk.send(talk.protocol.send_csr(csr))
-            chain = talk.expect(protocol.ChainReceived)
-            talk.expect(protocol.Done)
-        return self._checked(_assemble(key, chain.chain), owner_dn=owner_dn, min_lifetime=min_lifetime)
+        if not passphrase.reveal() or renew is not None:
+            chain = self._delegation(request, csr, renew, early=False)
+        else:  # no challenge will come: the certificate request can go out with the request, a round trip less
+            try:
+                chain = self._delegation(request, csr, renew, early=True)
+            except errors.ClosedEarlyError:  # a server that closes over it may lose its own words: ask once more
+                chain = self._delegation(request, csr, renew, early=False)
+        return self._checked(_assemble(key, chain), owner_dn=owner_dn, min_lifetime=min_lifetime)
 
     def put(
         self,
@@ -242,6 +238,21 @@ class MyProxyClient:
         accepted = self._short(Request(Command.GET_TRUSTROOTS, "trustroots", trusted_certs=True))
         return messages.trust_roots_of(accepted.response)
 
+    def _delegation(
+        self, request: Request, csr: bytes, old: Optional[ProxyCredential], *, early: bool
+    ) -> tuple[bytes, ...]:
+        with self._converse(request, early_csr=csr if early else None) as talk:
+            event = talk.next()
+            if isinstance(event, protocol.Challenged):
+                talk.send(_prove(talk.protocol, event, old))
+                event = talk.next()
+            require(event, protocol.Accepted)
+            if not early:
+                talk.send(talk.protocol.send_csr(csr))
+            chain = talk.expect(protocol.ChainReceived).chain
+            talk.expect(protocol.Done)
+        return chain
+
     def _short(self, request: Request) -> protocol.Accepted:
         with self._converse(request) as talk:
             return talk.expect(protocol.Accepted)
@@ -289,7 +300,7 @@ class MyProxyClient:
         return credential
 
     @contextmanager
-    def _converse(self, request: Request, *, early_csr: Optional[bytes] = None) -> Iterator[_Talk]:
+    def _converse(self, request: Request, *, early_csr: Optional[bytes] = None) -> Iterator[Conversation]:
         """One connection for one request; every fault of network and peer leaves as a typed error."""
         timeout = self._timeout.total_seconds()
         if self.credential is not None and self.credential.not_after <= utcnow():
@@ -299,7 +310,7 @@ class MyProxyClient:
         connection: Optional[tls.Connection] = None
         try:
             connection = self._connect()
-            talk = _Talk(connection, ClientProtocol(request))
+            talk = Conversation(connection, ClientProtocol(request))
             talk.start(early_csr)
             yield talk
         except OSError as error:
@@ -345,52 +356,9 @@ class MyProxyClient:
             )
         if isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             return errors.ProtocolViolationError(f"MyProxy at {self.server} does not speak our TLS: {reason}")
+        if isinstance(error, (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)):
+            return errors.ClosedEarlyError(f"MyProxy at {self.server} has closed the connection: {reason}")
         return errors.UnreachableError(f"MyProxy at {self.server} cannot be reached: {reason}")
-
-
-class _Talk:
-    """One conversation over one connection."""
-
-    def __init__(self, connection: tls.Connection, machine: ClientProtocol) -> None:
-        self._connection = connection
-        self.protocol = machine
-
-    def start(self, early_csr: Optional[bytes]) -> None:
-        outgoing = self.protocol.send_request()
-        if early_csr is not None:
-            outgoing.append(self.protocol.send_csr(early_csr))
-        try:
-            for message in outgoing:
-                self._connection.send(message)
-        except (ConnectionError, ssl.SSLError):
-            return  # refused and closed already: the reason is there to be read
-
-    def send(self, data: bytes) -> None:
-        self._connection.send(data)
-
-    def next(self) -> ClientEvent:
-        """The next event.
-
-        Raises:
-            MyProxyRefusedError: the server refuses; MyProxyRequestError where it blames the request.
-        """
-        event = self.protocol.next_event()
-        while event is protocol.NEED_DATA:
-            self.protocol.receive_data(self._connection.receive())
-            event = self.protocol.next_event()
-        if isinstance(event, protocol.Refused):
-            raise errors.refusal(event.lines)
-        return event
-
-    def expect(self, kind: type[E]) -> E:
-        """The next event, which must be of this kind."""
-        return _require(self.next(), kind)
-
-
-def _require(event: object, kind: type[E]) -> E:
-    if not isinstance(event, kind):
-        raise errors.ProtocolViolationError(f"the MyProxy server sends {type(event).__name__} at a wrong time")
-    return event
 
 
 def _prove(machine: ClientProtocol, event: protocol.Challenged, old: Optional[ProxyCredential]) -> bytes:

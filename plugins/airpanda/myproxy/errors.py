@@ -15,7 +15,8 @@
         └── UnfitCredentialError    what came back is not what was asked for
     ServiceError
     └── MyProxyServiceError
-        ├── UnreachableError        down, slow, or closed in the middle: transient
+        ├── UnreachableError        down or slow: transient
+        │   └── ClosedEarlyError    closed in the middle
         ├── UntrustedServerError    its certificate does not fit: the site must act
         └── ProtocolViolationError  it does not speak MyProxy
 """
@@ -100,6 +101,10 @@ class UnreachableError(MyProxyServiceError):
     """Down, too slow, or closed before the end; the same call may succeed later."""
 
     code = "myproxy-unreachable"
+
+
+class ClosedEarlyError(UnreachableError):
+    """Closed before the end: perhaps a refusal whose words were lost on the way."""
 
 
 class UntrustedServerError(MyProxyServiceError):

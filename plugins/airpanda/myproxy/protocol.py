@@ -2,7 +2,7 @@
 
 ``receive_data`` takes what came from the socket, ``next_event`` gives events until ``NEED_DATA``; ``send_…``
 give the bytes to write. A peer's fault is a ``ProtocolViolationError``, the peer's closing early an
-``UnreachableError``; calling in the wrong state is a ``RuntimeError``, because it is a bug of ours.
+``ClosedEarlyError``; calling in the wrong state is a ``RuntimeError``, because it is a bug of ours.
 
 The conversation after the first OK::
 
@@ -28,7 +28,7 @@ from typing import Final, Optional, Union
 
 from airpanda.core.secret import Secret
 from airpanda.myproxy import messages
-from airpanda.myproxy.errors import MyProxyRequestError, ProtocolViolationError, UnreachableError
+from airpanda.myproxy.errors import ClosedEarlyError, MyProxyRequestError, ProtocolViolationError
 from airpanda.myproxy.messages import Outcome, Response
 from airpanda.myproxy.values import MAX_MESSAGE_BYTES, Command, Request
 from airpanda.myproxy.wire import MAX_ITEM_BYTES, Buffer, encode_chain
@@ -203,13 +203,13 @@ class ClientProtocol:
 
         Raises:
             ProtocolViolationError: the peer does not speak MyProxy.
-            UnreachableError: the peer has closed before the end.
+            ClosedEarlyError: the peer has closed before the end.
         """
         event = self._parse()
         if event is not None:
             return event
         if self._over and self.state is not State.DONE:
-            raise UnreachableError(f"the MyProxy server has closed the connection while we were {self.state.value}")
+            raise ClosedEarlyError(f"the MyProxy server has closed the connection while we were {self.state.value}")
         return NEED_DATA
 
     def _parse(self) -> Optional[ClientEvent]:
@@ -292,13 +292,13 @@ class ServerProtocol:
         Raises:
             RequestError: the request is not one; answer with ``send_error``.
             ProtocolViolationError: the peer does not speak MyProxy.
-            UnreachableError: the peer has closed before the end.
+            ClosedEarlyError: the peer has closed before the end.
         """
         event = self._parse()
         if event is not None:
             return event
         if self._over and self.state not in (State.DONE, State.WORKING):
-            raise UnreachableError(f"the client has closed the connection while we were {self.state.value}")
+            raise ClosedEarlyError(f"the client has closed the connection while we were {self.state.value}")
         return NEED_DATA
 
     def send_ok(self, fields: tuple[tuple[str, str], ...] = ()) -> bytes:
