@@ -44,6 +44,17 @@ def test_a_refused_preflight_benches_the_node_and_asks_for_nothing(rig: Rig) -> 
     assert rig.fake.workers[0].probe["switch"]["works"] is False
 
 
+def test_a_pilot_that_fails_itself_tells_so(rig: Rig) -> None:
+    class Broken(FakeSwitcher):
+        def preflight(self, proxy: Path) -> Any:
+            raise PermissionError("canary")
+
+    rig.switcher = Broken()
+    assert rig.run() == errors.EXIT_EXCEPTION
+    assert rig.fake.offers == []
+    assert rig.fake.workers[-1].reason == "the pilot failed: PermissionError: canary"
+
+
 def test_a_switch_that_changes_nothing_benches_the_node(rig: Rig) -> None:
     rig.switcher = FakeSwitcher(switches=True)  # its preflight returns our own account
     assert rig.run() == errors.EXIT_BENCHED

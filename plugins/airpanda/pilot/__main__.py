@@ -67,7 +67,7 @@ def choose_switch(config: PilotConfig) -> IdentitySwitcher:
     with_proxy = Path(config.proxy).parent
     if with_proxy not in (Path("/"), Path("/etc"), Path("/usr")):
         hide.append(with_proxy)
-    show = [path for path in (Path(config.ca_dir), *config.show) if path.exists()]
+    show = [path for path in (Path(config.ca_dir), *config.show) if os.path.exists(path)]
     return SwitchLadder.choose(
         config.identity_policy,
         glexec=Path(glexec) if glexec else None,

@@ -70,6 +70,11 @@ class Agent:
                 code, reason = self._loop(client, probe, switcher)
         except IdentitySwitchError as error:
             code, reason = errors.EXIT_BENCHED, str(error)
+        except AirpandaError:
+            raise
+        except Exception as error:  # outermost frame of a pilot: its end is told, whatever it is
+            log.exception("the pilot failed")
+            code, reason = errors.EXIT_EXCEPTION, f"the pilot failed: {type(error).__name__}: {error}"
         return self._end(client, probe, code, reason)
 
     def _client(self, stop: Event) -> DispatcherClient:
