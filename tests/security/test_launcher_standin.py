@@ -1,0 +1,134 @@
+"""The switcher with a launcher that is not ours: a stand-in with gLExec's contract, which changes uid for real.
+
+It knows nothing of our record, and its payload is its child in the same PID namespace, as with real gLExec.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.launcher import ALICE_UID, HOME, PILOT_UID, Site, make_site, wait_for
+
+import airpanda
+
+pytestmark = [pytest.mark.root, pytest.mark.integration]
+
+PLACE = Path("/run/standin")
+_CAPABILITIES = struct.pack("<5I", 0x02000001, 1 << 6 | 1 << 7, 0, 0, 0)  # setgid, setuid, effective
+
+STAND_IN = f"""#!/bin/sh
+target() {{ {PLACE}/setpriv --reuid {ALICE_UID} --regid {ALICE_UID} --clear-groups "$@"; }}
+[ "$(stat -c %a "$GLEXEC_CLIENT_CERT")" = 600 ] || exit 201
+! [ -e {PLACE}/denied ] || exit 203
+trap '' TERM
+proxy=$GLEXEC_TARGET_PROXY
+if [ "$proxy" != /dev/null ]; then
+    target /bin/sh -c 'umask 077; set -C; cat > "$0"' "$proxy" < "$GLEXEC_SOURCE_PROXY" || exit 201
+fi
+target /usr/bin/env -i HOME=/home/alice PATH="$PATH" X509_USER_PROXY="$proxy" "$@"
+code=$?
+[ "$proxy" = /dev/null ] || target /bin/rm -f "$proxy"
+case $code in 201|202|203|204) exit 204;; *) exit $code;; esac
+"""
+
+PREAMBLE = f"""
+import sys, json
+sys.path.insert(0, "{HOME}/lib")
+from pathlib import Path
+from airpanda.core.errors import IdentitySwitchError
+from airpanda.glexec.switchers import GlexecSwitcher
+switcher, proxy, work = GlexecSwitcher(Path("{PLACE}/glexec")), Path(sys.argv[1]), Path("{HOME}")
+def launch(*argv):
+    return switcher.launch(argv, env={{"A": "b c"}}, sandbox=box, proxy=proxy, stdout=work / "out", stderr=work / "out",
+                           label="x")
+def told(run, timeout=60):
+    ended = run.wait(timeout)
+    return [ended.exit_code, ended.account.uid, ended.identity_switched, run.identity_proven]
+box = switcher.make_sandbox(work, proxy)
+"""
+
+
+@pytest.fixture(scope="module", name="site")
+def node_site() -> Iterator[Site]:
+    for site in make_site():
+        place = site.node.path(PLACE)
+        place.mkdir()
+        # The node's own file systems take no setuid files and no capabilities.
+        mount = [*site.node.root_argv(), "/bin/mount", "-t", "tmpfs", "none", str(PLACE)]
+        subprocess.run(mount, check=True, timeout=30)
+        shutil.copyfile("/usr/bin/setpriv", place / "setpriv")
+        os.setxattr(place / "setpriv", "security.capability", _CAPABILITIES)
+        (place / "glexec").write_text(STAND_IN)
+        for name in ("setpriv", "glexec"):
+            (place / name).chmod(0o755)
+        lib = site.node.path(HOME / "lib")
+        shutil.copytree(Path(airpanda.__file__).parent.parent, lib, ignore=shutil.ignore_patterns("__pycache__"))
+        subprocess.run(["chown", "-R", f"{PILOT_UID}:{PILOT_UID}", str(lib)], check=True)
+        yield site
+
+
+def on_node(site: Site, code: str) -> object:
+    ran = site.run(sys.executable, "-B", "-I", "-c", PREAMBLE + textwrap.dedent(code), str(site.put_proxy()))
+    assert ran.code == 0, ran
+    return json.loads(ran.out)
+
+
+def test_identity_is_proven_from_the_process_tree(site: Site) -> None:
+    found = on_node(
+        site,
+        """
+        run = launch("/bin/sh", "-c", "sleep 1; exit 5")
+        used = run.usage()
+        print(json.dumps([told(run), used.rss_kib > 0]))
+        """,
+    )
+    assert found == [[5, ALICE_UID, True, True], True]
+
+
+def test_a_payload_that_is_over_at_once(site: Site) -> None:
+    """Too short to be looked at is not proven, and it says so; its mark shows that it has run."""
+    found = on_node(site, 'run = launch("/bin/sh", "-c", "exit 126"); print(json.dumps(told(run)[:3]))')
+    assert found == [126, ALICE_UID, True]
+
+
+def test_kill_reaches_a_payload_that_the_launcher_would_leave_behind(site: Site) -> None:
+    found = on_node(
+        site,
+        """
+        run = launch("/bin/sh", "-c", "trap '' TERM; sleep 800 & sleep 800")
+        run.kill(0.5)
+        print(json.dumps(told(run)[0]))
+        """,
+    )
+    assert found == 137
+    assert wait_for(lambda: not site.processes(ALICE_UID))
+
+
+def test_a_refusal_after_the_preflight_is_no_payload(site: Site) -> None:
+    code = """
+    (work / "go").touch()
+    import subprocess, time
+    while not Path("/run/standin/denied").exists(): time.sleep(0.05)
+    try:
+        launch("/bin/true")
+    except IdentitySwitchError as error:
+        print(json.dumps(error.exit_code))
+    """
+    denied, go = site.node.path(PLACE / "denied"), site.node.path(HOME / "go")
+    command = [sys.executable, "-B", "-I", "-c", PREAMBLE + textwrap.dedent(code), str(site.put_proxy())]
+    process = subprocess.Popen(site.argv(*command), stdout=subprocess.PIPE)
+    wait_for(go.exists)
+    denied.touch()
+    try:
+        assert process.communicate(timeout=60)[0] == b"203\n"
+    finally:
+        denied.unlink()
