@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from airpanda.computing.configuration import pilot_json
 from airpanda.computing.elements import (
     CEUnavailableError,
     ComputingElementError,
@@ -31,14 +32,12 @@ from airpanda.computing.elements import (
     SubmitUncertainError,
     ThrottledError,
 )
-from airpanda.computing.queues import PandaQueue
-from airpanda.core.secret import Secret
+from airpanda.computing.queues import LocalCE, PandaQueue
 
 _HANDLE = re.compile(r"[A-Za-z0-9_-]{1,64}-[0-9]{1,19}")
 _BOOT = 'import sys;f=sys.stdin.buffer;exec(compile(f.read(int(f.readline())),"node_agent.py","exec"))'
 _MARK = "airpanda-node-agent "
 _RETRY_S = 30.0
-_PASSED_ON = ("dispatcher_url", "ca_dir", "proxy", "glexec", "myproxy", "idle_limit_s", "hide", "show")
 
 
 class LocalElement:
@@ -54,8 +53,11 @@ class LocalElement:
     limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=1.0)
 
     def __init__(self, queue: PandaQueue, wrapper: str, *, timeout_s: float = 120.0, grace_s: float = 60.0) -> None:
+        if not isinstance(queue.ce, LocalCE):
+            raise InvalidDescriptionError(f"the queue {queue.name} is not of kind local")
         self.name = f"local:{queue.name}"
         self._queue = queue
+        self._ce = queue.ce
         self._wrapper = wrapper
         self._timeout_s = timeout_s
         self._grace_s = grace_s
@@ -77,7 +79,7 @@ class LocalElement:
                 "tag": batch.tag,
                 "wrapper": self._wrapper,
                 "arguments": [self._queue.pilot.code, self._queue.pilot.python],
-                "pilots": {str(p): self._configuration(batch.tag, p, t) for p, t in batch.tokens.items()},
+                "pilots": {str(p): pilot_json(self._queue, batch.tag, p, t) for p, t in batch.tokens.items()},
             }
         )
         handles = {int(pilot): Handle(name) for pilot, name in answer["handles"].items()}
@@ -104,23 +106,6 @@ class LocalElement:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _configuration(self, tag: str, pilot_id: int, token: Secret[str]) -> str:
-        """The text of ``pilot.json``; it goes to the node on stdin and into a 0600 file there."""
-        wire = self._queue.to_wire()
-        pilot = wire["pilot"]
-        return json.dumps(
-            {
-                "pilot_id": pilot_id,
-                "tag": tag,
-                "token": token.reveal(),
-                "queue": self._queue.name,
-                "identity_policy": wire["queue"]["identity_policy"],
-                "slot": wire["slot"],
-                "environment": wire["environment"],
-                **{key: pilot[key] for key in _PASSED_ON},
-            }
-        )
-
     def _statuses(self, request: dict[str, Any]) -> dict[Handle, Status]:
         return {
             Handle(name): Status(PilotJobState(s["state"]), s.get("exit_code"), s.get("reason", ""))
@@ -131,7 +116,7 @@ class LocalElement:
         return {Handle(name): Outcome(word) for name, word in self._call(request)["outcomes"].items()}
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:
-        ce = self._queue.ce
+        ce = self._ce
         common = {"directory": ce.directory, "account": ce.account, "max_pilots": ce.max_pilots}
         source = resources.files("airpanda.computing").joinpath("node_agent.py").read_bytes()
         data = b"%d\n%s%s" % (len(source), source, json.dumps({**common, **request}).encode())
@@ -155,7 +140,7 @@ class LocalElement:
 
     def _python(self) -> str:
         """The interpreter for the agent: the node's, or on this machine the one that runs now."""
-        if self._queue.ce.enter:
+        if self._ce.enter:
             return self._queue.pilot.python or "/usr/bin/python3"
         return sys.executable
 

@@ -66,6 +66,53 @@ class LocalCE:
 
 
 @dataclass(frozen=True)
+class BatchCE:
+    """A batch system, reached from this machine (through the argv prefix ``enter``) or by SSH (``host``).
+
+    ``directory`` holds the pilots' directories; submit host and worker nodes share it. ``scratch`` is where pilots
+    make sandboxes on the node, passable for payload accounts; empty: beside their directories. ``options`` are
+    further arguments of the submit command. ``conn_id`` is the Airflow connection with the login for ``host``, and
+    ``known_hosts`` a file of this machine with the host's key.
+    """
+
+    kind: str
+    directory: str
+    host: str = ""
+    port: int = 22
+    user: str = ""
+    known_hosts: str = ""
+    conn_id: str = ""
+    enter: tuple[str, ...] = ()
+    partition: str = ""
+    options: tuple[str, ...] = ()
+    scratch: str = ""
+    max_pilots: int = 1000
+
+    def __post_init__(self) -> None:
+        _absolute("directory", self.directory)
+        _absolute("scratch", self.scratch, optional=True)
+        _positive("max_pilots", self.max_pilots)
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port = {self.port} must be between 1 and 65535")
+        if self.host and (re.fullmatch(r"[A-Za-z0-9.:-]+", self.host) is None or self.host.startswith("-")):
+            raise ValueError(f"host = {self.host!r} must be a host name or an address")
+        if self.host and self.enter:
+            raise ValueError("enter is for this machine only; with host it has no use")
+        if self.host and not (self.known_hosts.startswith("/") and self.conn_id):
+            raise ValueError(
+                "host needs conn_id (who logs in) and known_hosts (an absolute path): no host is trusted unseen"
+            )
+        if self.enter and not self.enter[0].startswith("/"):
+            raise ValueError(f"enter = {self.enter[0]!r}... must begin with an absolute path")
+        if any("\n" in word for word in (self.directory, self.scratch, self.partition, *self.options)):
+            raise ValueError("options, directory, scratch and partition must not hold line breaks")
+
+
+CE = LocalCE | BatchCE
+CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE]] = {"local": LocalCE, "slurm": BatchCE}
+
+
+@dataclass(frozen=True)
 class PilotStart:
     """How the pilot starts on the node. Empty ``python``: the wrapper looks; empty ``glexec``: the pilot looks.
 
@@ -108,7 +155,7 @@ class PandaQueue:
     """One PanDA queue (PanDA's ``computingSite``). ``environment`` is the site's set-up for payloads."""
 
     name: str
-    ce: LocalCE
+    ce: CE
     pilot: PilotStart
     slot: Slot = field(default_factory=Slot)
     state: str = "online"
@@ -122,7 +169,7 @@ class PandaQueue:
     def to_wire(self) -> dict[str, Any]:
         """Plain JSON values, for ``IntendedBatch.queue``."""
         wire = asdict(self)
-        wire["ce"]["enter"] = list(self.ce.enter)
+        wire["ce"] = {key: list(value) if isinstance(value, tuple) else value for key, value in wire["ce"].items()}
         wire["pilot"] |= {"hide": list(self.pilot.hide), "show": list(self.pilot.show)}
         wire["identity_policy"] = self.identity_policy.value
         return {
@@ -225,13 +272,14 @@ def _build(document: Mapping[str, Any], wrong: Any) -> PandaQueue:
     head = dict(document["queue"])
     name, state, policy = _head(head, wrong)
     kind = document["ce"].get("kind")
-    if kind != "local":
-        raise wrong(f"[ce] kind = {kind!r} is no computing element of this version; known: local", "ce", "kind")
+    if not isinstance(kind, str) or kind not in CE_KINDS:
+        known = ", ".join(CE_KINDS)
+        raise wrong(f"[ce] kind = {kind!r} is no computing element of this version; known: {known}", "ce", "kind")
     return PandaQueue(
         name=name,
         state=state,
         identity_policy=policy,
-        ce=_section(LocalCE, "ce", document["ce"], wrong),
+        ce=_section(CE_KINDS[kind], "ce", document["ce"], wrong),
         pilot=_section(PilotStart, "pilot", document["pilot"], wrong),
         slot=_section(Slot, "slot", document.get("slot", {}), wrong),
         environment=_environment(document.get("environment", {}), wrong),
