@@ -31,6 +31,7 @@ EXTRA = (
     NodeAccount("system", 61901, (42,)),
     NodeAccount("grouped", 61902, (61950, 61951)),
     NodeAccount("other", 61903),
+    NodeAccount("mapper", 61904),
     NodeAccount("low", 900),
     *(NodeAccount(name, 61921 + number) for number, name in enumerate(POOL)),
 )

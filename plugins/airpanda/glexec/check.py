@@ -17,7 +17,8 @@ from airpanda.glexec.launcher.identity import Caller
 from airpanda.glexec.launcher.proxyfile import read_proxy
 from airpanda.glexec.launcher.refusal import refusal
 from airpanda.glexec.launcher.request import caller_of, check_caller
-from airpanda.glexec.mapping import MapfileMapper, account_of, check_mapping
+from airpanda.glexec.lcmaps import LcmapsMapper
+from airpanda.glexec.mapping import MapfileMapper, Mapping, account_of, check_mapping
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Step:
 
 
 def check(config_path: Path, *, caller: str, proxy: Path) -> Iterator[Step]:
-    """The steps of a launch with this proxy by this caller, without starting anything or taking a lease.
+    """The steps of a launch with this proxy by this caller, without starting anything. Only LCMAPS may take a lease.
 
     To be run by root, which reads the proxy as the caller, as the launcher does.
     """
@@ -53,6 +54,11 @@ def check(config_path: Path, *, caller: str, proxy: Path) -> Iterator[Step]:
 def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) -> Iterator[Step]:
     identity = identify(content, config, utcnow())
     yield Step(True, f"its chain is valid until {identity.not_after.isoformat()} and stands for {identity.dn}")
+    if config.mapping == "lcmaps":
+        mapping = LcmapsMapper(config).map(identity.dn, identity.fqans, identity.pem)
+        check_mapping(mapping, caller_uid=who.uid, config=config)
+        yield Step(True, f"LCMAPS ({config.lcmaps_db}) maps it to {_words(mapping)}")
+        return
     mapper = MapfileMapper(config)
     mapper.check_ban(identity.dn, identity.fqans)
     yield Step(True, "this identity is not banned" if config.ban_file else "there is no ban file")
@@ -67,9 +73,12 @@ def _target_step(mapper: MapfileMapper, identity: Identity, who: Caller, config:
         return Step(True, f"{config.mapfile} gives it an account of pool .{target.name}, leased at the first launch")
     mapping = account_of(target.name)
     check_mapping(mapping, caller_uid=who.uid, config=config)
+    return Step(True, f"{config.mapfile} maps it to {_words(mapping)}")
+
+
+def _words(mapping: Mapping) -> str:
     account = mapping.account
-    groups = ", ".join(map(str, account.gids))
-    return Step(True, f"{config.mapfile} maps it to {account.name} (uid {account.uid}, groups {groups})")
+    return f"{account.name} (uid {account.uid}, groups {', '.join(map(str, account.gids))})"
 
 
 def _caller(name: str) -> Caller:

@@ -20,8 +20,13 @@ class LauncherConfig:
 
     callers: tuple[str, ...]
     ca_dir: Path
-    mapfile: Path
     log_file: Path
+    mapping: str = "own"
+    mapfile: Optional[Path] = None
+    lcmaps_db: Optional[Path] = None
+    lcmaps_policy: str = "glexec_get_account"
+    lcmaps_user: str = "nobody"
+    voms_dir: Path = Path("/etc/grid-security/vomsdir")
     allow_root: bool = False
     gridmapdir: Optional[Path] = None
     ban_file: Optional[Path] = None
@@ -62,7 +67,11 @@ def parse_config(text: str, *, where: str) -> LauncherConfig:
     unknown = sorted(set(options) - set(_READERS))
     if unknown:
         raise ConfigurationError(f"{where}: [{SECTION}] has no option {unknown[0]!r}")
-    return LauncherConfig(**_values(options, where))
+    config = LauncherConfig(**_values(options, where))
+    needed = _NEEDED_BY[config.mapping]
+    if getattr(config, needed) is None:
+        raise ConfigurationError(f"{where}: [{SECTION}] {needed} is not set, and mapping = {config.mapping} needs it")
+    return config
 
 
 def _values(options: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -98,6 +107,12 @@ def _paths(text: str) -> tuple[Path, ...]:
     return tuple(_path(line.strip()) for line in text.splitlines() if line.strip())
 
 
+def _mapping(text: str) -> str:
+    if text not in _NEEDED_BY:
+        raise ValueError(f"must be one of {', '.join(_NEEDED_BY)}")
+    return text
+
+
 def _flag(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError("must be yes or no")
@@ -114,8 +129,13 @@ def _count(text: str) -> int:
 _READERS: dict[str, Callable[[str], Any]] = {
     "callers": _words,
     "ca_dir": _path,
-    "mapfile": _path,
     "log_file": _path,
+    "mapping": _mapping,
+    "mapfile": _path,
+    "lcmaps_db": _path,
+    "lcmaps_policy": str,
+    "lcmaps_user": str,
+    "voms_dir": _path,
     "allow_root": _flag,
     "gridmapdir": _path,
     "ban_file": _path,
@@ -133,4 +153,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "max_runs": _count,
     "syslog": _flag,
 }
-_REQUIRED = frozenset({"callers", "ca_dir", "mapfile", "log_file"})
+_REQUIRED = frozenset({"callers", "ca_dir", "log_file"})
+_NEEDED_BY = {"own": "mapfile", "lcmaps": "lcmaps_db"}

@@ -12,6 +12,7 @@ from typing import Optional, Protocol
 
 from airpanda.core.errors import ConfigurationError, NotAuthorisedError
 from airpanda.core.identity import Account
+from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.gridmap import Target, find, is_banned, parse_banfile, parse_gridmap
 from airpanda.glexec.leases import GridMapDir
@@ -30,8 +31,8 @@ class Mapping:
 class Mapper(Protocol):
     """One way of mapping. Safe to repeat: the same credential gets the same account."""
 
-    def map(self, dn: str, fqans: Sequence[str]) -> Mapping:
-        """The account of a verified identity.
+    def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
+        """The account of a verified identity; ``pem`` is the credential behind it, for a mapper that reads it itself.
 
         Raises:
             NotAuthorisedError: banned, unmapped, or no account left (203).
@@ -45,7 +46,7 @@ class MapfileMapper:
     def __init__(self, config: LauncherConfig) -> None:
         self._config = config
 
-    def map(self, dn: str, fqans: Sequence[str]) -> Mapping:
+    def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
         self.check_ban(dn, fqans)
         target = self.target(dn)
         if not target.pool:
@@ -60,6 +61,8 @@ class MapfileMapper:
             NotAuthorisedError: nothing.
         """
         path = self._config.mapfile
+        if path is None:
+            raise ConfigurationError("mapping = own needs mapfile")
         target = find(parse_gridmap(read_trusted(path), where=str(path)), dn)
         if target is None:
             raise NotAuthorisedError(f"the grid-mapfile {path} has no line for this DN")

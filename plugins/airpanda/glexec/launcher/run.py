@@ -32,7 +32,8 @@ from airpanda.glexec.launcher.proxyfile import read_proxy
 from airpanda.glexec.launcher.refusal import client_error, internal_error, refusal
 from airpanda.glexec.launcher.request import Request, check_caller, check_command
 from airpanda.glexec.launcher.sources import Source
-from airpanda.glexec.mapping import MapfileMapper, Mapping, check_mapping
+from airpanda.glexec.lcmaps import LcmapsMapper
+from airpanda.glexec.mapping import MapfileMapper, Mapper, Mapping, check_mapping
 
 _PREPARATION_S = 30
 _CREDENTIALS = struct.Struct("3i")
@@ -106,7 +107,8 @@ def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) 
     identity = identify(proxy, config, utcnow())
     fields.update(dn=identity.dn, issuer=identity.issuer, serial=identity.serial, fingerprint=identity.fingerprint)
     fields["fqans"] = list(identity.fqans)
-    mapping = MapfileMapper(config).map(identity.dn, identity.fqans)
+    mapper: Mapper = LcmapsMapper(config) if config.mapping == "lcmaps" else MapfileMapper(config)
+    mapping = mapper.map(identity.dn, identity.fqans, identity.pem)
     check_mapping(mapping, caller_uid=request.caller.uid, config=config)
     account = mapping.account
     fields.update(user=account.name, uid=account.uid, gid=account.gids[0], gids=list(account.gids))

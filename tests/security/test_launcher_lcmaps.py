@@ -1,0 +1,114 @@
+"""The same launcher with Debian's real LCMAPS as its mapper."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.launcher import ALICE_UID, BOB_UID, POOL, Site, make_site
+from support.need import absent
+
+from airpanda_demo.worker_node import GRID_SECURITY, INSTALLED
+
+pytestmark = [pytest.mark.root, pytest.mark.integration]
+
+DATABASE = GRID_SECURITY / "lcmaps.db"
+MODULES = Path("/usr/lib/lcmaps")
+NEEDED = ("verify_proxy", "localaccount", "poolaccount", "ban_dn", "dummy_good")
+
+TEXT = f"""path = {MODULES}
+verify_proxy = "lcmaps_verify_proxy.mod" "-certdir {GRID_SECURITY}/certificates" "--disallow-limited-proxy"
+localaccount = "lcmaps_localaccount.mod" "-gridmapfile {GRID_SECURITY}/grid-mapfile"
+poolaccount = "lcmaps_poolaccount.mod" "-gridmapfile {GRID_SECURITY}/grid-mapfile" \
+"-gridmapdir {GRID_SECURITY}/lcmaps-gridmapdir" "-strict_poolprefix_match yes"
+good = "lcmaps_dummy_good.mod"
+
+glexec_get_account:
+verify_proxy -> localaccount
+localaccount -> good | poolaccount
+"""
+
+
+@pytest.fixture(scope="module", name="site")
+def node_site() -> Iterator[Site]:
+    missing = [name for name in NEEDED if not (MODULES / f"lcmaps_{name}.mod").exists()]
+    if missing:
+        absent(f"NOT TESTED: LCMAPS plug-ins {', '.join(missing)} are missing (tests/install-system-packages)")
+    for site in make_site(mapping="lcmaps", lcmaps_db=str(DATABASE), lcmaps_user="mapper"):
+        database = site.node.path(DATABASE)
+        database.write_text(TEXT)
+        database.chmod(0o644)
+        pool = site.node.path(GRID_SECURITY / "lcmaps-gridmapdir")
+        pool.mkdir()
+        for name in POOL:
+            (pool / name).touch()
+            os.chown(pool / name, 61904, 61904)
+        os.chown(pool, 61904, 61904)
+        yield site
+
+
+def test_lcmaps_maps_people_to_their_accounts(site: Site) -> None:
+    for who, uid in (("alice", ALICE_UID), ("bob", BOB_UID)):
+        ran = site.glexec_run("/usr/bin/id", "-u", proxy=site.put_proxy(who))
+        assert (ran.code, ran.out) == (0, f"{uid}\n"), ran
+        assert site.last_record()["lease"] is None
+
+
+def test_a_pool_account_has_a_lease_and_keeps_it(site: Site) -> None:
+    site.node.set_mapfile({**site.mapfile, site.pki.dn("carol"): ".dt"})
+    try:
+        first, second = (site.glexec_run("/usr/bin/id", "-un", proxy=site.put_proxy("carol")) for _ in range(2))
+    finally:
+        site.node.set_mapfile(site.mapfile)
+    assert first.out == second.out
+    assert first.out.strip() in POOL
+    assert site.last_record()["lease"] == "%2fo%3dtest%20grid%2fcn%3dcarol%20example"
+
+
+def test_unmapped_is_203_and_our_own_checks_come_first(site: Site) -> None:
+    assert site.glexec_run("/usr/bin/id", proxy=site.put_proxy("carol")).code == 203
+    assert site.glexec_run("/usr/bin/id", proxy=site.put_proxy(limited=True)).code == 203
+    assert site.glexec_run("/usr/bin/id", proxy=site.put(b"garbage")).code == 201
+
+
+@pytest.mark.parametrize("account", ["root", "pilot", "low", "system"])
+def test_what_lcmaps_says_is_checked(site: Site, account: str) -> None:
+    site.node.set_mapfile({site.pki.dn("alice"): account})
+    try:
+        assert site.glexec_run("/usr/bin/id").code == 203
+    finally:
+        site.node.set_mapfile(site.mapfile)
+
+
+@pytest.mark.parametrize("fault", ["missing", "malformed", "writable"])
+def test_its_configuration_must_be_roots_and_whole(site: Site, fault: str) -> None:
+    database = site.node.path(DATABASE)
+    try:
+        if fault == "missing":
+            database.unlink()
+        elif fault == "malformed":
+            database.write_text("glexec_get_account:\nnonsense ->\n")
+        else:
+            database.chmod(0o666)
+        assert site.glexec_run("/usr/bin/id").code == 202
+    finally:
+        database.write_text(TEXT)
+        database.chmod(0o644)
+
+
+def test_the_callers_environment_does_not_steer_it(site: Site) -> None:
+    mine = site.put(TEXT.replace("grid-mapfile", "other").encode(), mode=0o644)
+    env = {"LCMAPS_DB_FILE": str(mine), "LCMAPS_MODULES_DIR": "/tmp", "GRIDMAP": str(mine), "X509_CERT_DIR": "/tmp"}
+    assert site.glexec_run("/usr/bin/id", "-u", env=env).out == f"{ALICE_UID}\n"
+
+
+def test_check_knows_lcmaps(site: Site) -> None:
+    code = f"import sys; sys.path.insert(0, '{INSTALLED.prefix}/lib'); from airpanda.glexec.cli import main; "
+    code += f"sys.exit(main(['check', '--prefix', '{INSTALLED.prefix}', '--caller', 'pilot', '{site.put_proxy()}']))"
+    command = [*site.node.root_argv(), sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert f"maps it to alice (uid {ALICE_UID}" in done.stdout, done
