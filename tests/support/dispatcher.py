@@ -147,7 +147,7 @@ class Pilot:
 
     world: World
     pilot_id: int
-    token: str
+    token: str = field(repr=False)
     queue: str
 
     @property

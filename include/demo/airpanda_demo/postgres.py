@@ -233,7 +233,7 @@ class PrivatePostgres:
             "max_connections": str(MAX_CONNECTIONS),
         }
         if not self._durable:
-            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            options |= {"fsync": "off", "full_page_writes": "off"}
         arguments = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         with open(self._log, "ab", opener=_private_opener) as log:
             self._process = subprocess.Popen(

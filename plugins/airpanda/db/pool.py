@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 
-from airpanda.core.errors import InvalidTransitionError, ServiceError
+from airpanda.core.errors import ConfigurationError, InvalidTransitionError, ServiceError
 from airpanda.core.secret import Secret
 from airpanda.db.triggers import ILLEGAL_TRANSITION
 
@@ -26,6 +26,7 @@ _CLASSES_THAT_PASS = frozenset(
         "58",  # system
     }
 )
+_TABLES_MISSING = frozenset({"42P01", "42703", "42883"})  # table, column, function
 
 
 def dsn_of(url: str) -> str:
@@ -96,6 +97,7 @@ def translated() -> Iterator[None]:
     """Failures of the database as ours. What the database refuses for cause stays a programming error.
 
     Raises:
+        ConfigurationError: the tables are not there.
         ServiceError: connection lost or refused, shutdown, resources, deadlock.
         InvalidTransitionError: the trigger on job transitions refused.
     """
@@ -105,6 +107,11 @@ def translated() -> Iterator[None]:
         state = error.sqlstate or ""
         if state == ILLEGAL_TRANSITION:
             raise InvalidTransitionError(str(error.args[0])) from error
+        if state in _TABLES_MISSING:
+            raise ConfigurationError(
+                "the job store's tables are missing or of another version: name airpanda.db.manager.AirpandaDBManager"
+                " in [database] external_db_managers and run 'airflow db migrate'"
+            ) from error
         if state[:2] in _CLASSES_THAT_PASS:
             raise _away(type(error).__name__) from error
         raise

@@ -9,23 +9,17 @@ import asyncio
 import logging
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from airpanda.core.errors import AirpandaError, RequestError
+from airpanda.core.errors import RequestError
 from airpanda.dispatcher.problems import answer
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_SUBMISSION_BYTES = 256 * 1024 * 1024
 CHUNK_TIMEOUT_S = 60.0
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read: the connection cannot be used on
 _log = logging.getLogger(__name__)
-
-
-class TooLargeError(RequestError):
-    """The body is longer than this route takes."""
-
-
-class TooSlowError(RequestError):
-    """The body stopped coming."""
 
 
 class Limits:
@@ -42,9 +36,9 @@ class Limits:
         guard = _Guard(self._limit(scope), receive, send)
         try:
             if (announced := _content_length(scope)) is not None and announced > guard.limit:
-                raise TooLargeError(f"the body has {announced} bytes; this route takes {guard.limit}")
+                raise _too_large(guard.limit)
             await self._app(scope, guard.receive, guard.send)
-        except AirpandaError as error:
+        except HTTPException as error:
             await guard.refuse(error, scope)
         except Exception:
             # The outermost frame: a failure of one request must neither show its text nor end the server.
@@ -77,25 +71,28 @@ class _Guard:
         try:
             message = await asyncio.wait_for(self._receive(), CHUNK_TIMEOUT_S)
         except TimeoutError:
-            raise TooSlowError(f"no byte of the body came for {CHUNK_TIMEOUT_S:.0f} s") from None
+            raise HTTPException(408, f"no byte of the body came for {CHUNK_TIMEOUT_S:.0f} s", _CLOSE) from None
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self._seen > self.limit:
-                raise TooLargeError(f"the body is longer than the {self.limit} bytes that this route takes")
+                raise _too_large(self.limit)
         return message
 
     async def send(self, message: Message) -> None:
         self.started = True
         await self._send(message)
 
-    async def refuse(self, error: AirpandaError, scope: Scope) -> None:
+    async def refuse(self, error: HTTPException, scope: Scope) -> None:
+        """Answer what was refused before the app was asked."""
         if self.started:
             raise error
-        status = 413 if isinstance(error, TooLargeError) else 408 if isinstance(error, TooSlowError) else 400
-        # The rest of the body is not read: the connection cannot be used on.
-        response = answer(status, str(error), error.code, {"Connection": "close"})
+        response = answer(error.status_code, str(error.detail), RequestError.code, dict(error.headers or {}))
         await response(scope, self._receive, self._send)
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"the body is longer than the {limit} bytes that this route takes", _CLOSE)
 
 
 def _content_length(scope: Scope) -> int | None:

@@ -10,19 +10,36 @@ both ends together.
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator
 
 from airpanda.core.identity import MAX_DN_CHARS, Fqan, check_dn
 
 MAX_JOBS_PER_SUBMISSION = 100_000
+MAX_PROBE_CHARS = 256 * 1024
 
 
 def _reveal(value: SecretStr) -> str:
     return value.get_secret_value()
+
+
+def _without_nul(text: str) -> str:
+    """Payloads print what they like; PostgreSQL's text takes everything but NUL."""
+    return text.replace("\x00", "\ufffd")
+
+
+def _storable(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("holds a number that is none") from None
+    if "\\u0000" in text or len(text) > MAX_PROBE_CHARS:
+        raise ValueError(f"holds NUL, or more than {MAX_PROBE_CHARS} characters")
+    return value
 
 
 class Message(BaseModel):
@@ -35,6 +52,10 @@ Dn = Annotated[str, Field(min_length=3, max_length=MAX_DN_CHARS)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,249}$")]
 Lfn = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}$")]
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
+Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+Number = Annotated[int, Field(strict=True, ge=-(2**31), le=2**31 - 1)]
+Id = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class JobStatus(StrEnum):
@@ -85,7 +106,7 @@ class JobError(Message):
     """One error of one attempt. A job shows all of them, the most telling first."""
 
     source: ErrorSource
-    code: int
+    code: Number
     diag: Text
     blame: Blame
 
@@ -94,11 +115,11 @@ class TaskInstanceKey(Message):
     """Airflow's task instance. ``map_index`` is -1 for an unmapped task; ``ti_id`` is this try's UUID."""
 
     dag_id: Name
-    run_id: Annotated[str, Field(min_length=1, max_length=250)]
+    run_id: Annotated[str, Field(min_length=1, max_length=250, pattern=r"^[^\x00]*$")]
     task_id: Name
-    map_index: int = -1
-    try_number: int = 1
-    ti_id: str = ""
+    map_index: Number = -1
+    try_number: Number = 1
+    ti_id: Annotated[str, Field(max_length=100, pattern=r"^[^\x00]*$")] = ""
 
 
 # --- credentials ---------------------------------------------------------------------------------------------
@@ -119,7 +140,7 @@ class CredentialRegistration(Message):
     owner_dn: Dn
     fqans: list[str] = Field(default_factory=list, max_length=64)
     server: Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:-]+:[0-9]{1,5}$")]
-    username: Annotated[str, Field(min_length=1, max_length=MAX_DN_CHARS)]
+    username: Annotated[str, Field(min_length=1, max_length=MAX_DN_CHARS, pattern=r"^[^\x00]*$")]
     cred_name: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     passphrase: SecretStr
     retriever_dn: Dn
@@ -210,10 +231,10 @@ class JobSpec(Message):
     inputs: list[InputFile] = Field(default_factory=list, max_length=10_000)
     outputs: list[OutputFile] = Field(default_factory=list, max_length=1000)
     cores: Annotated[int, Field(ge=1, le=4096)] = 1
-    memory_mib: Annotated[int, Field(ge=1)] = 1000
-    disk_mib: Annotated[int, Field(ge=1)] = 1000
+    memory_mib: Count = 1000
+    disk_mib: Count = 1000
     walltime_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 3600
-    priority: int = 1000
+    priority: Number = 1000
     max_attempt: Annotated[int, Field(ge=1, le=50)] = 3
 
 
@@ -223,10 +244,10 @@ class JobSubmission(Message):
     ``queue`` None means any queue that fits. ``credential_id`` names the staged credential the jobs may use.
     """
 
-    task_key: Annotated[str, Field(min_length=1, max_length=1000)]
+    task_key: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
     task_name: Name
     owner: Name
-    credential_id: int
+    credential_id: Id
     queue: Name
     ti: TaskInstanceKey
     jobs: Annotated[list[JobSpec], Field(min_length=1, max_length=MAX_JOBS_PER_SUBMISSION)]
@@ -316,10 +337,10 @@ class PilotOffer(Message):
     site_name: Name
     node: Text
     n_jobs: Annotated[int, Field(ge=1, le=1000)] = 1
-    cores: Annotated[int, Field(ge=1)] = 1
-    memory: Annotated[int, Field(ge=1, description="MiB")]
-    disk_space: Annotated[int, Field(ge=1, description="MiB")]
-    remaining_time: Annotated[int, Field(ge=1, description="seconds")]
+    cores: Count = 1
+    memory: Annotated[Count, Field(description="MiB")]
+    disk_space: Annotated[Count, Field(description="MiB")]
+    remaining_time: Annotated[Count, Field(description="seconds")]
 
 
 class AcquiredJob(Message):
@@ -346,9 +367,9 @@ class AcquireReply(Message):
 class ResourceUse(Message):
     """Measured from outside the payload, whole tree."""
 
-    wall_s: Annotated[float, Field(ge=0)] = 0.0
-    cpu_s: Annotated[float, Field(ge=0)] = 0.0
-    max_rss_mib: Annotated[float, Field(ge=0)] = 0.0
+    wall_s: Amount = 0.0
+    cpu_s: Amount = 0.0
+    max_rss_mib: Amount = 0.0
 
 
 class JobReport(Message):
@@ -357,20 +378,20 @@ class JobReport(Message):
     ``job_status`` ``activated`` hands the job back unharmed (identity switch or node failed, payload never ran).
     """
 
-    job_id: int
-    attempt_nr: int
-    token: str = Field(repr=False)
+    job_id: Id
+    attempt_nr: Count
+    token: str = Field(repr=False, max_length=200)
     job_status: Literal["starting", "running", "holding", "finished", "failed", "cancelled", "activated"]
     node: Text = ""
-    pilot_uid: int | None = None
+    pilot_uid: Id | None = None
     account_name: Text = ""
-    account_uid: int | None = None
+    account_uid: Id | None = None
     identity_switched: bool | None = None
-    trans_exit_code: int | None = None
+    trans_exit_code: Number | None = None
     errors: list[JobError] = Field(default_factory=list, max_length=100)
     use: ResourceUse | None = None
     credential_event: Literal["", "retrieved", "renewed", "refused"] = ""
-    log_tail: Annotated[str, Field(max_length=64 * 1024)] = ""
+    log_tail: Annotated[str, Field(max_length=64 * 1024), AfterValidator(_without_nul)] = ""
 
 
 class ReportReply(Message):
@@ -386,8 +407,8 @@ class WorkerReport(Message):
 
     status: Literal["started", "benched", "finished"]
     node: Text
-    pilot_uid: int | None = None
-    probe: dict[str, Any] = Field(default_factory=dict)
+    pilot_uid: Id | None = None
+    probe: Annotated[dict[str, Any], AfterValidator(_storable)] = Field(default_factory=dict)
     reason: Text = ""
 
 
@@ -431,7 +452,7 @@ class BatchRecord(Message):
 
     state: Literal["submitted", "failed", "uncertain"]
     ce: Name
-    handles: dict[int, str] = Field(default_factory=dict)
+    handles: dict[Annotated[int, Field(ge=0, le=2**63 - 1)], Text] = Field(default_factory=dict)
     reason: Text = ""
 
 

@@ -88,7 +88,7 @@ async def retry(task_id: Id, client: TheClient, services: TheServices) -> TaskPr
 @router.get("/file/{panda_id}/{lfn}")
 async def get_file(panda_id: Id, lfn: LfnInPath, client: TheClient, services: TheServices) -> FileResponse:
     """An output of the latest finished attempt."""
-    return send_file(await services.files.output(panda_id, lfn, owners=client.owners))
+    return send_file(await services.files.output(panda_id, lfn, owners=client.owners), lfn)
 
 
 def demand_fits(spec: JobSpec, queue: QueueLike) -> None:

@@ -61,7 +61,7 @@ async def get_input(
 ) -> FileResponse:
     """A declared input of a leased job."""
     held = _lease(panda_id, attempt_nr, pilot, lease)
-    return send_file(await services.files.input_for(held, lfn))
+    return send_file(await services.files.input_for(held, lfn), lfn)
 
 
 @router.put("/file/{panda_id}/{attempt_nr}/{lfn}", status_code=201)
@@ -80,12 +80,10 @@ async def put_file(
     return await services.files.put(held, lfn, request.stream(), sha256=sha256)
 
 
-def send_file(stored: Stored) -> FileResponse:
+def send_file(stored: Stored, lfn: str) -> FileResponse:
     """The bytes with their checksum, never as something a browser would run."""
     headers = {"X-Airpanda-Sha256": stored.sha256, "X-Content-Type-Options": "nosniff"}
-    return FileResponse(
-        stored.path, headers=headers, media_type="application/octet-stream", content_disposition_type="attachment"
-    )
+    return FileResponse(stored.path, headers=headers, media_type="application/octet-stream", filename=lfn)
 
 
 def _lease(panda_id: int, attempt_nr: int, pilot: Pilot, token: str) -> Lease:

@@ -1,0 +1,149 @@
+"""Who may what: every route refuses strangers, and each caller everything outside its scope."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
+from support.dispatcher import ALICE_DN, World, job_database, spec, template_database, ti, world
+from support.postgres import postgres
+
+from airpanda.core.clock import utcnow
+
+__all__ = ["job_database", "postgres", "template_database", "world"]
+pytestmark = pytest.mark.integration
+OPEN = {("GET", "/v1/health")}
+
+
+def routes(world: World) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for route in flat(world.app.routes):
+        assert isinstance(route, APIRoute), f"{route} is no route of ours: mounts and documentation stay out"
+        found.extend((method, re.sub(r"{\w+}", "1", route.path)) for method in route.methods)
+    return found
+
+
+def flat(found: list[BaseRoute]) -> list[BaseRoute]:
+    every: list[BaseRoute] = []
+    for route in found:
+        inner = getattr(route, "original_router", None)
+        every.extend(flat(inner.routes) if inner is not None else [route])
+    return every
+
+
+async def test_every_route_refuses_who_has_no_token_or_the_other_kind(world: World) -> None:
+    every = routes(world)
+    assert len(every) > 15
+    pilot = await world.pilot()
+    for method, path in every:
+        if (method, path) in OPEN:
+            assert (await world.http.request(method, path)).json() == {"status": "ok"}
+            continue
+        wrong = world.client_headers() if path.startswith("/v1/pilot/") else pilot.headers
+        for headers in ({}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer x.y.z"}, wrong):
+            response = await world.http.request(method, path, headers=headers, json={})
+            assert response.status_code == 401, (method, path, headers)
+            assert response.headers["content-type"] == "application/problem+json"
+            assert response.headers["www-authenticate"].startswith("Bearer")
+            assert response.json()["code"] == "not-authorised"
+
+
+async def test_expired_tokens_are_refused(world: World) -> None:
+    issuer, past = world.services.issuer, utcnow() - timedelta(hours=2)
+    pilot = issuer.pilot_token(1, "DEMO", timedelta(hours=1), past).reveal()
+    client = issuer.client_token("x", ["*"], ["*"], timedelta(hours=1), past).reveal()
+    for path, token in (("/v1/pilot/update_worker_status", pilot), ("/v1/batch/intend", client)):
+        response = await world.http.post(path, json={}, headers={"Authorization": f"Bearer {token}"})
+        assert (response.status_code, "expired" in response.text) == (401, True)
+
+
+async def test_a_client_stays_inside_its_owners_and_queues(world: World) -> None:
+    credential = await world.credential()
+    task = await world.submit(credential_id=credential["credential_id"])
+    batch = await world.good("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": 1})
+    bob = world.client_headers(owners=("bob",), queues=("OTHER",))
+    job, number = task["first_panda_id"], credential["credential_id"]
+    submission = {
+        "task_key": "k",
+        "task_name": "t",
+        "owner": "alice",
+        "credential_id": number,
+        "queue": "OTHER",
+        "ti": ti(),
+        "jobs": [spec()],
+    }
+    registration = {
+        "owner": "alice",
+        "owner_dn": ALICE_DN,
+        "server": "h:1",
+        "username": "u",
+        "cred_name": "0" * 32,
+        "passphrase": "p",
+        "retriever_dn": ALICE_DN,
+        "expires_at": "2100-01-01T00:00:00Z",
+    }
+    refused: list[tuple[str, str, Any, int]] = [
+        ("GET", f"/v1/creds/{number}", None, 404),
+        ("POST", f"/v1/creds/{number}/destroyed", None, 404),
+        ("GET", f"/v1/job/{job}", None, 404),
+        ("GET", f"/v1/job/{job}/log", None, 404),
+        ("GET", f"/v1/file/{job}/out", None, 404),
+        ("GET", f"/v1/task/{task['task_id']}/progress", None, 404),
+        ("GET", f"/v1/task/{task['task_id']}/jobs", None, 404),
+        ("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "mine"}, 404),
+        ("POST", f"/v1/task/{task['task_id']}/retry", None, 404),
+        ("GET", f"/v1/batch/{batch['batch_id']}", None, 404),
+        ("POST", f"/v1/batch/{batch['batch_id']}/record", {"state": "failed", "ce": "x"}, 404),
+        ("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": 1}, 403),
+        ("POST", "/v1/job/submit", submission, 403),
+        ("POST", "/v1/job/submit", submission | {"owner": "bob"}, 404),
+        ("POST", "/v1/job/submit", submission | {"owner": "bob", "queue": "DEMO"}, 403),
+        ("POST", "/v1/creds/register", registration, 403),
+    ]
+    for method, path, body, status in refused:
+        response = await world.call(method, path, body, headers=bob)
+        assert response.status_code == status, (method, path, response.text)
+    assert await world.good("GET", "/v1/creds/audit", headers=bob) == []
+    assert await world.good("GET", "/v1/creds/audit", headers=bob, params={"owner_dn": ALICE_DN}) == []
+    assert (await world.job(job))["status"] == "activated"
+
+
+async def test_a_pilot_stays_on_its_queue(world: World) -> None:
+    await world.submit(queue="OTHER")
+    demo, other = await world.pilot("DEMO"), await world.pilot("OTHER")
+    offer = {"site_name": "OTHER", "node": "wn", "memory": 8000, "disk_space": 8000, "remaining_time": 7200}
+    assert (await demo.post("acquire_jobs", offer)).status_code == 400
+    assert await demo.acquire() == []
+    moved = world.services.issuer.pilot_token(demo.pilot_id, "OTHER", timedelta(hours=1), utcnow()).reveal()
+    response = await world.http.post("/v1/pilot/acquire_jobs", json=offer, headers={"Authorization": f"Bearer {moved}"})
+    assert response.status_code == 403
+    assert len(await other.acquire()) == 1
+
+
+@pytest.mark.parametrize("status", ["benched", "finished"])
+async def test_a_pilot_that_has_ended_gets_nothing(world: World, status: str) -> None:
+    await world.submit()
+    pilot = await world.pilot()
+    await pilot.post("update_worker_status", {"status": status, "node": "wn", "reason": "a test"})
+    offer = {"site_name": "DEMO", "node": "wn", "memory": 8000, "disk_space": 8000, "remaining_time": 7200}
+    assert (await pilot.post("acquire_jobs", offer)).json() == {"jobs": [], "wait_s": 0, "command": "drain"}
+
+
+async def test_an_offline_queue_sends_pilots_home(world: World) -> None:
+    await world.submit()
+    pilot = await world.pilot()
+    world.queues["DEMO"] = type(world.queues["DEMO"])("DEMO", is_online=False)
+    offer = {"site_name": "DEMO", "node": "wn", "memory": 8000, "disk_space": 8000, "remaining_time": 7200}
+    assert (await pilot.post("acquire_jobs", offer)).json()["command"] == "drain"
+
+
+async def test_no_header_stands_in_for_mutual_tls(world: World) -> None:
+    await world.submit()
+    pilot = await world.pilot()
+    pilot.headers.update({"X-SSL-Client-S-DN": "/O=Test Grid/CN=Mallory"})
+    await pilot.acquire()
+    assert (await world.sql("SELECT dn FROM panda_pilot"))[0]["dn"] == ""
