@@ -125,17 +125,22 @@ def test_a_command_that_is_not_there_is_the_owners_fault_not_the_nodes(rig: Rig)
     assert rig.fake.final.errors[0].blame == "user"
 
 
-@pytest.mark.parametrize("broken", ["missing", "checksum"])
-def test_an_input_that_does_not_arrive_whole_fails_the_attempt(rig: Rig, broken: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    ("broken", "code", "blame"), [("missing", 1331, "user"), ("refused", 1338, "user"), ("checksum", 1099, "system")]
+)
+def test_an_input_that_does_not_arrive_whole_fails_the_attempt(
+    rig: Rig, broken: str, code: int, blame: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig.fake.jobs = [make_job(inputs=[{"lfn": "data.txt", "source": "panda:1/data.txt"}])]
-    if broken == "checksum":
+    if broken != "missing":
         rig.fake.inputs["data.txt"] = b"12345"
-        rig.fake.wrong_checksum = True
-        monkeypatch.setattr("airpanda.pilot.job.STAGE_IN_PATIENCE_S", 0.2)
+    rig.fake.wrong_checksum = broken == "checksum"
+    rig.fake.refused_inputs = broken == "refused"
+    monkeypatch.setattr("airpanda.pilot.job.STAGE_IN_PATIENCE_S", 0.2)
     assert rig.run() == errors.EXIT_OK
     assert rig.fake.statuses == ["starting", "failed"]
-    assert codes(rig.fake) == [("pilot", 1099)]
-    assert rig.fake.final.errors[0].blame == "system"
+    assert codes(rig.fake) == [("pilot", code)]
+    assert rig.fake.final.errors[0].blame == blame
     assert rig.switcher.launched == []
 
 

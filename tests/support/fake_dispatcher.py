@@ -64,6 +64,7 @@ class FakeDispatcher:
     stale: bool = False
     down: bool = False
     wrong_checksum: bool = False
+    refused_inputs: bool = False
     lease_s: float = 60.0
     url: str = ""
 
@@ -124,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return 200, {"status": "ok"}
             name = self.path.rpartition("/")[2]
             assert self.headers["X-Airpanda-Lease"].startswith("lease-")
+            if self.fake.refused_inputs:
+                return 403, {"code": "not-authorised", "detail": "another owner's"}
             return (200, self.fake.inputs[name]) if name in self.fake.inputs else (404, {"detail": "no such input"})
 
         self._handle(look)

@@ -55,7 +55,7 @@ def refused(text: str) -> str:
         ('name = "DEMO"', 'nam = "DEMO"', 2, "did you mean 'name'?"),
         ('name = "DEMO"', 'name = "DEMO"\nidentity_policy = "required"', 3, "REQUIRED, OPTIONAL, NEVER"),
         ('name = "DEMO"', 'name = "DEMO"\nstate = "on"', 3, "online or offline"),
-        ('kind = "local"', 'kind = "slurm"', 6, "no computing element"),
+        ('kind = "local"', 'kind = "locla"', 6, "kind"),
         ('kind = "local"', "", 5, "None"),
         ('"/var/lib/pilots"', '"pilots"', 7, "absolute path"),
         ('["/sbin/enter", "a b"]', '"/sbin/enter"', 8, "list of texts"),

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
 from airpanda.core.clock import utcnow
-from airpanda.core.errors import AirpandaError, IdentitySwitchError, RequestError, ServiceError, StaleReportError
+from airpanda.core.errors import (
+    AirpandaError,
+    IdentitySwitchError,
+    NotAuthorisedError,
+    NotFoundError,
+    RequestError,
+    ServiceError,
+    StaleReportError,
+)
 from airpanda.pilot import errors, wire
 from airpanda.pilot.capture import Capture
 from airpanda.pilot.client import DispatcherClient
@@ -170,7 +178,7 @@ class Attempt:
             except StaleReportError:
                 raise
             except (AirpandaError, OSError) as error:
-                raise JobFault(errors.STAGE_IN, f"{lfn}: {error}") from error
+                raise JobFault(stage_in_kind(error), f"{lfn}: {error}") from error
         return {name: folder / name for name in (*spec.scripts, *spec.inputs)}
 
     def _launch(self, client: DispatcherClient, place: Path) -> None:
@@ -398,6 +406,13 @@ def resolve(argv: Sequence[str], path: str) -> list[str]:
     if found is None:
         raise JobFault(errors.NOT_EXECUTABLE, f"{argv[0]!r} is not on the node's PATH {path!r}")
     return [found, *argv[1:]]
+
+
+def stage_in_kind(error: Exception) -> errors.Kind:
+    """Whose turn it is: an input that is not there or not for this owner will not come by trying again."""
+    if isinstance(error, NotAuthorisedError) and error.authenticated:
+        return errors.INPUT_REFUSED
+    return errors.INPUT_MISSING if isinstance(error, NotFoundError) else errors.STAGE_IN
 
 
 def payload_fault(outcome: PayloadOutcome) -> JobFault:
