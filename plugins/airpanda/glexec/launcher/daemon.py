@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +29,7 @@ from airpanda.glexec.launcher.run import conduct
 from airpanda.glexec.launcher.sources import ClientSource, catch_signals
 
 _REQUEST_S = 10
+_RECOVERY_S = 0.1
 _SO_PEERGROUPS = 59
 _MAX_GROUPS_BYTES = 1024  # the most that Python reads; a caller with over 256 groups is refused
 _UCRED = struct.Struct("3i")
@@ -76,9 +78,14 @@ class _Daemon:
                     return
                 self._reap()
             if self._listener.fileno() in ready:
-                connection, _ = self._listener.accept()
-                with connection:
-                    self._accept(connection)
+                try:
+                    connection, _ = self._listener.accept()
+                    with connection:
+                        self._accept(connection)
+                except OSError as error:
+                    # A client that left at once, or no descriptor or process left: this request fails, others run on.
+                    print(f"airpanda-launcherd: {error.strerror}", file=sys.stderr, flush=True)
+                    time.sleep(_RECOVERY_S)
 
     def _accept(self, connection: socket.socket) -> None:
         if len(self._runs) >= self._max_runs:
