@@ -222,7 +222,7 @@ async def test_what_cannot_be_is_refused_at_submission(world: World) -> None:
     for change, says in (
         ({"queue": "NOWHERE"}, "no queue 'NOWHERE'"),
         ({"jobs": [spec(cores=64)]}, "cores = 64"),
-        ({"jobs": [spec(walltime_s=7201)]}, "walltime_s = 7201"),
+        ({"jobs": [spec(walltime_s=7200)]}, "walltime_s = 7200, but a pilot of queue DEMO has 6900"),
         ({"owner": "bob"}, "no credential"),
         ({"credential_id": 10**9}, "no credential"),
     ):

@@ -101,12 +101,18 @@ def demand_fits(spec: JobSpec, queue: QueueLike) -> None:
         ("cores", spec.cores, queue.slot.cores),
         ("memory_mib", spec.memory_mib, queue.slot.memory_mib),
         ("disk_mib", spec.disk_mib, queue.slot.disk_mib),
-        ("walltime_s", spec.walltime_s, queue.slot.walltime_s),
+        ("walltime_s", spec.walltime_s, queue.slot.walltime_s - start_allowance_s(queue.slot.walltime_s)),
     ):
         if wanted > offered:
             raise RequestError(
-                f"job {spec.job_name} asks for {need} = {wanted}, but a pilot of queue {queue.name} has {offered}"
+                f"job {spec.job_name} asks for {need} = {wanted}, but a pilot of queue {queue.name} has {offered} to"
+                " give"
             )
+
+
+def start_allowance_s(walltime_s: int) -> int:
+    """What of a slot is the pilot's own, before it asks for its first job."""
+    return min(300, walltime_s // 10)
 
 
 def _tail(path: Path) -> bytes:

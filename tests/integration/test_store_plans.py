@@ -1,0 +1,93 @@
+"""The plans of the hot statements, on tables where a wrong one would show."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from support.dispatcher import World, job_database, template_database, world
+from support.postgres import postgres
+
+from airpanda.db.sql import jobs as sql
+
+__all__ = ["job_database", "postgres", "template_database", "world"]
+pytestmark = pytest.mark.integration
+LEASE = timedelta(seconds=150)
+KEY = (5000, 1, 1, b"digest")
+
+FILL = """
+INSERT INTO panda_job (panda_id, task_id, credential_id, queue, status, priority, max_attempt, cores, memory_mib,
+                       disk_mib, walltime_s, changed_by, pilot_id, lease_digest, lease_expires_at)
+SELECT n, 1, 1, 'Q' || n % 10, CASE WHEN n % 3 = 0 THEN 'activated' WHEN n % 100 = 1 THEN 'running' ELSE 'finished' END,
+       n % 7, 3, 1, 1000, 1000, 3600, 'test',
+       CASE WHEN n % 3 <> 0 AND n % 100 = 1 THEN 1 END,
+       CASE WHEN n % 3 <> 0 AND n % 100 = 1 THEN 'x'::bytea END,
+       CASE WHEN n % 3 <> 0 AND n % 100 = 1 THEN now() + interval '1 h' END
+FROM generate_series(1, 60000) AS n
+"""
+
+
+async def explain(connection: Any, statement: str, *values: Any) -> list[dict[str, Any]]:
+    """The nodes of the plan, outermost first."""
+    text = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *values)
+    nodes: list[dict[str, Any]] = []
+
+    def walk(node: dict[str, Any]) -> None:
+        nodes.append(node)
+        for inner in node.get("Plans", []):
+            walk(inner)
+
+    walk(json.loads(text)[0]["Plan"])
+    return nodes
+
+
+async def test_hot_statements_use_their_indexes(world: World) -> None:
+    await world.credential()
+    connection = await asyncpg.connect(world.database.url())
+    try:
+        await connection.execute("ALTER TABLE panda_job DISABLE TRIGGER panda_job_inserted")
+        await connection.execute(FILL)
+        await connection.execute("ANALYZE panda_job")
+        offer = ("Q3", 1, 4000, 4000, 7200, None, [b"a" * 32], 1, LEASE, "wn")
+        for statement, values, index in (
+            (sql.ACQUIRE, offer, "panda_job_claim_ix"),
+            (sql.HEARTBEAT, (*KEY, "running", LEASE), "panda_job_leased_ix"),
+            (sql.LOCK_JOB, (5000,), "panda_job_pkey"),
+            (sql.SILENT, (500,), "panda_job_leased_ix"),
+            (sql.KILL, (4000, 4100, "x", "y"), "panda_job_pkey"),
+        ):
+            nodes = await explain(connection, statement, *values)
+            assert index in [node.get("Index Name") for node in nodes], statement
+            jobs = [node["Node Type"] for node in nodes if node.get("Relation Name") == "panda_job"]
+            assert "Seq Scan" not in jobs, statement
+        claim = await explain(connection, sql.ACQUIRE, *offer)
+        (scan,) = [node for node in claim if node.get("Index Name") == "panda_job_claim_ix"]
+        assert "queue" in scan["Index Cond"]
+        sorts = [node for node in claim if node["Node Type"] == "Sort"]
+        assert len(sorts) <= 1, "the index gives the order; only the answer is sorted"
+    finally:
+        await connection.close()
+
+
+async def test_heartbeats_stay_in_their_page(world: World) -> None:
+    await world.submit()
+    pilot = await world.pilot()
+    (job,) = await pilot.acquire()
+    await pilot.good_report(job, "starting", "running")
+    counters = (
+        "SELECT n_tup_upd - n_tup_hot_upd AS cold, n_tup_hot_upd AS hot FROM pg_stat_xact_user_tables"
+        " WHERE relname = 'panda_job'"
+    )
+    connection = await asyncpg.connect(world.database.url())
+    try:
+        async with connection.transaction():
+            row = await connection.fetchrow("SELECT pilot_id, lease_digest FROM panda_job")
+            for _ in range(5):
+                beat = (job["panda_id"], 1, row["pilot_id"], row["lease_digest"], "running", LEASE)
+                assert await connection.fetchrow(sql.HEARTBEAT, *beat) is not None
+            assert tuple(await connection.fetchrow(counters)) == (0, 5)
+    finally:
+        await connection.close()
