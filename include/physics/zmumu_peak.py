@@ -1,6 +1,6 @@
 """Payload: the di-muon mass peak of many ``evgen_zmumu`` files, fitted and drawn.
 
-``python zmumu_peak.py --plot zmumu.png --result result.json FILE.npz [FILE.npz ...]``
+``python zmumu_peak.py FILE.npz [FILE.npz ...]`` leaves ``zmumu.png`` and ``result.json``
 
 Selection: both muons pT > 20 GeV and |eta| < 2.5. The mass spectrum is filled with the event weights, errors are
 sqrt(sum of squared weights), and a binned least-squares fit takes the model's integral over each bin. The model is
@@ -306,8 +306,8 @@ def analyse(inputs: Sequence[Path], plot: Path, output: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fit and draw the Z peak of evgen_zmumu files.")
     parser.add_argument("inputs", nargs="+", type=Path, metavar="FILE.npz")
-    parser.add_argument("--plot", type=Path, required=True, help="picture to write (PNG)")
-    parser.add_argument("--result", type=Path, required=True, help="numbers to write (JSON)")
+    parser.add_argument("--plot", type=Path, default=Path("zmumu.png"), help="picture to write (default: %(default)s)")
+    parser.add_argument("--result", type=Path, default=Path("result.json"), help="numbers (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         analyse(options.inputs, options.plot, options.result)

@@ -43,6 +43,7 @@ class Place:
         self.node = root / "node"
         self.pilots = root / "pilots"
         self.logs = root / "logs"
+        self.results = root / "results"
         self.report = root / "report.json"
         self._lock: int | None = None
 
@@ -137,7 +138,7 @@ class Place:
         """Remove what an earlier demonstration made, but not the installed software."""
         for path in (self.pki, self.postgres, self.myproxy, self.airflow, self.files, self.include, self.node):
             _remove(path)
-        for path in (self.code, self.pilots, self.logs):
+        for path in (self.code, self.pilots, self.logs, self.results):
             _remove(path)
         self.report.unlink(missing_ok=True)
 

@@ -164,7 +164,10 @@ def _reap() -> None:
 
 @dataclass
 class Service:
-    """One program of the demonstration. ``ready`` answers at once; it is asked again until it says True."""
+    """One program of the demonstration. ``ready`` answers at once; it is asked again until it says True.
+
+    A program that puts itself into the background leaves its pid in ``daemon_pid``.
+    """
 
     name: str
     argv: Sequence[str]
@@ -172,6 +175,7 @@ class Service:
     environment: Mapping[str, str]
     ready: Callable[[], bool]
     timeout_s: float = 90.0
+    daemon_pid: Path | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -189,14 +193,42 @@ class Service:
 
     def check(self) -> None:
         """Raise DemoError with the end of the log when the program has ended by itself."""
-        if self.process is None or self.process.poll() is not None:
-            code = "" if self.process is None else f" with code {self.process.returncode}"
-            raise DemoError(f"{self.name} ended{code}; the end of {self.log}:\n{tail(self.log)}")
+        code = None if self.process is None else self.process.poll()
+        if self.process is not None and (code is None or (code == 0 and self._daemon_runs())):
+            return
+        how = "" if code is None else f" with code {code}"
+        raise DemoError(f"{self.name} ended{how}; the end of {self.log}:\n{tail(self.log)}")
+
+    def _daemon_runs(self) -> bool:
+        if self.daemon_pid is None:
+            return False
+        try:
+            pid = int(self.daemon_pid.read_text())
+        except (OSError, ValueError):  # not written yet: the readiness time limit decides
+            return not self.ready()
+        return _process(pid) is not None
 
     def terminate(self) -> None:
         """Ask it to stop; its children follow or are stopped with all descendants."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
+
+
+def run_step(name: str, argv: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> Service:
+    """Start a program that does one thing and ends; see ``wait_for_step``."""
+    step = Service(name, argv, log, environment, ready=lambda: True)
+    step.start()
+    return step
+
+
+def wait_for_step(step: Service, timeout_s: float) -> None:
+    """Raise DemoError when it fails or takes too long, with the end of its log."""
+    try:
+        code = None if step.process is None else step.process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        raise DemoError(f"{step.name} took over {timeout_s:.0f} s; the end of {step.log}:\n{tail(step.log)}") from None
+    if code != 0:
+        raise DemoError(f"{step.name} failed with code {code}; the end of {step.log}:\n{tail(step.log)}")
 
 
 def wait_until_ready(services: Sequence[Service], *, told: Callable[[str], None], poll_s: float = 0.1) -> None:

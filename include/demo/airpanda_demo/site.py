@@ -1,0 +1,301 @@
+"""The demonstration's site on disk: certificates, keys, configuration, queue file, Connections.
+
+Everything secret is 0600 in a 0700 directory; what other accounts must read (software, code, CA certificates) is
+public and belongs to whoever started the demonstration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cryptography.fernet import Fernet
+
+from airpanda.core.clock import utcnow
+from airpanda.core.secret import Secret
+from airpanda.dispatcher.tokens import Issuer, create_key
+from airpanda.x509.credential import ProxyCredential
+from airpanda.x509.proxy import create_proxy
+from airpanda_demo.errors import DemoError
+from airpanda_demo.pki import DemoPki, make_pki
+from airpanda_demo.place import Place
+
+QUEUE = "DEMO"
+PEOPLE = {
+    "robot": "Robot: production",
+    "alice": "Alice Analyst",
+    "bob": "Bob Analyst",
+    "pilot": "Robot: pilot factory 1",
+}
+OWNERS = ("robot", "alice", "bob")
+PREFERRED_PORT = 8080
+# What of airpanda runs on the worker node.
+NODE_ROOMS = ("core", "x509", "myproxy", "glexec", "pilot")
+LIFETIME = timedelta(days=2)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """On the loopback interface."""
+
+    api: int
+    gateway: int
+    myproxy: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """How the worker node is reached and what it looks like from inside. ``enter`` empty: this machine."""
+
+    enter: tuple[str, ...]
+    account: str
+    directory: Path
+    ca_dir: Path
+    proxy: Path
+    glexec: str
+    hide: tuple[Path, ...] = ()
+    show: tuple[Path, ...] = ()
+
+
+class Site:
+    """Makes the files of one demonstration and knows where they are.
+
+    Args:
+        checkout: the repository; read only.
+        port: of the web UI; None takes 8080 or, when that is taken, a free one.
+    """
+
+    def __init__(self, place: Place, checkout: Path, *, port: int | None = None) -> None:
+        self.place = place
+        self.checkout = checkout
+        self.ports = free_ports(port)
+        self.switches = os.geteuid() == 0
+        self.admin_password: Secret[str] = Secret(secrets.token_urlsafe(12))
+        self._pki: DemoPki | None = None
+        self._client_token: Secret[str] | None = None
+
+    @property
+    def ui_url(self) -> str:
+        return f"http://localhost:{self.ports.api}"
+
+    @property
+    def pki(self) -> DemoPki:
+        if self._pki is None:
+            raise DemoError("the site has no certificates yet")
+        return self._pki
+
+    @property
+    def client_token(self) -> Secret[str]:
+        """The demonstration's own token for the dispatcher."""
+        if self._client_token is None:
+            raise DemoError("the site has no signing key yet")
+        return self._client_token
+
+    def dn(self, who: str) -> str:
+        return self.pki.dn(who)
+
+    def make_identities(self) -> None:
+        """CA, host certificate, people, and the dispatcher's key."""
+        for path in (self.place.airflow, self.place.files, self.place.node, self.place.myproxy):
+            path.mkdir(mode=0o700)
+        self._pki = make_pki(self.place.pki, users=PEOPLE)
+        key = self.place.airflow / "signing.pem"
+        create_key(key)
+        self._client_token = Issuer(key).client_token("demo", ["*"], ["*"], LIFETIME, utcnow())
+
+    def copy_code(self) -> None:
+        """What the node runs of airpanda, readable for its accounts whatever the checkout's modes are."""
+        target = self.place.code / "airpanda"
+        self.place.code.mkdir(mode=0o755)
+        target.mkdir(mode=0o755)
+        source = self.checkout / "plugins" / "airpanda"
+        shutil.copyfile(source / "__init__.py", target / "__init__.py")
+        for room in NODE_ROOMS:
+            shutil.copytree(source / room, target / room, copy_function=shutil.copyfile, ignore=_CACHES)
+        for path in target.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+    def pilot_proxy(self) -> Secret[bytes]:
+        """A fresh proxy of the pilots' own certificate."""
+        credential = ProxyCredential.from_files(*self.pki.user("pilot"))
+        return create_proxy(credential, lifetime=LIFETIME, now=utcnow()).to_pem()
+
+    def write_configuration(self, database_url: str) -> None:
+        """airflow.cfg from airflow.cfg.example, the UI's password, and the folder of queues and scripts."""
+        place = self.place
+        values = {
+            "AIRPANDA_CHECKOUT": str(self.checkout),
+            "AIRPANDA_HOME": str(place.airflow),
+            "AIRPANDA_INCLUDE": str(place.include),
+            "AIRPANDA_DATABASE_URL": database_url,
+            "AIRPANDA_FERNET_KEY": Fernet.generate_key().decode(),
+            "AIRPANDA_JWT_SECRET": secrets.token_urlsafe(64),
+            "AIRPANDA_API_SECRET": secrets.token_urlsafe(64),
+            "AIRPANDA_API_PORT": str(self.ports.api),
+        }
+        example = (self.checkout / "airflow.cfg.example").read_text()
+        write_private(place.airflow / "airflow.cfg", fill_in(example, values))
+        write_private(place.airflow / "passwords.json", json.dumps({"admin": self.admin_password.reveal()}))
+        place.include.mkdir(mode=0o711)
+        (place.include / "queues").mkdir(mode=0o755)
+        for folder in ("physics", "pilot"):
+            (place.include / folder).symlink_to(self.checkout / "include" / folder)
+
+    def write_queue(self, node: Node) -> None:
+        """The queue of the demonstration's node: an identity switch is required where there can be one."""
+        text = queue_text(node, self.place, self.ports, switches=self.switches)
+        (self.place.include / "queues" / f"{QUEUE}.toml").write_text(text)
+
+    def write_connections(self) -> Path:
+        """Airflow's Connections in the form of ``airflow connections import``; remove the file after that."""
+        http = {"conn_type": "http", "host": "127.0.0.1", "port": self.ports.api, "schema": "http"}
+        connections: dict[str, dict[str, object]] = {
+            "panda_default": {**http, "password": self.client_token.reveal(), "extra": {"base_path": "/panda"}},
+            "myproxy_default": {
+                "conn_type": "generic",
+                "host": "localhost",
+                "port": self.ports.myproxy,
+                "extra": {"ca_dir": str(self.pki.ca_dir), "retriever_dn": self.dn("pilot")},
+            },
+        }
+        for owner in OWNERS:
+            files = self.pki.user(owner)
+            extra = {"certificate_file": str(files.cert), "key_file": str(files.key)}
+            connections[f"owner_{owner}"] = {"conn_type": "generic", "extra": extra}
+        path = self.place.airflow / "connections.json"
+        write_private(path, json.dumps(connections))
+        return path
+
+    def write_myproxy_policies(self) -> Path:
+        """Only the pilots may retrieve, each credential only with its passphrase."""
+        path = self.place.myproxy / "myproxy-server.config"
+        path.write_text(
+            'accepted_credentials       "/O=Test Grid/*"\n'
+            f'authorized_retrievers      "{self.dn("pilot")}"\n'
+            'default_retrievers         "none"\n'
+            'default_renewers           "none"\n'
+            'default_key_retrievers     "none"\n'
+            'default_trusted_retrievers "none"\n'
+            "max_proxy_lifetime         168\n"
+            f"cert_dir                   {_word(self.pki.ca_dir)}\n"
+        )
+        return path
+
+
+_CACHES = shutil.ignore_patterns("__pycache__")
+
+
+def _word(path: Path) -> str:
+    return f'"{path}"' if " " in str(path) else str(path)
+
+
+def free_ports(wanted: int | None = None) -> Ports:
+    """Ports that nobody listens on now.
+
+    Raises:
+        DemoError: ``wanted`` is taken or no port.
+    """
+    if wanted is not None and not 1 <= wanted <= 65535:
+        raise DemoError(f"AIRPANDA_DEMO_PORT = {wanted} is no port; take one from 1024 to 65535")
+    with ExitStack() as held:
+        api = _hold(held, wanted) if wanted is not None else _hold(held, PREFERRED_PORT) or _hold(held, 0)
+        if api is None:
+            raise DemoError(
+                f"port {wanted} on the loopback interface is taken or not allowed; "
+                "set AIRPANDA_DEMO_PORT to another one, or unset it"
+            )
+        others = [_hold(held, 0) for _ in range(2)]
+    gateway, myproxy = (port or 0 for port in others)
+    return Ports(api, gateway, myproxy)
+
+
+def _hold(held: ExitStack, port: int) -> int | None:
+    holder = held.enter_context(socket.socket())
+    # A port in TIME_WAIT is free, as it is for the servers, which set the same.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()  # two may bind with SO_REUSEADDR, only one can listen
+    except OSError:
+        return None
+    return int(holder.getsockname()[1])
+
+
+def fill_in(example: str, values: Mapping[str, str]) -> str:
+    """airflow.cfg.example with every ``$AIRPANDA_…`` replaced, outside of comments.
+
+    Raises:
+        KeyError: the example asks for a value that is not given.
+    """
+    lines = []
+    for line in example.splitlines():
+        if not line.startswith("#"):
+            # % begins an interpolation in configuration files.
+            line = re.sub(r"\$(AIRPANDA_[A-Z_]+)", lambda match: values[match[1]].replace("%", "%%"), line)
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def queue_text(node: Node, place: Place, ports: Ports, *, switches: bool) -> str:
+    """The queue file. JSON's strings and lists are TOML's too."""
+    queue = {"name": QUEUE, "state": "online", "identity_policy": "REQUIRED" if switches else "OPTIONAL"}
+    tables: dict[str, dict[str, object]] = {
+        "queue": {**queue},
+        "slot": {"cores": 1, "memory_mib": 2000, "disk_mib": 1000, "walltime_s": 7200},
+        "ce": {
+            "kind": "local",
+            "enter": list(node.enter),
+            "account": node.account,
+            "max_pilots": 8,
+            "directory": str(node.directory),
+        },
+        "pilot": {
+            "python": str(place.software / "bin" / "python"),
+            "code": str(place.code),
+            "dispatcher_url": f"https://localhost:{ports.gateway}",
+            "ca_dir": str(node.ca_dir),
+            "proxy": str(node.proxy),
+            "glexec": node.glexec,
+            "myproxy": f"localhost:{ports.myproxy}",
+            "idle_limit_s": 30,
+            "hide": [str(path) for path in node.hide],
+            "show": [str(path) for path in node.show],
+        },
+        # numpy's threads would fight for the one core of a slot.
+        "environment": {"PATH": f"{place.software / 'bin'}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    }
+    return "\n".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+        for name, table in tables.items()
+    )
+
+
+def check_database_url(url: str) -> str:
+    """An external database's URL, as Airflow needs it.
+
+    Raises:
+        DemoError: not PostgreSQL, or without the driver.
+    """
+    parts = urlsplit(url)
+    if parts.scheme in ("postgres", "postgresql"):
+        return url.replace(f"{parts.scheme}://", "postgresql+psycopg2://", 1)
+    if parts.scheme != "postgresql+psycopg2":
+        raise DemoError("AIRPANDA_DATABASE_URL must be postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE")
+    return url
+
+
+def write_private(path: Path, text: str) -> None:
+    """A new 0600 file; an older one is replaced, never followed."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
