@@ -54,6 +54,8 @@ def check(config_path: Path, *, caller: str, proxy: Path) -> Iterator[Step]:
 def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) -> Iterator[Step]:
     identity = identify(content, config, utcnow())
     yield Step(True, f"its chain is valid until {identity.not_after.isoformat()} and stands for {identity.dn}")
+    if identity.fqans:
+        yield Step(True, f"its VOMS attributes are verified: {', '.join(identity.fqans)}")
     if config.mapping == "lcmaps":
         mapping = LcmapsMapper(config).map(identity.dn, identity.fqans, identity.pem)
         check_mapping(mapping, caller_uid=who.uid, config=config)
@@ -66,7 +68,7 @@ def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) 
 
 
 def _target_step(mapper: MapfileMapper, identity: Identity, who: Caller, config: LauncherConfig) -> Step:
-    target = mapper.target(identity.dn)
+    _, target = mapper.target(identity.dn, identity.fqans)
     if target.pool:
         if config.gridmapdir is None:
             raise ConfigurationError("the grid-mapfile names a pool, but gridmapdir is not set")

@@ -26,6 +26,7 @@ class LauncherConfig:
     lcmaps_db: Optional[Path] = None
     lcmaps_policy: str = "glexec_get_account"
     lcmaps_user: str = "nobody"
+    voms: bool = True
     voms_dir: Path = Path("/etc/grid-security/vomsdir")
     allow_root: bool = False
     gridmapdir: Optional[Path] = None
@@ -135,6 +136,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "lcmaps_db": _path,
     "lcmaps_policy": str,
     "lcmaps_user": str,
+    "voms": _flag,
     "voms_dir": _path,
     "allow_root": _flag,
     "gridmapdir": _path,

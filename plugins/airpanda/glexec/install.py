@@ -34,6 +34,7 @@ _OPTIONS = (
     ("lcmaps_db", "LCMAPS' configuration; its policy must not switch identity itself (no posix_enf).", ""),
     ("lcmaps_policy", "The policy in it.", "glexec_get_account"),
     ("lcmaps_user", "The account under which LCMAPS runs; it must own the gridmapdir.", "nobody"),
+    ("voms", "Verify VOMS attributes and use them for bans and mapping; no = do not look at them.", "yes"),
     ("voms_dir", "LSC files of trusted VOMS servers.", "/etc/grid-security/vomsdir"),
     ("mapfile", 'grid-mapfile: "DN" account, or "DN" .pool', ""),
     ("gridmapdir", "Directory with the leases of pool accounts, shared with LCMAPS.", ""),

@@ -24,15 +24,15 @@ class GridMapDir:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def lease(self, dn: str, prefix: str) -> tuple[str, str]:
-        """The pool account of this DN and the lease's name; the same again for the same DN, for ever.
+    def lease(self, dn: str, prefix: str, *, role: str = "") -> tuple[str, str]:
+        """The pool account of this DN (in this role) and the lease's name; the same again, for ever.
 
         Raises:
             NotAuthorisedError: no account of the pool is free, the lease belongs to another pool, or to
                 another DN that only looks the same.
             ConfigurationError: the directory cannot be used.
         """
-        name = lease_name(dn)
+        name = lease_name(dn) + role
         try:
             with self._locked():
                 self._claim_name(name, dn)

@@ -48,14 +48,16 @@ class MapfileMapper:
 
     def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
         self.check_ban(dn, fqans)
-        target = self.target(dn)
+        found, target = self.target(dn, fqans)
         if not target.pool:
             return account_of(target.name)
-        name, lease = self._gridmapdir().lease(dn, target.name)
+        # By attribute or by name is a different role, and so a different lease.
+        role = "" if found == dn else f":{target.name}"
+        name, lease = self._gridmapdir().lease(dn, target.name, role=role)
         return account_of(name, lease)
 
-    def target(self, dn: str) -> Target:
-        """What the mapfile says, without taking a lease.
+    def target(self, dn: str, fqans: Sequence[str]) -> tuple[str, Target]:
+        """What the mapfile says and for which name: the first FQAN that it knows, else the DN. Takes no lease.
 
         Raises:
             NotAuthorisedError: nothing.
@@ -63,10 +65,12 @@ class MapfileMapper:
         path = self._config.mapfile
         if path is None:
             raise ConfigurationError("mapping = own needs mapfile")
-        target = find(parse_gridmap(read_trusted(path), where=str(path)), dn)
-        if target is None:
-            raise NotAuthorisedError(f"the grid-mapfile {path} has no line for this DN")
-        return target
+        lines = parse_gridmap(read_trusted(path), where=str(path))
+        for name in (*fqans, dn):
+            target = find(lines, name)
+            if target is not None:
+                return name, target
+        raise NotAuthorisedError(f"the grid-mapfile {path} has no line for this DN")
 
     def check_ban(self, dn: str, fqans: Sequence[str]) -> None:
         """Raises NotAuthorisedError where the DN or one of the FQANs is banned."""

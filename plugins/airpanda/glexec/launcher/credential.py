@@ -17,6 +17,7 @@ from airpanda.x509.chain import ChainPolicy, VerifiedChain, verify_chain
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.dn import issuer_dn
 from airpanda.x509.trust import TrustStore
+from airpanda.x509.voms import VomsDirectory, attribute_certificates, verify_attributes
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def identify(proxy: Secret[bytes], config: LauncherConfig, now: datetime) -> Ide
 
     Raises:
         CredentialFileError, MalformedChainError, IdentitySwitchError: no proxy chain (201).
-        RefusedChainError: trust, time, revocation, strength or the site's limits forbid it (203).
+        RefusedChainError, VomsError: trust, time, revocation, strength or the site's limits forbid it (203).
         ConfigurationError: the CA directory is unsafe or unusable (202).
     """
     credential = ProxyCredential.from_pem(proxy.reveal())
@@ -47,7 +48,18 @@ def identify(proxy: Secret[bytes], config: LauncherConfig, now: datetime) -> Ide
         raise client_error("the file holds an end-entity certificate with its key; a payload gets a proxy only")
     trust = load_trust(config.ca_dir)
     chain = verify_chain(credential.certificates, trust=trust, now=now, policy=_policy(config))
-    return _identity(credential, chain)
+    return _identity(credential, chain, _fqans(credential, config, trust, now))
+
+
+def _fqans(credential: ProxyCredential, config: LauncherConfig, trust: TrustStore, now: datetime) -> tuple[str, ...]:
+    """The verified FQANs in full form, primary first. Attributes that do not verify refuse the proxy (203)."""
+    if not config.voms or not attribute_certificates(credential.certificates):
+        return ()
+    check_trusted(config.voms_dir)
+    directory = VomsDirectory.from_directory(config.voms_dir)
+    verified = verify_attributes(credential.certificates, vomsdir=directory, trust=trust, now=now)
+    fqans = (fqan for attributes in verified for fqan in attributes.fqans)
+    return tuple(f"{fqan.group}/Role={fqan.role or 'NULL'}/Capability=NULL" for fqan in fqans)
 
 
 def _policy(config: LauncherConfig) -> ChainPolicy:
@@ -58,14 +70,14 @@ def _policy(config: LauncherConfig) -> ChainPolicy:
     )
 
 
-def _identity(credential: ProxyCredential, chain: VerifiedChain) -> Identity:
+def _identity(credential: ProxyCredential, chain: VerifiedChain, fqans: tuple[str, ...]) -> Identity:
     clean = ProxyCredential(credential.certificate, credential.private_key, (*chain.proxies[1:], chain.eec))
     return Identity(
         dn=chain.identity_dn,
         issuer=issuer_dn(chain.eec),
         serial=f"{chain.serial:x}",
         fingerprint=chain.fingerprint,
-        fqans=(),
+        fqans=fqans,
         limited=chain.limited,
         not_after=chain.not_after,
         pem=clean.to_pem(),
