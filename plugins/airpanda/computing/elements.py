@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, NewType, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NewType, Protocol, runtime_checkable
 
-from airpanda.computing.queues import PandaQueue
+from airpanda.computing.queues import LocalCE, PandaQueue
 from airpanda.core.errors import ServiceError
 from airpanda.core.secret import Secret
+
+if TYPE_CHECKING:
+    from airpanda.computing.ssh import SshLogin
 
 TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -214,15 +217,23 @@ class NotFoundAtCEError(ComputingElementError):
         super().__init__(message, transient=False)
 
 
-def make_element(queue: PandaQueue, wrapper: Path) -> ComputingElement:
-    """The computing element of a queue. ``wrapper`` is the file that starts pilots, ``include/pilot/wrapper.sh``.
+def make_element(queue: PandaQueue, wrapper: Path, *, login: SshLogin | None = None) -> ComputingElement:
+    """The computing element of a queue.
+
+    Args:
+        wrapper: the file that starts pilots, ``include/pilot/wrapper.sh``.
+        login: for a queue with ``[ce] host``: what its ``conn_id`` holds.
 
     Raises:
         InvalidDescriptionError: the wrapper cannot be read.
+        CECredentialError: the queue needs a login and there is none.
     """
-    from airpanda.computing.local import LocalElement  # a back-end imports the port, so the port imports it late
+    # A back-end imports the port, so the port imports it late.
+    from airpanda.computing.batch import make_batch_element
+    from airpanda.computing.local import LocalElement
 
     try:
-        return LocalElement(queue, wrapper.read_text(encoding="utf-8"))
+        text = wrapper.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidDescriptionError(f"the pilot wrapper {wrapper} cannot be read: {error.strerror}") from error
+    return LocalElement(queue, text) if isinstance(queue.ce, LocalCE) else make_batch_element(queue, text, login)

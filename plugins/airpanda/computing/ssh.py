@@ -56,10 +56,8 @@ class SshLogin:
     use_agent: bool = False
 
     def __post_init__(self) -> None:
-        if not self.user:
-            raise CECredentialError("the SSH login names no user; set [ce] user or the connection's login")
         if not (self.password or self.private_key or self.key_file or self.use_agent):
-            raise CECredentialError(f"the SSH login of {self.user} has no key, no password and no agent to use")
+            raise CECredentialError(f"the SSH login of {self.user!r} has no key, no password and no agent to use")
 
 
 class ChannelBudget:
@@ -120,6 +118,8 @@ class SshTransport:
         channels: int = 10,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
     ) -> None:
+        if not login.user:
+            raise CECredentialError(f"nobody is to log in at {host}: set [ce] user or the login of the connection")
         self._host, self._port, self._login = host, port, login
         self._known_hosts = known_hosts
         self._connect_timeout_s = connect_timeout_s
