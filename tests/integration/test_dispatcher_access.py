@@ -6,7 +6,9 @@ import re
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from support.dispatcher import ALICE_DN, World, job_database, spec, template_database, ti, world
@@ -147,3 +149,16 @@ async def test_no_header_stands_in_for_mutual_tls(world: World) -> None:
     pilot.headers.update({"X-SSL-Client-S-DN": "/O=Test Grid/CN=Mallory"})
     await pilot.acquire()
     assert (await world.sql("SELECT dn FROM panda_pilot"))[0]["dn"] == ""
+
+
+async def test_mounted_in_another_app_it_is_as_closed(world: World) -> None:
+    """As in Airflow's api-server, which mounts it at /panda and protects nothing there itself."""
+    outer = FastAPI()
+    outer.mount("/panda", world.app)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=outer), base_url="http://api-server") as http:
+        assert (await http.get("/panda/v1/health")).json() == {"status": "ok"}
+        for path in ("/panda/v1/creds/audit", "/panda/v1/job/1"):
+            assert (await http.get(path)).status_code == 401
+            assert (await http.get(path, headers=world.client_headers())).status_code in (200, 404)
+        for path in ("/panda/docs", "/panda/openapi.json", "/panda/redoc", "/panda/"):
+            assert (await http.get(path)).status_code == 404

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -106,6 +106,20 @@ async def test_bodies_over_the_limit_are_refused(world: World) -> None:
     response = await world.http.post("/v1/pilot/update_job", content=b" " * 2_000_000, headers=pilot.headers)
     assert response.status_code == 413
     assert response.json()["code"] == "request"
+
+
+async def test_a_body_that_stops_coming_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airpanda.dispatcher.limits.CHUNK_TIMEOUT_S", 0.05)
+    never = asyncio.Event()
+
+    async def stuck() -> AsyncIterator[bytes]:
+        yield b"{"
+        await never.wait()
+
+    pilot = await world.pilot()
+    response = await world.http.post("/v1/pilot/update_job", content=stuck(), headers=pilot.headers)
+    assert response.status_code == 408
+    assert response.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize("path", ["/v1/job/0", "/v1/job/-1", "/v1/job/99999999999999999999", "/v1/job/x", "/nowhere"])

@@ -151,7 +151,7 @@ class Task(Base):
     """
 
     __tablename__ = "panda_task"
-    __table_args__ = (UniqueConstraint("key_digest"), Index(None, "first_panda_id"))
+    __table_args__ = (UniqueConstraint("key_digest"),)
     task_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     task_key: Mapped[str]
     key_digest: Mapped[bytes]

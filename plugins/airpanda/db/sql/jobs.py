@@ -184,5 +184,3 @@ FROM (SELECT status, n FROM panda_task_count WHERE task_id = $1
       UNION ALL SELECT old_status, -n FROM panda_task_delta WHERE task_id = $1 AND old_status IS NOT NULL) AS each
 GROUP BY status HAVING sum(n) <> 0
 """
-
-ONE_WATCHDOG = "SELECT pg_try_advisory_xact_lock(hashtext('airpanda watchdog'))"

@@ -251,7 +251,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("task_id", name=op.f("panda_task_pkey")),
         sa.UniqueConstraint("key_digest", name=op.f("panda_task_key_digest_key")),
     )
-    op.create_index(op.f("panda_task_first_panda_id_ix"), "panda_task", ["first_panda_id"], unique=False)
     op.create_table(
         "panda_task_count",
         sa.Column("task_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -277,7 +276,6 @@ def downgrade() -> None:
     op.drop_index(op.f("panda_task_delta_task_id_ix"), table_name="panda_task_delta")
     op.drop_table("panda_task_delta")
     op.drop_table("panda_task_count")
-    op.drop_index(op.f("panda_task_first_panda_id_ix"), table_name="panda_task")
     op.drop_table("panda_task")
     op.drop_index(op.f("panda_pilot_batch_id_ix"), table_name="panda_pilot")
     op.drop_table("panda_pilot")
