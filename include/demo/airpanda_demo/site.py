@@ -29,6 +29,7 @@ from airpanda.x509.proxy import create_proxy
 from airpanda_demo.errors import DemoError
 from airpanda_demo.pki import DemoPki, make_pki
 from airpanda_demo.place import Place
+from airpanda_demo.voms import VO, attribute_proxy, make_vomsdir
 
 QUEUE = "DEMO"
 PEOPLE = {
@@ -37,7 +38,12 @@ PEOPLE = {
     "bob": "Bob Analyst",
     "pilot": "Robot: pilot factory 1",
 }
-OWNERS = ("robot", "alice", "bob")
+# Their VOMS attributes, primary first. Outputs with access "vo" are shared among all of the VO.
+OWNERS = {
+    "robot": (f"/{VO}/Role=production", f"/{VO}"),
+    "alice": (f"/{VO}",),
+    "bob": (f"/{VO}",),
+}
 PREFERRED_PORT = 8080
 # What of airpanda runs on the worker node.
 NODE_ROOMS = ("core", "x509", "myproxy", "glexec", "pilot")
@@ -109,6 +115,10 @@ class Site:
         for path in (self.place.airflow, self.place.files, self.place.node, self.place.myproxy):
             path.mkdir(mode=0o700)
         self._pki = make_pki(self.place.pki, users=PEOPLE)
+        make_vomsdir(self._pki, self._vomsdir)
+        for owner, fqans in OWNERS.items():
+            proxy = attribute_proxy(self._pki, owner, fqans, lifetime=LIFETIME, now=utcnow())
+            proxy.write(self._proxy_of(owner))
         key = self.place.airflow / "signing.pem"
         create_key(key)
         self._client_token = Issuer(key).client_token("demo", ["*"], ["*"], LIFETIME, utcnow())
@@ -165,16 +175,27 @@ class Site:
                 "conn_type": "generic",
                 "host": "localhost",
                 "port": self.ports.myproxy,
-                "extra": {"ca_dir": str(self.pki.ca_dir), "retriever_dn": self.dn("pilot")},
+                "extra": {
+                    "ca_dir": str(self.pki.ca_dir),
+                    "vomsdir": str(self._vomsdir),
+                    "retriever_dn": self.dn("pilot"),
+                },
             },
         }
         for owner in OWNERS:
-            files = self.pki.user(owner)
-            extra = {"certificate_file": str(files.cert), "key_file": str(files.key)}
+            # A proxy, as voms-proxy-init leaves one: Airflow need not hold anybody's own key.
+            extra = {"proxy_file": str(self._proxy_of(owner))}
             connections[f"owner_{owner}"] = {"conn_type": "generic", "extra": extra}
         path = self.place.airflow / "connections.json"
         write_private(path, json.dumps(connections))
         return path
+
+    def _proxy_of(self, owner: str) -> Path:
+        return self.place.pki / f"{owner}.proxy"
+
+    @property
+    def _vomsdir(self) -> Path:
+        return self.place.pki / "vomsdir"
 
     def write_myproxy_policies(self) -> Path:
         """Only the pilots may retrieve, each credential only with its passphrase."""
