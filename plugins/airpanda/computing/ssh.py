@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ class HostKeyError(ComputingElementError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, transient=False)
+
+
+class _BrokenBeforeError(Exception):
+    """The connection was found broken before the command was sent: a new one may carry it."""
 
 
 @dataclass(frozen=True)
@@ -127,24 +131,27 @@ class SshTransport:
         self._max_output_bytes = max_output_bytes
         self._where = f"{login.user}@{host}:{port}"
         self._client: Any = None
-        self._lock = threading.Lock()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
         self.budget = ChannelBudget(channels)
 
     def run(self, argv: Sequence[str], stdin: bytes = b"", *, timeout_s: float) -> Completed:
         line = command_line(argv)
         end = time.monotonic() + timeout_s
-        delay = 0.01
+        delay, broken = 0.01, 0
         while True:
             with self.budget.channel(end):
                 client = self._connected(end)
                 with _deadline(end, client):
-                    channel = self._open(client)
-                    if channel is not None:
-                        try:
+                    try:
+                        with self._session(client) as channel:
                             return self._converse(channel, line, stdin)
-                        finally:
-                            channel.close()
-                alone = self.budget.refused()
+                    except paramiko.ChannelException:
+                        alone = self.budget.refused()
+                    except _BrokenBeforeError as error:
+                        alone, broken = False, broken + 1
+                        if broken > 1 or time.monotonic() >= end:
+                            raise CEUnavailableError(str(error)) from error
+                        continue
             if time.monotonic() + delay > end or (alone and delay > 1.0):
                 raise CEUnavailableError(f"{self._where} opens no session: raise sshd's MaxSessions, or wait")
             if alone:  # the host may still be closing the session before
@@ -160,7 +167,7 @@ class SshTransport:
     def _connected(self, end: float) -> Any:
         """A living connection; an old one that died is replaced."""
         with self._lock:
-            if self._client is not None and self._client.get_transport().is_active():
+            if self._client is not None and _is_alive(self._client):
                 return self._client
             self._drop()
             end = min(end, time.monotonic() + self._connect_timeout_s)
@@ -256,15 +263,22 @@ class SshTransport:
 
     # --- one command ---------------------------------------------------------------------------------------
 
-    def _open(self, client: Any) -> Any:
-        """A session, or None where the host refuses one more."""
+    @contextmanager
+    def _session(self, client: Any) -> Iterator[Any]:
+        """One channel, closed at the end. A refusal is paramiko's ``ChannelException``."""
+        transport = client.get_transport()
+        if transport is None:
+            raise _BrokenBeforeError(f"{self._where} was closed before the command was sent")
         try:
-            return client.get_transport().open_session()
+            with self._opening:  # paramiko keeps one reason for all refusals of a connection
+                channel = transport.open_session()
         except paramiko.ChannelException:
-            return None
+            raise
         except (paramiko.SSHException, OSError, EOFError) as error:
             client.close()
-            raise CEUnavailableError(f"{self._where} broke off before the command was sent: {error}") from error
+            raise _BrokenBeforeError(f"{self._where} broke off before the command was sent: {error}") from error
+        with closing(channel):
+            yield channel
 
     def _converse(self, channel: Any, line: str, stdin: bytes) -> Completed:
         try:
@@ -296,6 +310,11 @@ class SshTransport:
                 return bytes(out), bytes(err)
             if len(out) + len(err) > self._max_output_bytes:
                 raise AnswerLostError(f"{self._where} wrote more than {self._max_output_bytes} bytes and was cut off")
+
+
+def _is_alive(client: Any) -> bool:
+    transport = client.get_transport()  # None once the client was closed
+    return transport is not None and transport.is_active()
 
 
 @contextmanager
