@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.launcher import ALICE_UID, BOB_UID, POOL, Site, make_site
+from support.launcher import ALICE_UID, BOB_UID, MAPPER_UID, POOL, Site, make_site
 from support.need import absent
 
 from airpanda_demo.worker_node import GRID_SECURITY, INSTALLED
@@ -46,8 +46,8 @@ def node_site() -> Iterator[Site]:
         pool.mkdir()
         for name in POOL:
             (pool / name).touch()
-            os.chown(pool / name, 61904, 61904)
-        os.chown(pool, 61904, 61904)
+            os.chown(pool / name, MAPPER_UID, MAPPER_UID)
+        os.chown(pool, MAPPER_UID, MAPPER_UID)
         yield site
 
 

@@ -17,7 +17,10 @@ import pytest
 from support.launcher import (
     ALICE_UID,
     BOB_UID,
+    GROUPED_UID,
+    GROUPS,
     HOME,
+    OTHER_UID,
     PILOT_UID,
     Ran,
     Site,
@@ -34,7 +37,6 @@ from airpanda_demo.worker_node import INSTALLED
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 PYTHON = sys.executable
-OTHER_UID = 61903
 PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
 
 
@@ -103,7 +105,7 @@ def test_exactly_the_mapped_groups(site: Site, proxy: str) -> None:
     finally:
         site.node.set_mapfile(site.mapfile)
     lines = dict(line.split(":", 1) for line in ran.out.splitlines())
-    assert sorted(lines["Groups"].split()) == ["61902", "61950", "61951"]
+    assert sorted(lines["Groups"].split()) == sorted(map(str, (GROUPED_UID, *GROUPS)))
 
 
 # --- row 19 to 22: environment, descriptors, command ----------------------------------------------------------------

@@ -19,21 +19,28 @@ from typing import Any
 
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy
-from airpanda_demo.worker_node import ACCOUNTS, NodeAccount, WorkerNode
+from airpanda_demo.worker_node import NodeAccount, WorkerNode
 from support.need import need_root
 from support.pki import Pki
 
-PILOT_UID, ALICE_UID, BOB_UID = 61001, 61012, 61013
+# Uids of this test run alone: a survivor is looked for on the whole machine, where other nodes may be running.
+_BASE = 100_000 + os.getpid() % 10_000 * 100
+PILOT_UID, ROBOT_UID, ALICE_UID, BOB_UID = _BASE + 1, _BASE + 11, _BASE + 12, _BASE + 13
+GROUPED_UID, OTHER_UID, MAPPER_UID, GROUPS = _BASE + 22, _BASE + 23, _BASE + 24, (_BASE + 50, _BASE + 51)
 HOME = Path("/home/pilot")
 TIMEOUT_S = 60
 POOL = ("dt001", "dt002")
-EXTRA = (
-    NodeAccount("system", 61901, (42,)),
-    NodeAccount("grouped", 61902, (61950, 61951)),
-    NodeAccount("other", 61903),
-    NodeAccount("mapper", 61904),
+ACCOUNTS = (
+    NodeAccount("pilot", PILOT_UID),
+    NodeAccount("robot", ROBOT_UID),
+    NodeAccount("alice", ALICE_UID),
+    NodeAccount("bob", BOB_UID),
+    NodeAccount("system", _BASE + 21, (42,)),
+    NodeAccount("grouped", GROUPED_UID, GROUPS),
+    NodeAccount("other", OTHER_UID),
+    NodeAccount("mapper", MAPPER_UID),
     NodeAccount("low", 900),
-    *(NodeAccount(name, 61921 + number) for number, name in enumerate(POOL)),
+    *(NodeAccount(name, _BASE + 31 + number) for number, name in enumerate(POOL)),
 )
 
 
@@ -51,7 +58,7 @@ class Site:
             root / "node",
             ca_dir=self.pki.ca_dir,
             mapfile=self.mapfile,
-            accounts=(*ACCOUNTS, *EXTRA),
+            accounts=ACCOUNTS,
             hide=[self.secret_dir],
             options={"max_proxy_hours": "24", "max_processes": "256", **options},
             pools=POOL,
