@@ -15,6 +15,7 @@ from support.fake_switch import FakeSwitcher
 from support.pilot_rig import FakeProxy, Rig
 
 from airpanda.core.errors import CredentialError, IdentitySwitchError, ServiceError
+from airpanda.glexec.ports import Usage
 from airpanda.pilot import errors
 from airpanda.pilot.config import Slot
 
@@ -136,7 +137,7 @@ def test_an_input_that_does_not_arrive_whole_fails_the_attempt(
         rig.fake.inputs["data.txt"] = b"12345"
     rig.fake.wrong_checksum = broken == "checksum"
     rig.fake.refused_inputs = broken == "refused"
-    monkeypatch.setattr("airpanda.pilot.job.STAGE_IN_PATIENCE_S", 0.2)
+    monkeypatch.setattr("airpanda.pilot.staging.PATIENCE_S", 0.2)
     assert rig.run() == errors.EXIT_OK
     assert rig.fake.statuses == ["starting", "failed"]
     assert codes(rig.fake) == [("pilot", code)]
@@ -236,6 +237,21 @@ def test_the_time_limit_kills_and_even_a_payload_that_ignores_term(rig: Rig) -> 
     assert codes(rig.fake) == [("pilot", 1213)]
     assert rig.fake.final.trans_exit_code == 137
     assert rig.fake.files["7/1/payload.log"] == b"stubborn\n"
+
+
+def test_a_payload_far_over_its_memory_is_stopped(rig: Rig) -> None:
+    class Greedy(FakeSwitcher):
+        def launch(self, *args: Any, **kwargs: Any) -> Any:
+            payload = super().launch(*args, **kwargs)
+            payload.usage = lambda: Usage(cpu_s=0.0, rss_kib=3 * 1024 * 1024)  # type: ignore[method-assign]
+            return payload
+
+    rig.switcher = Greedy()
+    rig.fake.jobs = [make_job(argv=["sleep", "60"], memory_mib=1000)]
+    rig.run()
+    assert codes(rig.fake) == [("pilot", 1212)]
+    assert rig.fake.final.use is not None
+    assert rig.fake.final.use.max_rss_mib == 3072
 
 
 def test_an_endless_log_is_cut_and_says_so(rig: Rig) -> None:

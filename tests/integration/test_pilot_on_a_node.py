@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 from support.fake_dispatcher import TOKEN, FakeDispatcher, fake_dispatcher, make_job
 from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, host_status, make_site, wait_for
 from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.node_processes import kill_pilots, processes_of
 
 import airpanda
 from airpanda.computing.elements import Handle, PilotBatch, PilotJobState, make_element
@@ -31,7 +31,6 @@ pytestmark = [pytest.mark.root, pytest.mark.integration]
 PLUGINS = Path(airpanda.__file__).parent.parent
 WRAPPER = PLUGINS.parent / "include/pilot/wrapper.sh"
 PILOTS = "/home/pilot/pilots"
-PROBE_UID = 61903
 
 
 @pytest.fixture(scope="module", name="site")
@@ -93,7 +92,7 @@ class Chain:
         """Sandboxes, and processes of payload accounts."""
         inside = self.site.node.path(Path(PILOTS))
         left = [str(p) for p in inside.iterdir() if p.name.startswith(".") and p.is_dir()] if inside.exists() else []
-        return left + [str(pid) for uid in (ALICE_UID, BOB_UID) for pid in self.site.processes(uid)]
+        return left + [str(pid) for uid in (ALICE_UID, BOB_UID) for pid in processes_of(self.site, uid)]
 
 
 @pytest.fixture
@@ -161,7 +160,7 @@ def test_two_owners_run_as_two_accounts_and_neither_is_the_pilots(chain: Chain) 
     assert chain.fake.files["2/1/who.txt"] == f"{BOB_UID}\ninput\n".encode()
     assert b"CapEff:\t0000000000000000" in chain.fake.files["1/1/payload.log"]
     probe = chain.fake.workers[0].probe
-    assert (probe["switch"]["kind"], probe["switch"]["uid"]) == ("glexec", PROBE_UID)
+    assert (probe["switch"]["kind"], probe["switch"]["account"]) == ("glexec", "other")
     assert probe["myproxy"]["reached"] is True
 
 
@@ -169,7 +168,7 @@ def test_the_account_is_what_the_host_sees(chain: Chain) -> None:
     chain.fake.jobs = [chain.job(3, "alice", argv=["sleep", "30.25"])]
     (handle,) = chain.submit("seen").values()
     chain.fake.wait_for("running", 60)
-    (pid,) = [p for p in chain.site.processes(ALICE_UID) if b"30.25" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    (pid,) = [p for p in processes_of(chain.site, ALICE_UID) if b"30.25" in Path(f"/proc/{p}/cmdline").read_bytes()]
     assert host_status(pid)["Uid"].split() == [str(ALICE_UID)] * 4
     chain.fake.command = "tobekilled"
     chain.fake.wait_for("cancelled", 30)
@@ -238,9 +237,7 @@ def test_a_killed_pilot_leaves_no_payload(chain: Chain) -> None:
     chain.fake.jobs = [chain.job(9, "bob", argv=["sleep", "61"])]
     (handle,) = chain.submit("killed").values()
     chain.fake.wait_for("running", 60)
-    for pid in chain.site.processes(PILOT_UID):
-        if b"airpanda.pilot" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, 9)
+    kill_pilots(chain.site, PILOT_UID)
     assert chain.ended(handle) is PilotJobState.FAILED
-    wait_for(lambda: not chain.site.processes(BOB_UID), 20)
+    wait_for(lambda: not processes_of(chain.site, BOB_UID), 20)
     time.sleep(0.1)

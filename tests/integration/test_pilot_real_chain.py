@@ -21,6 +21,7 @@ from cryptography.fernet import Fernet
 from support.dispatcher import job_database, make_settings, spec, template_database, ti
 from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, make_site, wait_for
 from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.node_processes import kill_pilots, processes_of
 from support.postgres import Database, postgres
 
 import airpanda
@@ -250,15 +251,13 @@ def test_a_killed_pilots_job_is_done_by_another_one_uncharged(chain: Chain) -> N
     task = chain.submit("alice", spec("long", argv=["sh", "-c", "sleep 4; echo done"], max_attempt=1))
     handles = chain.send_pilots(1)
     wait_for(lambda: chain.call("GET", f"/v1/task/{task['task_id']}/progress")["counts"].get("running"), 60)
-    for pid in chain.site.processes(PILOT_UID):
-        if b"airpanda.pilot" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, 9)
+    kill_pilots(chain.site, PILOT_UID)
     handles += chain.send_pilots(1)
     assert chain.wait(task["task_id"]) == {"finished": 1}, chain.logs(handles)
     (job,) = chain.jobs(task["task_id"])
     assert [attempt["status"] for attempt in job["attempts"]] == ["finished", "failed"]
     assert job["attempts"][1]["errors"][0]["code"] == 100
-    wait_for(lambda: not chain.site.processes(ALICE_UID), 20)
+    wait_for(lambda: not processes_of(chain.site, ALICE_UID), 20)
     assert chain.pilots_end(handles) == {PilotJobState.FAILED, PilotJobState.DONE}
 
 
@@ -270,6 +269,6 @@ def test_killing_the_task_ends_the_payload(chain: Chain) -> None:
     chain.call("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "a test"})
     assert chain.wait(task["task_id"]) == {"cancelled": 2}, chain.logs(handles)
     assert time.monotonic() - begin < 20
-    assert chain.site.processes(BOB_UID) == []
+    assert processes_of(chain.site, BOB_UID) == []
     make_element(chain.queue, WRAPPER).cancel(handles)
     chain.pilots_end(handles)

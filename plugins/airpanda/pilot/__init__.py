@@ -6,6 +6,6 @@ credential or account; every way a job can end is reported with all errors, the 
 stays on the node.
 
 Values and rules: ``config``, ``errors``, ``wire``. I/O: ``client`` (dispatcher), ``probe`` (node), ``capture``
-(payload output), ``heartbeat``, ``credentials``, ``sandbox``, ``job`` (one job), ``agent`` (the loop). Python 3.9,
-standard library and ``cryptography``.
+(payload output), ``heartbeat``, ``credentials``, ``staging`` (files), ``job`` (one job), ``agent`` (the loop),
+``sweep`` (after a pilot that was killed). Python 3.9, standard library and ``cryptography``.
 """

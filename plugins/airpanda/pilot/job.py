@@ -18,8 +18,6 @@ from airpanda.core.clock import utcnow
 from airpanda.core.errors import (
     AirpandaError,
     IdentitySwitchError,
-    NotAuthorisedError,
-    NotFoundError,
     RequestError,
     ServiceError,
     StaleReportError,
@@ -32,6 +30,7 @@ from airpanda.pilot.credentials import Retrieve, fetch_owner_proxy
 from airpanda.pilot.errors import JobFault, ranked
 from airpanda.pilot.heartbeat import Heartbeat
 from airpanda.pilot.probe import free_disk_mib
+from airpanda.pilot.staging import stage_in, store
 from airpanda.pilot.stopping import Stop
 from airpanda.pilot.sweep import PROXY, SANDBOX_NOTE
 
@@ -42,7 +41,8 @@ log = logging.getLogger(__name__)
 
 STEP_S = 0.25
 KEEP_ALIVE_S = 30.0
-STAGE_IN_PATIENCE_S = 60.0
+MEASURE_S = 2.0
+"""Looking at a payload's processes means reading all of /proc: not at every step."""
 FINAL_PATIENCE_S = 600.0
 STOPPING_PATIENCE_S = 30.0
 RSS_GRACE = 2.0
@@ -95,6 +95,7 @@ class Attempt:
     sandbox: Optional[Path] = None
     credential_event: str = ""
     began: float = 0.0
+    measured: float = 0.0
     peak_rss_mib: float = 0.0
     told_tail: str = ""
     told_running: bool = False
@@ -154,32 +155,13 @@ class Attempt:
         fetch_owner_proxy(self.job, self.tools.retrieve, place / PROXY, utcnow)
         self.credential_event = "retrieved"
         self._check_going_on(beat)
-        files = self._stage_in(client, place)
+        files = stage_in(client, self.job, place / "in", max_bytes=spec.disk_mib * _MIB)
         self._check_going_on(beat)
         self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / PROXY)
         (place / SANDBOX_NOTE).write_text(str(self.sandbox), encoding="utf-8")
         if files:
             self.tools.switcher.put(self.sandbox, place / PROXY, files)
         self._check_going_on(beat)
-
-    def _stage_in(self, client: DispatcherClient, place: Path) -> dict[str, Path]:
-        spec = self.job.spec
-        folder = place / "in"
-        folder.mkdir(mode=0o700)
-        both = sorted(set(spec.scripts) & set(spec.inputs))
-        if both:
-            raise JobFault(errors.STAGE_IN, f"{both[0]} is both a script and an input")
-        for name, text in spec.scripts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        for lfn in spec.inputs:
-            try:
-                limit = spec.disk_mib * _MIB
-                client.get_input(self.job, lfn, folder / lfn, max_bytes=limit, patience_s=STAGE_IN_PATIENCE_S)
-            except StaleReportError:
-                raise
-            except (AirpandaError, OSError) as error:
-                raise JobFault(stage_in_kind(error), f"{lfn}: {error}") from error
-        return {name: folder / name for name in (*spec.scripts, *spec.inputs)}
 
     def _launch(self, client: DispatcherClient, place: Path) -> None:
         assert self.sandbox is not None
@@ -235,6 +217,8 @@ class Attempt:
             return JobFault(errors.LEASE_LOST)
         if time.monotonic() > until:
             return JobFault(errors.WALLTIME, f"{self.job.spec.walltime_s} s")
+        if time.monotonic() - self.measured < MEASURE_S:
+            return None
         rss_mib = self._measure().rss_kib / 1024
         if rss_mib > RSS_GRACE * self.job.spec.memory_mib:
             return JobFault(errors.MEMORY, f"{rss_mib:.0f} MiB, {self.job.spec.memory_mib} asked for")
@@ -272,13 +256,8 @@ class Attempt:
             except JobFault as fault:
                 self.faults.append(fault)
         self.capture.finish()
-        for name, path in [*stored, (wire.PAYLOAD_LOG, self.capture.log)]:
-            try:
-                client.put_file(self.job, name, path, patience_s=self._patience_s())
-            except StaleReportError:
-                raise
-            except (AirpandaError, OSError) as error:
-                self.faults.append(JobFault(errors.STAGE_OUT, f"{name}: {error}"))
+        files = [*stored, (wire.PAYLOAD_LOG, self.capture.log)]
+        self.faults += store(client, self.job, files, patience_s=self._patience_s())
 
     def _collect(self, place: Path) -> dict[str, Path]:
         assert self.sandbox is not None
@@ -329,7 +308,7 @@ class Attempt:
     def _measure(self) -> Usage:
         """What the payload's tree uses now; remembers the most memory ever seen."""
         assert self.payload is not None
-        usage = self.payload.usage()
+        usage, self.measured = self.payload.usage(), time.monotonic()
         self.peak_rss_mib = max(self.peak_rss_mib, usage.rss_kib / 1024)
         return usage
 
@@ -406,13 +385,6 @@ def resolve(argv: Sequence[str], path: str) -> list[str]:
     if found is None:
         raise JobFault(errors.NOT_EXECUTABLE, f"{argv[0]!r} is not on the node's PATH {path!r}")
     return [found, *argv[1:]]
-
-
-def stage_in_kind(error: Exception) -> errors.Kind:
-    """Whose turn it is: an input that is not there or not for this owner will not come by trying again."""
-    if isinstance(error, NotAuthorisedError) and error.authenticated:
-        return errors.INPUT_REFUSED
-    return errors.INPUT_MISSING if isinstance(error, NotFoundError) else errors.STAGE_IN
 
 
 def payload_fault(outcome: PayloadOutcome) -> JobFault:

@@ -1,0 +1,64 @@
+"""Files of one job between the dispatcher and this node: inputs and scripts in, outputs and log out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from airpanda.core.errors import AirpandaError, NotAuthorisedError, NotFoundError, StaleReportError
+from airpanda.pilot import errors
+from airpanda.pilot.client import DispatcherClient
+from airpanda.pilot.errors import JobFault, Kind
+from airpanda.pilot.wire import Job
+
+PATIENCE_S = 60.0
+
+
+def stage_in(client: DispatcherClient, job: Job, folder: Path, *, max_bytes: int) -> dict[str, Path]:
+    """Scripts and inputs of a job as files in the new directory ``folder``, by name.
+
+    Raises:
+        JobFault: an input is missing, refused or does not arrive whole.
+        StaleReportError: the attempt is no longer ours.
+    """
+    spec = job.spec
+    both = sorted(set(spec.scripts) & set(spec.inputs))
+    if both:
+        raise JobFault(errors.INPUT_REFUSED, f"{both[0]} is both a script and an input")
+    folder.mkdir(mode=0o700)
+    for name, text in spec.scripts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for lfn in spec.inputs:
+        try:
+            client.get_input(job, lfn, folder / lfn, max_bytes=max_bytes, patience_s=PATIENCE_S)
+        except StaleReportError:
+            raise
+        except (AirpandaError, OSError) as error:
+            raise JobFault(_kind(error), f"{lfn}: {error}") from error
+    return {name: folder / name for name in (*spec.scripts, *spec.inputs)}
+
+
+def store(
+    client: DispatcherClient, job: Job, files: Iterable[tuple[str, Path]], *, patience_s: float
+) -> list[JobFault]:
+    """Send files to the dispatcher; what could not be stored comes back as faults.
+
+    Raises:
+        StaleReportError: the attempt is no longer ours.
+    """
+    faults = []
+    for name, path in files:
+        try:
+            client.put_file(job, name, path, patience_s=patience_s)
+        except StaleReportError:
+            raise
+        except (AirpandaError, OSError) as error:
+            faults.append(JobFault(errors.STAGE_OUT, f"{name}: {error}"))
+    return faults
+
+
+def _kind(error: Exception) -> Kind:
+    """Whose turn it is: an input that is not there or not for this owner will not come by trying again."""
+    if isinstance(error, NotAuthorisedError) and error.authenticated:
+        return errors.INPUT_REFUSED
+    return errors.INPUT_MISSING if isinstance(error, NotFoundError) else errors.STAGE_IN
