@@ -58,7 +58,8 @@ def _converse(connection: socket.socket, argv: list[str]) -> int:
     rights = array.array("i", [0, 1, 2, here])
     try:
         sent = connection.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        connection.sendall(request[sent:])
+        if sent < len(request):  # even sending nothing fails once the launcher has answered and closed
+            connection.sendall(request[sent:])
         _forward_signals(connection)
         body = _receive(connection, wire.body_length(_receive(connection, wire.HEADER.size)))
         code, message = wire.parse_answer(body)
