@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from airpanda_demo.site import OWNERS, Node, Site
@@ -51,6 +52,8 @@ class DemoNode:
             python=place.software / "bin" / "python",
         )
         self._node.start()
+        # The launcher verifies VOMS attributes by the site's own list of VOMS servers.
+        shutil.copytree(site.vomsdir, self._node.path(GRID_SECURITY / "vomsdir"), copy_function=shutil.copyfile)
         proxy = _HOME / "pilot.proxy"
         _write(self._node.path(proxy), site.pilot_proxy().reveal(), uid=_PILOT_UID)
         return Node(

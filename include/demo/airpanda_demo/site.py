@@ -115,7 +115,7 @@ class Site:
         for path in (self.place.airflow, self.place.files, self.place.node, self.place.myproxy):
             path.mkdir(mode=0o700)
         self._pki = make_pki(self.place.pki, users=PEOPLE)
-        make_vomsdir(self._pki, self._vomsdir)
+        make_vomsdir(self._pki, self.vomsdir)
         for owner, fqans in OWNERS.items():
             proxy = attribute_proxy(self._pki, owner, fqans, lifetime=LIFETIME, now=utcnow())
             proxy.write(self._proxy_of(owner))
@@ -177,7 +177,7 @@ class Site:
                 "port": self.ports.myproxy,
                 "extra": {
                     "ca_dir": str(self.pki.ca_dir),
-                    "vomsdir": str(self._vomsdir),
+                    "vomsdir": str(self.vomsdir),
                     "retriever_dn": self.dn("pilot"),
                 },
             },
@@ -194,7 +194,8 @@ class Site:
         return self.place.pki / f"{owner}.proxy"
 
     @property
-    def _vomsdir(self) -> Path:
+    def vomsdir(self) -> Path:
+        """Which server may speak for the VO."""
         return self.place.pki / "vomsdir"
 
     def write_myproxy_policies(self) -> Path:
