@@ -18,10 +18,12 @@ from support.http_stub import Answer, Stub, http_stub
 from support.myproxy_server import ServerProcess, start_debian
 from support.pki import Pki
 
+from airpanda.core.clock import utcnow
 from airpanda.core.errors import ConfigurationError, CredentialError, RequestError, ServiceError
 from airpanda.core.secret import Secret
 from airpanda.hooks.panda import PandaHook
 from airpanda.operators.proxies import MyProxyDestroyOperator, MyProxyStageOperator
+from airpanda_demo.voms import VO, attribute_proxy, make_vomsdir
 
 pytestmark = pytest.mark.integration
 TI = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=None, try_number=1, id="u")
@@ -113,6 +115,24 @@ def test_destroying_twice_is_no_error(server: ServerProcess, connections: dict[s
             connections["panda_default"] = connection(port=dispatcher.port)
             operator.execute({"ti": TI})
     assert sent["cred_name"] not in stored(server)
+
+
+def test_verified_voms_attributes_are_registered_and_others_refused(
+    server: ServerProcess, connections: dict[str, Any], tmp_path: Path
+) -> None:
+    server.pki.user("alice")
+    fqans = [f"/{VO}/Role=production", f"/{VO}"]
+    attribute_proxy(server.pki.demo, "alice", fqans, lifetime=timedelta(hours=9), now=utcnow()).write(tmp_path / "p")
+    connections["owner_alice"] = connection(extra_dejson={"proxy_file": str(tmp_path / "p")})
+    extra = connections["myproxy_default"].extra_dejson
+    extra["vomsdir"] = str(make_vomsdir(server.pki.demo, tmp_path / "vomsdir"))
+    _, stub = stage(connections, view())
+    assert json.loads(stub.seen[0].body)["fqans"] == fqans
+
+    (tmp_path / "empty").mkdir()
+    extra["vomsdir"] = str(tmp_path / "empty")
+    with pytest.raises(CredentialError):
+        stage(connections, view())
 
 
 @pytest.mark.parametrize("extra", [{}, {"certificate_file": "/x"}])

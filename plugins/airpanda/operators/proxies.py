@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ class MyProxyStageOperator(BaseOperator):
 
     The owner's certificate and key, or an existing proxy, are named by the Airflow Connection
     ``owner_<payload_owner>`` with extra ``{"certificate_file": …, "key_file": …}`` or ``{"proxy_file": …}``. The
-    MyProxy server is the Connection ``myproxy_conn_id`` with host, port and extra ``{"ca_dir": …, "retriever_dn": …}``.
+    MyProxy server is the Connection ``myproxy_conn_id`` with host, port and extra ``{"ca_dir": …, "retriever_dn": …}``,
+    and ``"vomsdir"`` where the site uses VOMS: verified attributes are registered with the credential.
 
     A proxy key made here never leaves this process unencrypted: it is stored under a fresh random name,
     encrypted with a fresh 256-bit passphrase, retrievable only by ``retriever_dn``. The passphrase goes to the
@@ -73,16 +75,18 @@ class MyProxyStageOperator(BaseOperator):
 
         scope = CredentialScope(self.scope)
         proxy = owner_proxy(f"owner_{self.payload_owner}", lifetime=self.lifetime)
-        client, retriever_dn = _repository(self.myproxy_conn_id, proxy)
-        staged = stage(client, proxy, retriever_dn=retriever_dn, lifetime=self.lifetime)
+        there = _Repository.of(self.myproxy_conn_id, proxy)
+        fqans = verified_fqans(proxy, ca_dir=there.ca_dir, vomsdir=there.vomsdir)
+        staged = stage(there.client, proxy, retriever_dn=there.retriever_dn, lifetime=self.lifetime)
         registration = CredentialRegistration(
             owner=self.payload_owner,
             owner_dn=proxy.identity,
+            fqans=fqans,
             server=staged.server,
             username=staged.username,
             cred_name=staged.cred_name,
             passphrase=SecretStr(staged.passphrase.reveal()),
-            retriever_dn=retriever_dn,
+            retriever_dn=there.retriever_dn,
             expires_at=staged.expires_at,
             scope=scope,
             origin="operator",
@@ -92,7 +96,7 @@ class MyProxyStageOperator(BaseOperator):
             view = PandaHook(self.panda_conn_id).send(calls.register_credential(registration))
         except AirpandaError:
             # Nobody will ever know its passphrase: what was staged must not stay behind.
-            unstage(client, staged.username, staged.cred_name)
+            unstage(there.client, staged.username, staged.cred_name)
             raise
         self.log.info(
             "staged a proxy of %s at %s until %s (credential %d, retrievable only by %s)",
@@ -100,7 +104,7 @@ class MyProxyStageOperator(BaseOperator):
             view.server,
             to_wire(view.expires_at),
             view.credential_id,
-            retriever_dn,
+            there.retriever_dn,
         )
         return {
             "credential_id": view.credential_id,
@@ -149,9 +153,9 @@ class MyProxyDestroyOperator(BaseOperator):
             self.log.info("credential %d is destroyed already", view.credential_id)
             return
         proxy = owner_proxy(f"owner_{view.owner}", lifetime=timedelta(hours=1))
-        client, _ = _repository(self.myproxy_conn_id, proxy)
+        there = _Repository.of(self.myproxy_conn_id, proxy)
         try:
-            unstage(client, view.username, view.cred_name)
+            unstage(there.client, view.username, view.cred_name)
         except CredentialMissingError:
             self.log.info("credential %d is no longer in MyProxy", view.credential_id)
         hook.send(calls.credential_destroyed(view.credential_id))
@@ -180,18 +184,43 @@ def owner_proxy(conn_id: str, *, lifetime: timedelta) -> ProxyCredential:
     return create_proxy(issuer, lifetime=lifetime, now=utcnow())
 
 
-def _repository(conn_id: str, proxy: ProxyCredential) -> tuple[MyProxyClient, str]:
-    from airpanda.myproxy.client import MyProxyClient
+@dataclass(frozen=True)
+class _Repository:
+    """A MyProxy server seen by one owner, and what the site trusts."""
 
-    connection = BaseHook.get_connection(conn_id)
-    extra = connection.extra_dejson
-    missing = [name for name in ("ca_dir", "retriever_dn") if not extra.get(name)]
-    if missing or not connection.host:
-        raise ConfigurationError(f"Connection {conn_id!r} needs a host and, in its extra, ca_dir and retriever_dn")
-    client = MyProxyClient(
-        connection.host,
-        connection.port or 7512,
-        ca_dir=Path(extra["ca_dir"]),
-        credential=proxy,
-    )
-    return client, extra["retriever_dn"]
+    client: MyProxyClient
+    retriever_dn: str
+    ca_dir: Path
+    vomsdir: Path | None
+
+    @classmethod
+    def of(cls, conn_id: str, proxy: ProxyCredential) -> _Repository:
+        from airpanda.myproxy.client import MyProxyClient
+
+        connection = BaseHook.get_connection(conn_id)
+        extra = connection.extra_dejson
+        missing = [name for name in ("ca_dir", "retriever_dn") if not extra.get(name)]
+        if missing or not connection.host:
+            raise ConfigurationError(f"Connection {conn_id!r} needs a host and, in its extra, ca_dir and retriever_dn")
+        ca_dir = Path(extra["ca_dir"])
+        client = MyProxyClient(connection.host, connection.port or 7512, ca_dir=ca_dir, credential=proxy)
+        return cls(client, extra["retriever_dn"], ca_dir, Path(extra["vomsdir"]) if extra.get("vomsdir") else None)
+
+
+def verified_fqans(proxy: ProxyCredential, *, ca_dir: Path, vomsdir: Path | None) -> list[str]:
+    """The VOMS attributes of a proxy, primary first; none where the site names no ``vomsdir``.
+
+    Raises:
+        CredentialError: the chain or an attribute certificate does not verify; the owner must renew it.
+    """
+    from airpanda.x509.chain import verify_chain
+    from airpanda.x509.trust import TrustStore
+    from airpanda.x509.voms import VomsDirectory, verify_attributes
+
+    trust, now = TrustStore.from_directory(ca_dir), utcnow()
+    verify_chain(proxy.certificates, trust=trust, now=now)
+    if vomsdir is None:
+        return []
+    directory = VomsDirectory.from_directory(vomsdir)
+    found = verify_attributes(proxy.certificates, vomsdir=directory, trust=trust, now=now)
+    return [str(fqan) for attributes in found for fqan in attributes.fqans]
