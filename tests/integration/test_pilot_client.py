@@ -101,7 +101,7 @@ def client_of(url: str, *, ca_dir: Path = Path("/"), proxy: Path | None = None) 
 def job() -> wire.Job:
     import json
 
-    from airpanda.dispatcher import messages as m
+    from airpanda import messages as m
 
     text = m.AcquireReply(jobs=[make_job()], wait_s=0).model_dump_json()
     return wire.read_acquire_reply(json.loads(text)).jobs[0]

@@ -24,12 +24,12 @@ from support.need import absent, need_program
 from support.pki import Pki
 
 import airpanda
+from airpanda import messages as m
 from airpanda.computing.elements import Handle, PilotBatch, PilotJobState
 from airpanda.computing.local import LocalElement
 from airpanda.computing.queues import PandaQueue
 from airpanda.core.identity import IdentityPolicy
 from airpanda.core.secret import Secret
-from airpanda.dispatcher import messages as m
 from airpanda.myproxy.staging import stage
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy

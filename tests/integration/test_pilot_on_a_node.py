@@ -17,11 +17,11 @@ from support.myproxy_server import CONFIG, ServerProcess, start_debian
 from support.node_processes import kill_pilots, processes_of
 
 import airpanda
+from airpanda import messages as m
 from airpanda.computing.elements import Handle, PilotBatch, PilotJobState, make_element
 from airpanda.computing.local import LocalElement
 from airpanda.computing.queues import PandaQueue
 from airpanda.core.secret import Secret
-from airpanda.dispatcher import messages as m
 from airpanda.myproxy.staging import stage
 from airpanda.x509.credential import ProxyCredential
 from airpanda_demo.worker_node import GRID_SECURITY

@@ -13,7 +13,7 @@ from support.postgres import postgres
 
 from airpanda.core.clock import to_wire, utcnow
 from airpanda.db.states import may_follow
-from airpanda.dispatcher.messages import JobStatus, PilotOffer
+from airpanda.messages import JobStatus, PilotOffer
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration

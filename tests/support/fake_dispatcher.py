@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from airpanda.dispatcher import messages as m
+from airpanda import messages as m
 
 TOKEN = "pilot-token-of-the-tests"
 DN = "/O=Test Grid/CN=Alice Analyst"

@@ -20,10 +20,10 @@ from airpanda.core.errors import (
     RequestError,
     ServiceError,
 )
-from airpanda.dispatcher.messages import BatchIntent
 from airpanda.hooks import calls
 from airpanda.hooks import panda as panda_module
 from airpanda.hooks.panda import PandaHook
+from airpanda.messages import BatchIntent
 
 INTENT = BatchIntent(queue="DEMO", n_pilots=1)
 PROGRESS = json.dumps({"task_id": 7, "counts": {"finished": 2, "running": 1}, "total": 3, "done": False}).encode()

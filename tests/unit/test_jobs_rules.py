@@ -6,8 +6,8 @@ import pytest
 
 from airpanda.core.errors import InvalidTransitionError
 from airpanda.db.states import LEASED, NEW_ATTEMPT, RETRIABLE, SAME_ATTEMPT, WAITING, may_follow
-from airpanda.dispatcher.messages import Blame, ErrorSource, JobError, JobStatus
 from airpanda.jobs.rules import MAX_RETURNS, Ends, Goes, Held, after_report, after_silence
+from airpanda.messages import Blame, ErrorSource, JobError, JobStatus
 
 S = JobStatus
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from support.fake_dispatcher import PASSPHRASE, make_job
 
+from airpanda import messages as m
 from airpanda.core.errors import ServiceError
-from airpanda.dispatcher import messages as m
 from airpanda.pilot import errors, wire
 from airpanda.pilot.errors import JobFault, clean, ranked
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from airpanda.dispatcher.messages import JobView
+from airpanda.messages import JobView
 
 MIN_FINISHED = 23
 OWNERS = 3

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-from airpanda.dispatcher.messages import JobView
 from airpanda.hooks import calls
 from airpanda.hooks.calls import Call
+from airpanda.messages import JobView
 from airpanda_demo.airflow_api import FINAL, AirflowApi
 from airpanda_demo.errors import DemoError
 from airpanda_demo.progress import Progress

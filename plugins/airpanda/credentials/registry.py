@@ -13,7 +13,7 @@ from airpanda.core.secret import Secret
 from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
 from airpanda.db.sql import credentials as sql
-from airpanda.dispatcher.messages import AuditEntry, CredentialPointer, CredentialRegistration, CredentialView
+from airpanda.messages import AuditEntry, CredentialPointer, CredentialRegistration, CredentialView
 
 
 class CredentialRegistry:

@@ -35,7 +35,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from airpanda.db import triggers
-from airpanda.dispatcher.messages import JobStatus
+from airpanda.messages import JobStatus
 
 NOW = text("now()")
 JSON_B = JSON().with_variant(JSONB(), "postgresql")

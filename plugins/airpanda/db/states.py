@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from airpanda.dispatcher.messages import JobStatus as S
+from airpanda.messages import JobStatus as S
 
 SAME_ATTEMPT = MappingProxyType(
     {

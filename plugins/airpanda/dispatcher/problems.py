@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from airpanda.core import errors
-from airpanda.dispatcher.messages import Problem
+from airpanda.messages import Problem
 
 MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger(__name__)

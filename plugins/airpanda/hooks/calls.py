@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter
 
-from airpanda.dispatcher import messages as m
+from airpanda import messages as m
 
 R = TypeVar("R")
 

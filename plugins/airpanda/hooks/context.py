@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airpanda.dispatcher.messages import TaskInstanceKey
+from airpanda.messages import TaskInstanceKey
 
 
 def task_instance_key(context: Any) -> TaskInstanceKey:

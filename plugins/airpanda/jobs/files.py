@@ -19,9 +19,9 @@ from airpanda.core.errors import ConflictError, NotAuthorisedError, NotFoundErro
 from airpanda.core.identity import Fqan
 from airpanda.db.pool import Database
 from airpanda.db.sql import files as sql
-from airpanda.dispatcher.messages import FileView, JobSpec, OutputFile
 from airpanda.jobs.store import Lease
 from airpanda.jobs.views import file_view
+from airpanda.messages import FileView, JobSpec, OutputFile
 
 LOG = "payload.log"
 _CHUNK = 1024 * 1024

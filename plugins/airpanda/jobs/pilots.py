@@ -9,7 +9,7 @@ from typing import Any
 from airpanda.core.errors import NotAuthorisedError, NotFoundError
 from airpanda.db.pool import Database
 from airpanda.db.sql import pilots as sql
-from airpanda.dispatcher.messages import BatchIntent, BatchRecord, BatchView, PilotView, WorkerReport
+from airpanda.messages import BatchIntent, BatchRecord, BatchView, PilotView, WorkerReport
 
 _PILOT_FIELDS = frozenset(PilotView.model_fields)
 SERVED = frozenset({"started"})

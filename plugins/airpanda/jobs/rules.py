@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from airpanda.core.errors import InvalidTransitionError
 from airpanda.db.states import may_follow
-from airpanda.dispatcher.messages import Blame, ErrorSource, JobError, JobStatus
+from airpanda.messages import Blame, ErrorSource, JobError, JobStatus
 
 MAX_RETURNS = 20
 LOST_HEARTBEAT = 100  # PanDA's jobDispatcherErrorCode

@@ -13,7 +13,8 @@ from airpanda.credentials.registry import CredentialRegistry, note_use
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
-from airpanda.dispatcher.messages import (
+from airpanda.jobs.rules import Ends, Held, after_report, after_silence, lost_heartbeat, summary
+from airpanda.messages import (
     AcquiredJob,
     JobReport,
     JobSpec,
@@ -24,7 +25,6 @@ from airpanda.dispatcher.messages import (
     TaskInstanceKey,
     TaskProgress,
 )
-from airpanda.jobs.rules import Ends, Held, after_report, after_silence, lost_heartbeat, summary
 
 BATCH = 500
 _CLOSED_BECAUSE = "the owner's credential is gone or ends before the job's time limit: stage a fresh one and retry"

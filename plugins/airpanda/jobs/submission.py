@@ -11,8 +11,8 @@ from airpanda.core.errors import ConflictError
 from airpanda.credentials.registry import demand_usable, find
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
-from airpanda.dispatcher.messages import JobSpec, JobSubmission, SubmissionReply
 from airpanda.jobs.store import job_range, open_new_attempts, owner_of
+from airpanda.messages import JobSpec, JobSubmission, SubmissionReply
 
 _JOB_COLUMNS = (
     "panda_id",

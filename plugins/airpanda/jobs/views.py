@@ -11,8 +11,8 @@ from airpanda.core.errors import NotFoundError
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import views as sql
-from airpanda.dispatcher.messages import AttemptView, FileView, JobView, TaskProgress
 from airpanda.jobs.store import job_range, progress_of
+from airpanda.messages import AttemptView, FileView, JobView, TaskProgress
 
 _ATTEMPT_FIELDS = frozenset(AttemptView.model_fields)
 

@@ -11,11 +11,11 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from pydantic import ValidationError
 
 from airpanda.core.errors import AirpandaError, NotFoundError
-from airpanda.dispatcher.messages import Blame, JobSpec, JobStatus, JobSubmission, JobView, KillRequest
 from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.panda import PandaHook
 from airpanda.links.job import PandaJobLink
+from airpanda.messages import Blame, JobSpec, JobStatus, JobSubmission, JobView, KillRequest
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
 _PAGE = 1000
@@ -31,7 +31,7 @@ class PandaTaskOperator(BaseOperator):
 
     Args:
         jobs: one mapping per job with the fields of
-            :class:`~airpanda.dispatcher.messages.JobSpec` (templated).
+            :class:`~airpanda.messages.JobSpec` (templated).
         payload_owner: short name of the payload owner (templated).
         credential: what :class:`~airpanda.operators.proxies.MyProxyStageOperator` returned (templated).
         panda_queue: the PanDA queue (templated).
@@ -163,7 +163,7 @@ class PandaJobOperator(PandaTaskOperator):
         outputs: names, or ``{"lfn", "access"}``, of the files the payload leaves (templated).
         env: the payload's environment (templated).
         needs: cores, memory_mib, disk_mib, walltime_s, priority, max_attempt as in
-            :class:`~airpanda.dispatcher.messages.JobSpec`, where the defaults do not fit.
+            :class:`~airpanda.messages.JobSpec`, where the defaults do not fit.
     """
 
     template_fields: Sequence[str] = (

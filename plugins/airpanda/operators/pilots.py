@@ -11,14 +11,14 @@ from airflow.sdk import BaseOperator, conf
 from airpanda.computing.elements import ComputingElementError, PilotBatch, SubmitUncertainError, make_element
 from airpanda.computing.queues import PandaQueue
 from airpanda.core.secret import Secret
-from airpanda.dispatcher.messages import BatchIntent, BatchRecord
 from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.panda import PandaHook
+from airpanda.messages import BatchIntent, BatchRecord
 
 if TYPE_CHECKING:
     from airpanda.computing.elements import ComputingElement
-    from airpanda.dispatcher.messages import IntendedBatch
+    from airpanda.messages import IntendedBatch
 
 
 class PilotSubmitOperator(BaseOperator):

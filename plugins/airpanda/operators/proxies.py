@@ -13,10 +13,10 @@ from pydantic import SecretStr
 
 from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.errors import AirpandaError, ConfigurationError
-from airpanda.dispatcher.messages import CredentialRegistration, CredentialScope
 from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.panda import PandaHook
+from airpanda.messages import CredentialRegistration, CredentialScope
 
 if TYPE_CHECKING:
     from airpanda.myproxy.client import MyProxyClient

@@ -1,6 +1,6 @@
 """The dispatcher's messages as the pilot sees them: plain values from and to JSON, no I/O.
 
-The dispatcher validates the same messages with pydantic (``airpanda.dispatcher.messages``); a test holds both ends
+The dispatcher validates the same messages with pydantic (``airpanda.messages``); a test holds both ends
 together. Keys the pilot does not know are ignored, so that a newer dispatcher can talk to an older pilot; keys it
 needs are required.
 """

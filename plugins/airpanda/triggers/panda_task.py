@@ -9,9 +9,9 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airpanda.core.errors import AirpandaError, ServiceError
-from airpanda.dispatcher.messages import KillRequest, TaskInstanceKey, TaskProgress
 from airpanda.hooks import calls
 from airpanda.hooks.panda import PandaHook
+from airpanda.messages import KillRequest, TaskInstanceKey, TaskProgress
 
 _SLOWEST_POLL_S = 60.0
 

@@ -7,8 +7,8 @@ from pydantic import SecretStr
 
 from airpanda.core.clock import utcnow
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_queue
-from airpanda.dispatcher.messages import BatchIntent, BatchRecord, BatchView, IntendedBatch, PilotTicket
 from airpanda.dispatcher.routes import Id
+from airpanda.messages import BatchIntent, BatchRecord, BatchView, IntendedBatch, PilotTicket
 
 router = APIRouter(prefix="/v1/batch", dependencies=[Depends(client_caller)])
 

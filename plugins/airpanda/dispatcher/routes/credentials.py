@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Query
 from airpanda.core.clock import utcnow
 from airpanda.core.identity import MAX_DN_CHARS
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner
-from airpanda.dispatcher.messages import AuditEntry, CredentialRegistration, CredentialView
 from airpanda.dispatcher.routes import Id
+from airpanda.messages import AuditEntry, CredentialRegistration, CredentialView
 
 router = APIRouter(prefix="/v1/creds", dependencies=[Depends(client_caller)])
 OwnerDn = Annotated[str | None, Query(max_length=MAX_DN_CHARS, pattern=r"^[^\x00]*$")]

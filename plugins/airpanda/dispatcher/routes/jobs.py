@@ -12,7 +12,10 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import RequestError
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner, demand_queue
-from airpanda.dispatcher.messages import (
+from airpanda.dispatcher.routes import Id, LfnInPath
+from airpanda.dispatcher.routes.pilots import send_file
+from airpanda.dispatcher.services import QueueLike
+from airpanda.messages import (
     JobSpec,
     JobSubmission,
     JobView,
@@ -20,9 +23,6 @@ from airpanda.dispatcher.messages import (
     SubmissionReply,
     TaskProgress,
 )
-from airpanda.dispatcher.routes import Id, LfnInPath
-from airpanda.dispatcher.routes.pilots import send_file
-from airpanda.dispatcher.services import QueueLike
 
 MAX_LOG_BYTES = 1024 * 1024
 router = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)])

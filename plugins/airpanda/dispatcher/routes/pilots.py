@@ -10,7 +10,10 @@ from fastapi.responses import FileResponse
 from airpanda.core.errors import RequestError
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.auth import Pilot, ThePilot, TheServices, pilot_caller
-from airpanda.dispatcher.messages import (
+from airpanda.dispatcher.routes import AttemptNr, Id, LfnInPath
+from airpanda.jobs.files import Stored
+from airpanda.jobs.store import Lease
+from airpanda.messages import (
     AcquireReply,
     FileView,
     JobReport,
@@ -19,9 +22,6 @@ from airpanda.dispatcher.messages import (
     ReportReply,
     WorkerReport,
 )
-from airpanda.dispatcher.routes import AttemptNr, Id, LfnInPath
-from airpanda.jobs.files import Stored
-from airpanda.jobs.store import Lease
 
 IDLE_WAIT_S = 5.0
 router = APIRouter(prefix="/v1/pilot", dependencies=[Depends(pilot_caller)])

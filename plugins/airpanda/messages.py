@@ -2,7 +2,7 @@
 
 Times are RFC 3339 in UTC. An answer is the body itself with a 2xx status; a refusal is an RFC 9457 problem
 document with the stable ``code`` of :mod:`airpanda.core.errors`. Unknown fields are refused, so that a typo
-never becomes a silent default. Field names follow PanDA's REST API (``facts`` of panda-server, v1) where it has one.
+never becomes a silent default. Field names follow PanDA's REST API (panda-server 1.0, v1) where it has one.
 
 The pilot speaks the same messages as plain JSON, since worker nodes have no pydantic; a contract test holds
 both ends together.
