@@ -100,8 +100,9 @@ jobs=$(list_jobs) || answer refused
 printf '%s\\n' "$jobs"
 if [ -d "$directory" ]; then
     cd -- "$directory" || answer unavailable "[ce] directory cannot be entered on the submit host"
-    xargs -r sh -c 'for tag; do grep -sH "" "$tag/job" "$tag/copies" "$tag"/*/exit "$tag"/*/cancelled; done; :' sh ||
-        answer unavailable "the files of the pilots cannot be read"
+    xargs -r sh -c 'for tag; do
+        [ ! -d "$tag" ] || printf "%s\\n" "$tag/job" "$tag/copies" "$tag"/*/exit "$tag"/*/cancelled
+    done' sh | xargs -r grep -sH ""
 fi
 answer end
 """

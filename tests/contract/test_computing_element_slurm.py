@@ -1,0 +1,200 @@
+"""The contract of ``ComputingElement`` over real Slurm, from its own node and over SSH."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from support.batch_rig import SLEEP, Rig, batch, make_rig, until
+from support.launcher import PILOT_UID
+
+from airpanda.computing.batch import BatchElement
+from airpanda.computing.elements import (
+    Handle,
+    HasOutput,
+    InvalidDescriptionError,
+    NotFoundAtCEError,
+    Outcome,
+    PilotJobState,
+    Purgeable,
+    Status,
+    ThrottledError,
+)
+
+pytestmark = [pytest.mark.root, pytest.mark.integration]
+
+
+@pytest.fixture(scope="module", name="rig")
+def module_rig() -> Iterator[Rig]:
+    yield from make_rig()
+
+
+@pytest.fixture(autouse=True)
+def tidy(rig: Rig) -> Iterator[None]:
+    yield
+    rig.tidy()
+
+
+@pytest.fixture(params=["local", "ssh"])
+def via(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def states(statuses: Mapping[Handle, Status]) -> set[PilotJobState]:
+    return {status.state for status in statuses.values()}
+
+
+def await_state(element: BatchElement, handle: Handle, state: PilotJobState) -> Status:
+    until(lambda: element.status([handle])[handle].state is state)
+    return element.status([handle])[handle]
+
+
+def test_a_handle_of_another_kind_is_refused_before_it_travels(rig: Rig, via: str) -> None:
+    element = rig.element(SLEEP, via)
+    for handle in ("../../root-1", "x", "1_2@t/..", "1_2@t\n", "1_2@t;id", "$(id)_1@t", "1_-1@t"):
+        with pytest.raises(InvalidDescriptionError, match="no handle"):
+            element.status([Handle(handle)])
+        with pytest.raises(InvalidDescriptionError, match="no handle"):
+            element.cancel([Handle(handle)])
+
+
+def test_unknown_handles_and_tags_are_told_apart_from_failures(rig: Rig, via: str) -> None:
+    element = rig.element(SLEEP, via)
+    unknown = Handle("99999_0@never")
+    assert element.status([unknown])[unknown].state is PilotJobState.UNKNOWN
+    assert element.status([]) == {}
+    assert element.find("never") == {}
+    assert element.cancel([unknown]) == {unknown: Outcome.NOT_FOUND}
+    assert element.purge([unknown]) == {unknown: Outcome.NOT_FOUND}
+    with pytest.raises(NotFoundAtCEError):
+        element.fetch(unknown)
+
+
+def test_a_batch_runs_is_found_and_a_repeat_adopts(rig: Rig, via: str) -> None:
+    first = rig.element(SLEEP, via).submit(batch(f"a-{via}", 31, 30, 32))
+    assert set(first.handles) == {30, 31, 32}
+    assert not first.adopted
+    element = rig.element(SLEEP, via)
+    again = element.submit(batch(f"a-{via}", 30, 31, 32))
+    assert again.handles == first.handles
+    assert again.adopted == {30, 31, 32}
+    element.submit(batch(f"a-{via}-", 1))
+    assert set(element.find(f"a-{via}")) == set(first.handles.values())
+    until(lambda: states(element.find(f"a-{via}")) == {PilotJobState.RUNNING})
+    assert sorted(rig.jobs(f"a-{via}")) == ["0", "1", "2"]
+
+
+def test_a_tag_in_use_for_other_pilots_is_refused(rig: Rig, via: str) -> None:
+    element = rig.element(SLEEP, via)
+    element.submit(batch(f"u-{via}", 1, 2))
+    with pytest.raises(InvalidDescriptionError, match="other pilots"):
+        element.submit(batch(f"u-{via}", 1, 3))
+
+
+def test_exit_codes_become_states_and_logs_can_be_read(rig: Rig, via: str) -> None:
+    done = rig.element("exit 0\n", via).submit(batch(f"good-{via}", 1)).handles[1]
+    element = rig.element("echo why >&2; exit 7\n", via)
+    failed = element.submit(batch(f"bad-{via}", 2)).handles[2]
+    until(lambda: all(s.state.is_final for s in element.status([done, failed]).values()))
+    seen = element.status([done, failed])
+    assert (seen[done].state, seen[done].exit_code) == (PilotJobState.DONE, 0)
+    until(lambda: element.status([failed])[failed].exit_code == 7)
+    assert element.status([failed])[failed].state is PilotJobState.FAILED
+    assert isinstance(element, HasOutput)
+    assert element.fetch(failed) == b"why\n"
+    assert element.fetch(failed, tail_bytes=2) == b"y\n"
+    assert element.cancel([failed]) == {failed: Outcome.ALREADY_OVER}
+    assert set(element.find(f"bad-{via}")) == {failed}
+
+
+def test_cancel_ends_what_runs_and_what_waits_and_a_repeat_is_no_error(rig: Rig, via: str) -> None:
+    element = rig.element(SLEEP, via)
+    handles = list(element.submit(batch(f"c-{via}", *range(70))).handles.values())
+    until(lambda: states(element.status(handles)) == {PilotJobState.RUNNING, PilotJobState.QUEUED})
+    assert set(element.cancel(handles).values()) == {Outcome.ACCEPTED}
+    until(lambda: states(element.status(handles)) == {PilotJobState.CANCELLED})
+    assert set(element.cancel(handles).values()) == {Outcome.ALREADY_OVER}
+
+
+def test_a_pilot_that_does_not_listen_is_killed(rig: Rig, via: str) -> None:
+    element = rig.element("trap '' TERM; while :; do sleep 1; done\n", via)
+    handle = element.submit(batch(f"k-{via}", 1)).handles[1]
+    await_state(element, handle, PilotJobState.RUNNING)
+    element.cancel([handle])
+    await_state(element, handle, PilotJobState.CANCELLED)
+
+
+def test_a_pilot_that_was_killed_is_not_done(rig: Rig, via: str) -> None:
+    element = rig.element("kill -9 $PPID; exit 0\n", via)
+    handle = element.submit(batch(f"l-{via}", 1)).handles[1]
+    until(lambda: element.status([handle])[handle].state.is_final)
+    assert element.status([handle])[handle].state is PilotJobState.FAILED
+
+
+def test_purge_keeps_what_runs_and_removes_what_ended(rig: Rig, via: str) -> None:
+    element = rig.element("exit 0\n", via)
+    assert isinstance(element, Purgeable)
+    first = element.submit(batch(f"p-{via}", 1)).handles[1]
+    running = rig.element(SLEEP, via).submit(batch(f"p2-{via}", 1)).handles[1]
+    await_state(element, first, PilotJobState.DONE)
+    assert element.purge([first, running]) == {first: Outcome.ACCEPTED, running: Outcome.STILL_RUNNING}
+    assert not rig.path(f"p-{via}").exists()
+    assert rig.path(f"p2-{via}/0").is_dir()
+    assert element.purge([first]) == {first: Outcome.NOT_FOUND}
+
+
+def test_modes_secrets_and_what_a_pilot_sees(rig: Rig, via: str) -> None:
+    element = rig.element("cat /proc/self/environ; ls -la; id -u; " + SLEEP, via)
+    handle = element.submit(batch(f"s-{via}", 1)).handles[1]
+    await_state(element, handle, PilotJobState.RUNNING)
+    until(lambda: f"\n{PILOT_UID}\n".encode() in element.fetch(handle))
+    place = rig.path(f"s-{via}/0")
+    assert place.stat().st_mode & 0o777 == 0o700
+    for path in [*place.iterdir(), *(p for p in place.parent.iterdir() if p.is_file())]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert place.parent.stat().st_mode & 0o777 == 0o711  # payload accounts pass through to their sandboxes
+    assert "token-of-1" in (place / "pilot.json").read_text()
+    log = element.fetch(handle)
+    assert b"token-of-1" not in log
+    assert b"SLURM" not in log
+    shown = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, check=True).stdout.decode()
+    shown += rig.slurm.root("scontrol", "show", "job")
+    assert "token-of-1" not in shown
+    element.cancel([handle])
+    until(lambda: not (place / "pilot.json").exists())
+
+
+def test_more_than_max_pilots_is_throttled_and_starts_nothing(rig: Rig, via: str) -> None:
+    small = rig.element(SLEEP, via, max_pilots=3)
+    small.submit(batch(f"m-{via}", 1, 2))
+    with pytest.raises(ThrottledError, match=r"2 pilots are there.*max_pilots = 3") as caught:
+        small.submit(batch(f"m2-{via}", 1, 2))
+    assert caught.value.retry_after_s
+    assert small.find(f"m2-{via}") == {}
+    assert not rig.path(f"m2-{via}").exists()
+
+
+def test_a_thousand_pilots_are_one_job_and_one_look(rig: Rig, via: str) -> None:
+    element = rig.element(SLEEP, via)
+    pilots = range(5000, 6000)
+    submission = element.submit(batch(f"big-{via}", *pilots))
+    handles = list(submission.handles.values())
+    assert len(set(handles)) == 1000
+    assert len({handle.split("_")[0] for handle in handles}) == 1
+    assert len(element.status(handles)) == 1000
+    assert set(element.find(f"big-{via}")) == set(handles)
+    assert set(element.cancel(handles).values()) == {Outcome.ACCEPTED}
+    with pytest.raises(InvalidDescriptionError, match="limit"):
+        element.submit(batch("too-many", *range(1001)))
+
+
+def test_a_directory_that_others_can_write_is_refused(rig: Rig, via: str) -> None:
+    open_for_all = rig.site.node.path(Path("/home/pilot/open"))
+    rig.slurm.root("install", "-d", "-o", "pilot", "-m", "0777", "/home/pilot/open")
+    with pytest.raises(InvalidDescriptionError, match="writable by others"):
+        rig.element(SLEEP, via, directory="/home/pilot/open").submit(batch("w", 1))
+    open_for_all.chmod(0o755)
+    with pytest.raises(InvalidDescriptionError, match="cannot be made"):
+        rig.element(SLEEP, via, directory="/proc/nowhere").submit(batch("w", 1))

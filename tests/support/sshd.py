@@ -1,0 +1,186 @@
+"""OpenSSH's sshd on the worker node of a test, on a free port of the loopback; it ends with the node.
+
+``with running_sshd(node, directory) as sshd``: ``sshd.login`` and ``sshd.known_hosts`` let the pilots' account in.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from airpanda.computing.ssh import SshLogin
+from airpanda.core.secret import Secret
+from airpanda_demo.worker_node import WorkerNode
+from support.need import need_program
+from support.slurm import free_port
+
+PASSPHRASE = "sshd fixture's passphrase"
+_CONF = """\
+ListenAddress 127.0.0.1
+Port {port}
+HostKey /run/sshd-test/hostkey
+PidFile none
+AuthorizedKeysFile /run/sshd-test/%u.pub
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+AllowUsers pilot
+MaxSessions {max_sessions}
+MaxStartups 10:30:100
+"""
+
+
+class Sshd:
+    """One server. ``directory`` gets the client's side: the user's key (with and without passphrase), known_hosts."""
+
+    def __init__(self, node: WorkerNode, directory: Path) -> None:
+        self._program = need_program("sshd", "openssh-server")
+        need_program("ssh-keygen", "openssh-client")
+        self._node, self._directory = node, directory
+        self._inside = node.path(Path("/run/sshd-test"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.known_hosts = directory / "known_hosts"
+        self.key = directory / "userkey"
+        self._inside.mkdir(mode=0o755)
+        node.path(Path("/run/sshd")).mkdir(mode=0o755, exist_ok=True)
+        _keygen(self.key, "")
+        shutil.copy(self.key.with_suffix(".pub"), self._inside / "pilot.pub")
+        self.new_host_key()
+        self.remember()
+
+    @property
+    def login(self) -> SshLogin:
+        return SshLogin("pilot", private_key=Secret(self.key.read_text()))
+
+    def new_host_key(self) -> None:
+        """As after a new installation of the host; takes effect at the next start."""
+        for path in (self._inside / "hostkey", self._inside / "hostkey.pub"):
+            path.unlink(missing_ok=True)
+        _keygen(self._inside / "hostkey", "")
+
+    def remember(self) -> None:
+        """Put the present host key into known_hosts."""
+        kind, key = (self._inside / "hostkey.pub").read_text().split()[:2]
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
+
+    def start(self, *, max_sessions: int = 10) -> None:
+        (self._inside / "sshd_config").write_text(_CONF.format(port=self.port, max_sessions=max_sessions))
+        with (self._inside / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._node.root_argv(), self._program, "-D", "-e", "-f", "/run/sshd-test/sshd_config"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                start_new_session=True,
+            )
+        end = time.monotonic() + 20
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+                probe.settimeout(5)
+                if probe.recv(4) == b"SSH-":
+                    return
+            assert time.monotonic() < end, (self._inside / "log").read_text()
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End the server and every connection."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, 15)
+            process.wait(20)
+        self.cut()
+
+    def cut(self) -> None:
+        """End the connections, not the server: what a firewall or a reboot does to them."""
+        ours = os.readlink(f"/proc/{self._node.init_pid}/ns/pid")
+        for path in (path for path in Path("/proc").iterdir() if path.name.isdigit()):
+            with suppress(OSError):
+                session = (path / "cmdline").read_bytes().startswith(b"sshd: pilot")
+                if session and os.readlink(path / "ns/pid") == ours:
+                    os.kill(int(path.name), 9)
+
+
+class Proxy:
+    """A TCP relay to a port, for drills: ``accept(n)`` says whether the n-th connect (from 0) gets through."""
+
+    def __init__(self, target: int, accept: Callable[[int], bool]) -> None:
+        self._target, self._accept = target, accept
+        self.connects = 0
+        self._left: int | None = None
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._threads = [threading.Thread(target=self._serve, daemon=True)]
+        self._threads[0].start()
+
+    def reset(self) -> None:
+        """Break all connections off."""
+        for end in self._open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def limit(self, n_bytes: int) -> None:
+        """Break off after so many more bytes to the server."""
+        self._left = n_bytes
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.reset()
+        for thread in self._threads:
+            thread.join(5)
+        for end in self._open:
+            end.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                number, self.connects = self.connects, self.connects + 1
+                if not self._accept(number):
+                    client.close()
+                    continue
+                server = socket.create_connection(("127.0.0.1", self._target))
+                self._open += [client, server]
+                for pair in ((client, server, True), (server, client, False)):
+                    self._threads.append(threading.Thread(target=self._relay, args=pair, daemon=True))
+                    self._threads[-1].start()
+
+    def _relay(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if counted and self._left is not None:
+                    self._left -= len(data)
+                    if self._left < 0:
+                        break
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def _keygen(path: Path, passphrase: str) -> None:
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "test", "-f", str(path)]
+    subprocess.run(argv, check=True, timeout=20)
+
+
+@contextmanager
+def running_sshd(node: WorkerNode, directory: Path) -> Iterator[Sshd]:
+    sshd = Sshd(node, directory)
+    try:
+        sshd.start()
+        yield sshd
+    finally:
+        sshd.stop()
