@@ -118,6 +118,14 @@ def test_cancel_ends_what_runs_and_what_waits_and_a_repeat_is_no_error(rig: Rig,
     assert set(element.cancel(handles).values()) == {Outcome.ALREADY_OVER}
 
 
+def test_an_administrator_holds_and_cancels_pilots_that_wait(rig: Rig, via: str) -> None:
+    element = rig.element(SLEEP, via, options=["--hold"])
+    handles = list(element.submit(batch(f"h-{via}", 1, 2)).handles.values())
+    assert states(element.status(handles)) == {PilotJobState.HELD}
+    rig.slurm.root("scancel", f"--name=h-{via}")
+    assert states(element.find(f"h-{via}")) == states(element.status(handles)) == {PilotJobState.CANCELLED}
+
+
 def test_a_pilot_that_does_not_listen_is_killed(rig: Rig, via: str) -> None:
     element = rig.element("trap '' TERM; while :; do sleep 1; done\n", via)
     handle = element.submit(batch(f"k-{via}", 1)).handles[1]

@@ -102,7 +102,7 @@ class BatchElement:
 
     def find(self, tag: str) -> Mapping[Handle, Status]:
         seen = self._observe({tag})
-        found = {_Pilot(job.job, job.index, tag) for job in seen.jobs.values()}
+        found = {_Pilot(job.job, job.index, tag) for job in seen.jobs.values() if job.index is not None}
         if tag in seen.job_of:
             found |= {_Pilot(seen.job_of[tag], index, tag) for index in range(seen.copies_of.get(tag, 0))}
         ordered = sorted(found, key=lambda pilot: (pilot.job, pilot.index))
@@ -219,7 +219,7 @@ def _lines(words: Iterable[str]) -> bytes:
 
 def _status(pilot: _Pilot, seen: remote.Observation) -> Status:
     """The pilot's own exit code outranks the queue, which forgets; a missing job is unknown, never done."""
-    job = seen.jobs.get((pilot.job, pilot.index, pilot.tag))
+    job = seen.jobs.get((pilot.job, pilot.index, pilot.tag)) or seen.jobs.get((pilot.job, None, pilot.tag))
     ours = seen.job_of.get(pilot.tag, pilot.job) == pilot.job
     code = seen.exits.get((pilot.tag, pilot.index)) if ours else None
     asked = ours and (pilot.tag, pilot.index) in seen.cancelled

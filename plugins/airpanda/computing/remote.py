@@ -229,7 +229,7 @@ def parse_answer(stdout: bytes) -> Answer | None:
 class Observation:
     """What queue and files say about some batches."""
 
-    jobs: dict[tuple[str, int, str], CEJob] = field(default_factory=dict)
+    jobs: dict[tuple[str, int | None, str], CEJob] = field(default_factory=dict)
     job_of: dict[str, str] = field(default_factory=dict)
     copies_of: dict[str, int] = field(default_factory=dict)
     exits: dict[tuple[str, int], int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import io
 import random
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -224,8 +225,6 @@ class SshTransport:
             username=login.user,
             password=login.password.reveal() if login.password else None,
             pkey=key,
-            key_filename=str(login.key_file) if login.key_file else None,
-            passphrase=login.passphrase.reveal() if login.passphrase else None,
             allow_agent=login.use_agent,
             look_for_keys=False,
             sock=sock,
@@ -250,14 +249,23 @@ class SshTransport:
         return client
 
     def _key(self) -> Any:
-        if self._login.private_key is None:
+        """The private key, or None where the login has none."""
+        login = self._login
+        if login.key_file is not None:
+            try:
+                text = login.key_file.read_text(encoding="ascii")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CECredentialError(f"the private key file for {self._where} cannot be read: {error}") from error
+        elif login.private_key is not None:
+            text = login.private_key.reveal()
+        else:
             return None
-        passphrase = self._login.passphrase.reveal() if self._login.passphrase else None
+        passphrase = login.passphrase.reveal() if login.passphrase else None
         for kind in _KEYS:
-            with suppress(paramiko.SSHException, ValueError):
-                return kind.from_private_key(io.StringIO(self._login.private_key.reveal()), password=passphrase)
+            with suppress(paramiko.SSHException, ValueError, IndexError, struct.error):
+                return kind.from_private_key(io.StringIO(text), password=passphrase)
         raise CECredentialError(
-            f"the private key for {self._where} cannot be read: it must be an Ed25519, ECDSA or RSA key in OpenSSH's "
+            f"the private key for {self._where} cannot be used: it must be an Ed25519, ECDSA or RSA key in OpenSSH's "
             "or PEM format, with its passphrase if it has one"
         )
 

@@ -38,10 +38,13 @@ class BatchSpec:
 
 @dataclass(frozen=True)
 class CEJob:
-    """One line of the batch system's list: the copy ``index`` of its job ``job``, which has the name ``tag``."""
+    """One line of the batch system's list: the copy ``index`` of its job ``job``, which has the name ``tag``.
+
+    Without an index it speaks of all copies that have no line of their own.
+    """
 
     job: str
-    index: int
+    index: int | None
     tag: str
     state: PilotJobState
     reason: str = ""

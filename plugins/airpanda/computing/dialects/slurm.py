@@ -20,7 +20,7 @@ from airpanda.computing.elements import (
 )
 
 # The name comes last but one and the reason last: neither can be mistaken for another field.
-_LINE = re.compile(r"([0-9]+)\|([0-9]+)\|([A-Z_]+)\|([A-Za-z0-9_-]{1,64})\|([^|]*)")
+_LINE = re.compile(r"([0-9]+)\|([0-9]+|N/A)\|([A-Z_]+)\|([A-Za-z0-9_-]{1,64})\|([^|]*)")
 _STATES = {
     "PENDING": PilotJobState.QUEUED,
     "CONFIGURING": PilotJobState.QUEUED,
@@ -106,7 +106,12 @@ dequeue() { scancel "$@"; }
 
     def parse_jobs(self, text: str) -> list[CEJob]:
         matches = (_LINE.fullmatch(line.strip()) for line in text.splitlines())
-        return [CEJob(m[1], int(m[2]), m[4], _state(m[3], m[5]), _reason(m[3], m[5])) for m in matches if m]
+        return [CEJob(m[1], _index(m[2]), m[4], _state(m[3], m[5]), _reason(m[3], m[5])) for m in matches if m]
+
+
+def _index(word: str) -> int | None:
+    """An array that was cancelled as a whole before any task began has one line, and no index."""
+    return None if word == "N/A" else int(word)
 
 
 def _state(word: str, reason: str) -> PilotJobState:
