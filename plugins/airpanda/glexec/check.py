@@ -12,13 +12,14 @@ from airpanda.core.clock import utcnow
 from airpanda.core.errors import AirpandaError, ConfigurationError
 from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig, read_config
+from airpanda.glexec.dynamic import DynamicMapper
 from airpanda.glexec.launcher.credential import Identity, identify, load_trust
 from airpanda.glexec.launcher.identity import Caller
 from airpanda.glexec.launcher.proxyfile import read_proxy
 from airpanda.glexec.launcher.refusal import refusal
 from airpanda.glexec.launcher.request import caller_of, check_caller
 from airpanda.glexec.lcmaps import LcmapsMapper
-from airpanda.glexec.mapping import MapfileMapper, Mapping, account_of, check_mapping
+from airpanda.glexec.mapping import MapfileMapper, Mapping, account_of, check_ban, check_mapping
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,14 @@ def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) 
         check_mapping(mapping, caller_uid=who.uid, config=config)
         yield Step(True, f"LCMAPS ({config.lcmaps_db}) maps it to {_words(mapping)}")
         return
-    mapper = MapfileMapper(config)
-    mapper.check_ban(identity.dn, identity.fqans)
+    check_ban(config, identity.dn, identity.fqans)
     yield Step(True, "this identity is not banned" if config.ban_file else "there is no ban file")
+    if config.mapping == "dynamic":
+        DynamicMapper(config).check_authorised(identity.dn, identity.fqans)
+        first, last = config.uid_range
+        yield Step(True, f"{config.authorised} lets it have a uid of {first} to {last}, leased at the first launch")
+        return
+    mapper = MapfileMapper(config)
     yield _target_step(mapper, identity, who, config)
 
 

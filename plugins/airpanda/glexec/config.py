@@ -43,7 +43,13 @@ class LauncherConfig:
     tmp_mib: int = 1024
     max_processes: int = 4096
     max_runs: int = 256
+    cgroup: bool = True
     syslog: bool = True
+    authorised: Optional[Path] = None
+    uid_range: tuple[int, int] = (0, 0)
+    lease_dir: Optional[Path] = None
+    payload_dirs: tuple[Path, ...] = ()
+    uid_idle_minutes: int = 60
 
 
 def read_config(path: Path) -> LauncherConfig:
@@ -69,9 +75,13 @@ def parse_config(text: str, *, where: str) -> LauncherConfig:
     if unknown:
         raise ConfigurationError(f"{where}: [{SECTION}] has no option {unknown[0]!r}")
     config = LauncherConfig(**_values(options, where))
-    needed = _NEEDED_BY[config.mapping]
-    if getattr(config, needed) is None:
-        raise ConfigurationError(f"{where}: [{SECTION}] {needed} is not set, and mapping = {config.mapping} needs it")
+    for needed in _NEEDED_BY[config.mapping]:
+        if not options.get(needed, "").strip():
+            raise ConfigurationError(
+                f"{where}: [{SECTION}] {needed} is not set, and mapping = {config.mapping} needs it"
+            )
+    if config.mapping == "dynamic" and not config.private_tmp:
+        raise ConfigurationError(f"{where}: [{SECTION}] mapping = dynamic needs private_tmp = yes")
     return config
 
 
@@ -127,6 +137,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _uid_range(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not dash or not 0 < int(first) <= int(last) < 2**32 - 2:
+        raise ValueError("must be FIRST-LAST")
+    return int(first), int(last)
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "callers": _words,
     "ca_dir": _path,
@@ -153,7 +170,17 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "tmp_mib": _count,
     "max_processes": _count,
     "max_runs": _count,
+    "cgroup": _flag,
     "syslog": _flag,
+    "authorised": _path,
+    "uid_range": _uid_range,
+    "lease_dir": _path,
+    "payload_dirs": _paths,
+    "uid_idle_minutes": _count,
 }
 _REQUIRED = frozenset({"callers", "ca_dir", "log_file"})
-_NEEDED_BY = {"own": "mapfile", "lcmaps": "lcmaps_db"}
+_NEEDED_BY = {
+    "own": ("mapfile",),
+    "lcmaps": ("lcmaps_db",),
+    "dynamic": ("authorised", "uid_range", "lease_dir", "payload_dirs"),
+}

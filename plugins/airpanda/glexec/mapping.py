@@ -19,13 +19,23 @@ from airpanda.glexec.leases import GridMapDir
 from airpanda.glexec.trusted import check_trusted, read_trusted
 
 
+class Hold(Protocol):
+    """A lease in use, for as long as this process and its children live."""
+
+    def touch(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Mapping:
-    """An account for one run; ``lease`` is the pool account's lease, None for a static mapping."""
+    """An account for one run; ``lease`` is the lease behind it, None for a static mapping.
+
+    ``held`` keeps a dynamic uid's lease: such an account exists for its payloads only.
+    """
 
     account: Account
     home: str
     lease: Optional[str] = None
+    held: Optional[Hold] = None
 
 
 class Mapper(Protocol):
@@ -47,7 +57,7 @@ class MapfileMapper:
         self._config = config
 
     def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
-        self.check_ban(dn, fqans)
+        check_ban(self._config, dn, fqans)
         found, target = self.target(dn, fqans)
         if not target.pool:
             return account_of(target.name)
@@ -72,18 +82,19 @@ class MapfileMapper:
                 return name, target
         raise NotAuthorisedError(f"the grid-mapfile {path} has no line for this DN")
 
-    def check_ban(self, dn: str, fqans: Sequence[str]) -> None:
-        """Raises NotAuthorisedError where the DN or one of the FQANs is banned."""
-        path = self._config.ban_file
-        if path is not None and is_banned(parse_banfile(read_trusted(path), where=str(path)), [dn, *fqans]):
-            raise NotAuthorisedError(f"this identity is banned by {path}")
-
     def _gridmapdir(self) -> GridMapDir:
         path: Optional[Path] = self._config.gridmapdir
         if path is None:
             raise ConfigurationError("the grid-mapfile names a pool, but gridmapdir is not set")
         check_trusted(path)
         return GridMapDir(path)
+
+
+def check_ban(config: LauncherConfig, dn: str, fqans: Sequence[str]) -> None:
+    """Raises NotAuthorisedError where the DN or one of the FQANs is banned."""
+    path = config.ban_file
+    if path is not None and is_banned(parse_banfile(read_trusted(path), where=str(path)), [dn, *fqans]):
+        raise NotAuthorisedError(f"this identity is banned by {path}")
 
 
 def account_of(name: str, lease: Optional[str] = None) -> Mapping:

@@ -1,6 +1,6 @@
 """The few system calls that Python 3.9 does not have, by ctypes.
 
-Source: unshare(2), setns(2), mount(2), umount2(2), prctl(2).
+Source: unshare(2), setns(2), mount(2), mount_setattr(2), prctl(2).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 from typing import Optional
 
 CLONE_NEWNS = 0x00020000
@@ -19,6 +20,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+_SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,6 +56,16 @@ def bind(source: str, target: str, *, read_only: bool = False) -> None:
     mount(source, target, None, MS_BIND)
     flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
     mount("none", target, None, MS_REMOUNT | MS_BIND | flags)
+
+
+def set_read_only(path: str, read_only: bool, *, below: bool = False) -> None:
+    """Make a mount (and with ``below`` all under it) read-only, or let it be written again; Linux 5.12."""
+    attributes = struct.pack("QQQQ", int(read_only), int(not read_only), 0, 0)
+    flags = ctypes.c_uint(_AT_RECURSIVE if below else 0)
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR), _AT_FDCWD, os.fsencode(path), flags, attributes, ctypes.c_size_t(32)
+    )
+    _check(result, f"mount_setattr {path}")
 
 
 def die_with_parent(number: signal.Signals, parent: int) -> None:

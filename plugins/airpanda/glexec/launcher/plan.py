@@ -16,6 +16,7 @@ from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.launcher.identity import Caller, open_as
 from airpanda.glexec.launcher.refusal import client_error
 from airpanda.glexec.launcher.request import Request
+from airpanda.glexec.mapping import Mapping as Mapped
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -75,14 +76,19 @@ class Plan:
     private_tmp: bool
     tmp_mib: int
     max_processes: int
+    transient: bool
+    """Its account is no machine's: it exists for this payload, which can write in ``writable`` only."""
+    home: str
+    writable: tuple[str, ...]
 
 
-def make_plan(request: Request, config: LauncherConfig, account: Account, home: str, pem: Secret[bytes]) -> Plan:
+def make_plan(request: Request, config: LauncherConfig, mapping: Mapped, pem: Secret[bytes]) -> Plan:
     """The plan for a request whose identity is mapped.
 
     Raises:
         IdentitySwitchError: 201, the target proxy has no fit place or a standard descriptor is a directory.
     """
+    account, transient = mapping.account, mapping.held is not None
     for descriptor in request.standard:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise client_error("a standard descriptor is a directory")
@@ -90,7 +96,7 @@ def make_plan(request: Request, config: LauncherConfig, account: Account, home: 
     return Plan(
         account=account,
         argv=request.argv,
-        environ=_environment(request, account, home, proxy),
+        environ=_environment(request, account, mapping.home, proxy),
         standard=request.standard,
         directory=Place.of(request.directory),
         proxy=proxy,
@@ -99,6 +105,9 @@ def make_plan(request: Request, config: LauncherConfig, account: Account, home: 
         private_tmp=config.private_tmp,
         tmp_mib=config.tmp_mib,
         max_processes=config.max_processes,
+        transient=transient,
+        home=mapping.home,
+        writable=tuple(map(str, config.payload_dirs)) if transient else (),
     )
 
 

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Optional
+from typing import Callable, Optional
 
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import AirpandaError, IdentitySwitchError
 from airpanda.core.identity import Account
 from airpanda.glexec import contract
 from airpanda.glexec.config import LauncherConfig, read_config
+from airpanda.glexec.dynamic import DynamicMapper
 from airpanda.glexec.launcher import kernel
 from airpanda.glexec.launcher.audit import Audit, CallerRecord, Value
 from airpanda.glexec.launcher.credential import Identity, identify
@@ -35,6 +36,11 @@ from airpanda.glexec.launcher.sources import Source
 from airpanda.glexec.lcmaps import LcmapsMapper
 from airpanda.glexec.mapping import MapfileMapper, Mapper, Mapping, check_mapping
 
+_MAPPERS: dict[str, Callable[[LauncherConfig], Mapper]] = {
+    "own": MapfileMapper,
+    "lcmaps": LcmapsMapper,
+    "dynamic": DynamicMapper,
+}
 _PREPARATION_S = 30
 _CREDENTIALS = struct.Struct("3i")
 _MESSAGE = re.compile(rb"(\d{3}) (.*)", re.DOTALL)
@@ -107,8 +113,7 @@ def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) 
     identity = identify(proxy, config, utcnow())
     fields.update(dn=identity.dn, issuer=identity.issuer, serial=identity.serial, fingerprint=identity.fingerprint)
     fields["fqans"] = list(identity.fqans)
-    mapper: Mapper = LcmapsMapper(config) if config.mapping == "lcmaps" else MapfileMapper(config)
-    mapping = mapper.map(identity.dn, identity.fqans, identity.pem)
+    mapping = _MAPPERS[config.mapping](config).map(identity.dn, identity.fqans, identity.pem)
     check_mapping(mapping, caller_uid=request.caller.uid, config=config)
     account = mapping.account
     fields.update(user=account.name, uid=account.uid, gid=account.gids[0], gids=list(account.gids))
@@ -122,8 +127,12 @@ def _run(
     check_command(request.argv)
     identity, mapping = resolve(request, config, fields)
     given = _payload_proxy(request, config, identity)
-    plan = make_plan(request, config, mapping.account, mapping.home, given.pem)
-    return _Run(plan, source, record).conduct()
+    plan = make_plan(request, config, mapping, given.pem)
+    try:
+        return _Run(plan, source, record).conduct()
+    finally:
+        if mapping.held is not None:
+            mapping.held.touch()
 
 
 def _payload_proxy(request: Request, config: LauncherConfig, identity: Identity) -> Identity:

@@ -36,7 +36,50 @@ def make_private_view(plan: Plan) -> None:
         _make_path(place.path)
         kernel.mount(f"/proc/self/fd/{descriptor}", place.path, None, kernel.MS_BIND)
         os.close(descriptor)
+    if plan.transient:
+        _show_account(plan)
+        _protect(plan, [*temporary, *(place.path for place, _ in kept)])
     kernel.mount("proc", "/proc", "proc", _FLAGS | kernel.MS_NOEXEC)
+
+
+def _show_account(plan: Plan) -> None:
+    """A passwd and a group file with the payload's account, so that it finds its own name."""
+    account = plan.account
+    lines = {
+        "/etc/passwd": f"{account.name}:x:{account.uid}:{account.gids[0]}::{plan.home}:/bin/sh\n",
+        "/etc/group": f"{account.name}:x:{account.gids[0]}:\n",
+    }
+    for path, line in lines.items():
+        copy = f"{TEMPORARY[0]}/.{os.path.basename(path)}"
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read()
+        with open(copy, "x", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text + ("" if text.endswith("\n") else "\n") + line)
+        os.chmod(copy, 0o644)
+        kernel.bind(copy, path)
+        os.unlink(copy)
+
+
+def _protect(plan: Plan, private: Sequence[str]) -> None:
+    """Everything is read-only but private directories and the site's places for payloads.
+
+    So whatever a passing account can leave behind lies where it will be looked for.
+    """
+    places = [path for path in plan.writable if _is_plain_directory(path) and not _is_covered(path, private)]
+    for path in places:
+        kernel.mount(path, path, None, kernel.MS_BIND)
+    kernel.set_read_only("/", True, below=True)
+    allowed = [path for path in private if path in TEMPORARY or _is_in(path, plan.writable)]
+    for path in [*places, *allowed]:
+        kernel.set_read_only(path, False)
+
+
+def _is_plain_directory(path: str) -> bool:
+    return os.path.isdir(path) and os.path.realpath(path) == path
+
+
+def _is_in(path: str, places: Sequence[str]) -> bool:
+    return any(path == place or is_below(path, place) for place in places)
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
