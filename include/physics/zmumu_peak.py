@@ -254,6 +254,7 @@ def _legend(sample: Sample, selected: int) -> str:
         (
             rf"Pythia 8,  $pp \to Z/\gamma^* \to \mu^+\mu^-$,  $\sqrt{{s}}$ = {sample.sqrt_s_gev / 1000:g} TeV",
             r"generator level, dressed muons ($\Delta R$ < 0.1)",
+            "without multiple interactions and hadronisation",
             rf"$p_T$ > {PT_MIN_GEV:g} GeV, $|\eta|$ < {ETA_MAX:g}",
             rf"{selected} of {len(sample.weight)} events, $m$ > {sample.mass_min_gev:g} GeV",
             rf"$\sigma_{{LO+PS}}$ = {sample.sigma_pb:.0f} ± {sample.sigma_error_pb:.0f} pb,  "

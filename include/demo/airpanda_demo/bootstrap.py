@@ -8,7 +8,6 @@ only.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import signal
@@ -18,16 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from airpanda_demo.errors import DemoError
+from airpanda_demo.errors import DemoError, sentence
 from airpanda_demo.install import Environment, install
+from airpanda_demo.options import VARIABLES, free_ports, options
 from airpanda_demo.place import VARIABLE, Place, place_for
 from airpanda_demo.processes import MARK, become_subreaper, end_descendants, end_marked
 from airpanda_demo.progress import Progress
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 # What the demonstration takes over from the caller; services get less.
-_PASSED_ON = ("HOME", "LANG", "LC_ALL", "TERM", "TZ", "AIRPANDA_DATABASE_URL", "AIRPANDA_DEMO_PORT", VARIABLE)
+_PASSED_ON = ("HOME", "LANG", "LC_ALL", "TERM", "TZ", *VARIABLES, VARIABLE)
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 _BOOT = """
 import sys
@@ -47,10 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         place = place_for(os.environ, CHECKOUT)
         return clean(place) if mode == "clean" else start(mode, place)
-    except DemoError as error:
-        print(f"airpanda demo: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"airpanda demo: {_sentence(error)}", file=sys.stderr)
+    except (DemoError, OSError) as error:
+        print(f"airpanda demo: {sentence(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("airpanda demo: stopped", file=sys.stderr)
         return 130
@@ -59,12 +59,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _sentence(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return f"no disk space is left ({error.filename or 'while writing'}); make room and run again"
-    return f"{error}; nothing is left running"
 
 
 def clean(place: Place) -> int:
@@ -84,10 +78,12 @@ def start(mode: str, place: Place) -> int:
     if not sys.platform.startswith("linux"):
         raise DemoError(f"Linux is needed (namespaces, /proc), and this is {sys.platform}")
     progress = Progress()
+    chosen = options(os.environ)
     place.claim()
     become_subreaper()
     stopped = end_marked(place.root)
     progress.say(f"the demonstration lives in {place.root}" + (f" (stopped {stopped} left-overs)" if stopped else ""))
+    free_ports(chosen.port)  # the site looks again, but whoever waits for an installation wants to know it before
     place.check_space()
     place.empty()
     place.logs.mkdir(mode=0o700)
@@ -120,14 +116,18 @@ def _watch(mode: str, place: Place, progress: Progress) -> int:
         "started": progress.started,
         "phases": progress.phases,
     }
+    # Held back until somebody handles them: here after the next lines, in the child once it can stop what it starts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     child = subprocess.Popen(
         command,
         env=environment(place, os.environ) | {"AIRPANDA_DEMO_HANDOVER": json.dumps(handover)},
         pass_fds=(place.lock,),
     )
-    # Ctrl-C reaches the child by itself, as a member of the terminal's group; a SIGTERM is passed on.
+    # Ctrl-C reaches the child by itself, as a member of the terminal's group; the others are passed on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(signal.SIGTERM))
+    for number in STOP_SIGNALS - {signal.SIGINT}:
+        signal.signal(number, lambda number, frame: child.send_signal(signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     status = child.wait()
     end_descendants(os.getpid())
     if status < 0:

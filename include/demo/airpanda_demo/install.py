@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airpanda_demo.errors import DemoError
-from airpanda_demo.processes import tail
+from airpanda_demo.processes import guarded, tail
 from airpanda_demo.progress import Progress
 
 _PIP_MINIMUM = (22, 3)  # the first with --python
@@ -80,7 +80,7 @@ def install(environments: Sequence[Environment], *, logs: Path, progress: Progre
         _follow(running, logs, progress)
     except BaseException:
         for environment, process in running:
-            process.kill()
+            process.terminate()
             process.wait()
             shutil.rmtree(environment.directory, ignore_errors=True)
         raise
@@ -115,7 +115,7 @@ def _begin(environment: Environment, logs: Path) -> subprocess.Popen[bytes]:
         raise DemoError(f"{environment.directory} cannot be made: {(made.stderr or made.stdout).strip()[-500:]}")
     with open(_log(environment, logs), "wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--no-input"]
+            guarded([sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--no-input"])
             + ["--disable-pip-version-check", "--progress-bar=off", "--retries=2", "--only-binary=:all:"]
             + [f"--requirement={path}" for path in environment.requirements]
             + [f"--constraint={environment.constraints}"],

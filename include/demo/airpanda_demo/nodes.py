@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from airpanda_demo.site import OWNERS, Node, Site
@@ -45,6 +44,7 @@ class DemoNode:
         self._node = WorkerNode(
             place.node,
             ca_dir=site.pki.ca_dir,
+            vomsdir=site.vomsdir,
             mapfile={**{site.dn(owner): owner for owner in OWNERS}, site.dn("pilot"): _PROBE.name},
             accounts=(*ACCOUNTS, _PROBE),
             software=[place.software, place.code],
@@ -52,8 +52,6 @@ class DemoNode:
             python=place.software / "bin" / "python",
         )
         self._node.start()
-        # The launcher verifies VOMS attributes by the site's own list of VOMS servers.
-        shutil.copytree(site.vomsdir, self._node.path(GRID_SECURITY / "vomsdir"), copy_function=shutil.copyfile)
         proxy = _HOME / "pilot.proxy"
         _write(self._node.path(proxy), site.pilot_proxy().reveal(), uid=_PILOT_UID)
         return Node(

@@ -45,6 +45,7 @@ class Place:
         self.logs = root / "logs"
         self.results = root / "results"
         self.report = root / "report.json"
+        self.ready = root / "ready.json"
         self._lock: int | None = None
 
     @property
@@ -140,7 +141,8 @@ class Place:
             _remove(path)
         for path in (self.code, self.pilots, self.logs, self.results):
             _remove(path)
-        self.report.unlink(missing_ok=True)
+        for path in (self.report, self.ready):
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the whole directory; it must be claimed."""

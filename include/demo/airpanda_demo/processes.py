@@ -17,10 +17,12 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from airpanda_demo.errors import DemoError
 
@@ -48,6 +50,35 @@ def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
+def guarded(argv: Sequence[str]) -> list[str]:
+    """The same program such that it, and what it starts, ends with this process or when it is told to terminate."""
+    home = str(Path(__file__).resolve().parents[1])
+    return [sys.executable, "-I", "-c", _GUARD, home, str(os.getpid()), *argv]
+
+
+_GUARD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from airpanda_demo.processes import guard
+sys.exit(guard(int(sys.argv[2]), sys.argv[3:]))
+"""
+
+
+def guard(parent: int, argv: Sequence[str]) -> int:
+    """Run a program as ``guarded`` promises; its exit status."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    become_subreaper()
+    signal.signal(signal.SIGTERM, stop)
+    die_with_parent(signal.SIGTERM, parent)
+    try:
+        return subprocess.Popen(argv).wait()
+    finally:
+        end_descendants(os.getpid(), patience_s=2.0)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,8 +18,10 @@ import psycopg2
 from airpanda.core.errors import AirpandaError
 from airpanda_demo import report
 from airpanda_demo.airflow_api import AirflowApi
-from airpanda_demo.errors import DemoError
+from airpanda_demo.bootstrap import STOP_SIGNALS
+from airpanda_demo.errors import DemoError, sentence
 from airpanda_demo.nodes import DemoNode
+from airpanda_demo.options import DATABASE_URL, options
 from airpanda_demo.place import Place
 from airpanda_demo.postgres import PostgresError, PrivatePostgres
 from airpanda_demo.processes import (
@@ -32,10 +35,11 @@ from airpanda_demo.processes import (
 )
 from airpanda_demo.progress import Progress
 from airpanda_demo.services import airflow_command, airflow_environment, airflow_services, gateway, myproxy
-from airpanda_demo.site import Site, check_database_url
+from airpanda_demo.site import Site, write_private
 from airpanda_demo.work import Work
 
 STOP_PATIENCE_S = 10.0
+FULL_BYTES = 16_000_000
 
 
 class Demonstration:
@@ -49,10 +53,10 @@ class Demonstration:
         self._services: list[Service] = []
         self._api = AirflowApi(site.ui_url.replace("localhost", "127.0.0.1"), "admin", site.admin_password)
 
-    def start(self, external_url: str | None) -> None:
+    def start(self) -> None:
         """Bring everything up and wait until it is healthy."""
         with self._progress.phase("site and database"):
-            url = self._start_database(external_url)
+            url = self._start_database()
             self._site.write_configuration(url)
         with self._progress.phase("migrations and worker node"):
             migration = self._step("airflow db migrate", "db", "migrate")
@@ -118,12 +122,11 @@ class Demonstration:
             self._postgres.stop()
         end_descendants(os.getpid(), patience_s=5.0)
 
-    def _start_database(self, external_url: str | None) -> str:
+    def _start_database(self) -> str:
         """The URL of the database; certificates are made meanwhile."""
         with ThreadPoolExecutor(1) as pool:
             identities = pool.submit(self._site.make_identities)
-            if external_url is not None:
-                url = check_database_url(external_url)
+            if (url := self._site.options.database_url) is not None:
                 _check_reachable(url)
             else:
                 # Not in a thread: the server would end with the thread that started it.
@@ -165,17 +168,21 @@ def main(mode: str) -> int:
     progress = Progress(started=handover["started"], phases=handover["phases"])
     demonstration: Demonstration | None = None
     try:
-        site = Site(place, Path(handover["checkout"]), port=_port(os.environ.get("AIRPANDA_DEMO_PORT", "")))
+        stopped.listen()
+        chosen = options(os.environ)
+        os.environ.pop(DATABASE_URL, None)  # it holds a password, and what is started inherits the environment
+        site = Site(place, Path(handover["checkout"]), chosen)
         demonstration = Demonstration(site, progress)
-        demonstration.start(os.environ.get("AIRPANDA_DATABASE_URL") or None)
+        demonstration.start()
         return _work(mode, site, demonstration)
     except (DemoError, PostgresError, AirpandaError, OSError) as error:
-        print(f"airpanda demo: {error}", file=sys.stderr, flush=True)
+        print(f"airpanda demo: {_reason(error, place)}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         return 128 + (stopped.number or signal.SIGINT)
     finally:
         stopped.ignore()
+        place.ready.unlink(missing_ok=True)
         progress.say("stopping everything")
         if demonstration is not None:
             demonstration.stop()
@@ -192,30 +199,45 @@ def _work(mode: str, site: Site, demonstration: Demonstration) -> int:
     for reason in wrong:
         print(f"airpanda demo: NOT AS PROMISED: {reason}", file=sys.stderr, flush=True)
     if mode == "up":
+        _write_ready(site, wrong)
         print(f"\nweb UI: {site.ui_url}   user admin, password {site.admin_password.reveal()}", flush=True)
         print("Ctrl-C stops everything.", flush=True)
         demonstration.watch()
     return 1 if wrong else 0
 
 
-def _port(text: str) -> int | None:
-    if text and not (text.isascii() and text.isdigit()):
-        raise DemoError(f"AIRPANDA_DEMO_PORT = {text!r} is no port number")
-    return int(text) if text else None
+def _write_ready(site: Site, wrong: list[str]) -> None:
+    """``ready.json``, for programs that wait: complete when it is there, gone when the demonstration stops."""
+    place = site.place
+    login = str(place.airflow / "passwords.json")
+    content = {"pid": os.getpid(), "url": site.ui_url, "login_file": login, "wrong": wrong}
+    write_private(place.ready, json.dumps(content, indent=1) + "\n")
+
+
+def _reason(error: Exception, place: Place) -> str:
+    """One sentence. A full disk shows itself in many ways, in other programs' logs too."""
+    if shutil.disk_usage(place.root).free < FULL_BYTES:
+        return f"no disk space is left for {place.root}; make room and run again"
+    return sentence(error)
 
 
 class _Signals:
-    """Ctrl-C and SIGTERM both interrupt; while stopping they are ignored, since stopping has its own time limits."""
+    """The first Ctrl-C, SIGTERM or SIGHUP interrupts; after it all are ignored, since stopping has its time limits."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._interrupt)
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        raise KeyboardInterrupt
+    def listen(self) -> None:
+        """Whoever started this process held them back."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def ignore(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.ignore()
+        self.number = number
+        raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from airpanda_demo.airflow_api import AirflowApi
 from airpanda_demo.bootstrap import SYSTEM_PATH, environment
+from airpanda_demo.options import DATABASE_URL
 from airpanda_demo.processes import Service
 from airpanda_demo.site import Site
 
@@ -25,7 +26,7 @@ def airflow_environment(site: Site) -> dict[str, str]:
     """Of every process that reads airflow.cfg. Secrets are in that file, not here."""
     place = site.place
     base = environment(place, os.environ)
-    base.pop("AIRPANDA_DATABASE_URL", None)
+    base.pop(DATABASE_URL, None)
     return {
         **base,
         "PATH": f"{place.venv / 'bin'}:{SYSTEM_PATH}",
@@ -67,8 +68,8 @@ def gateway(site: Site) -> Service:
 
 
 def myproxy(site: Site) -> Service:
-    """Debian's MyProxy server when it is installed, else our development server."""
-    program = shutil.which("myproxy-server", path=_MYPROXY_PATH)
+    """Debian's MyProxy server when it is installed and not unwanted, else our development server."""
+    program = None if site.options.embedded_myproxy else shutil.which("myproxy-server", path=_MYPROXY_PATH)
     policies = site.write_myproxy_policies()
     store = site.place.myproxy / "store"
     store.mkdir(mode=0o700)

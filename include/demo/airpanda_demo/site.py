@@ -11,13 +11,10 @@ import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
 
@@ -27,6 +24,7 @@ from airpanda.dispatcher.tokens import Issuer, create_key
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy
 from airpanda_demo.errors import DemoError
+from airpanda_demo.options import Options, Ports, free_ports
 from airpanda_demo.pki import DemoPki, make_pki
 from airpanda_demo.place import Place
 from airpanda_demo.voms import VO, attribute_proxy, make_vomsdir
@@ -44,19 +42,9 @@ OWNERS = {
     "alice": (f"/{VO}",),
     "bob": (f"/{VO}",),
 }
-PREFERRED_PORT = 8080
 # What of airpanda runs on the worker node.
 NODE_ROOMS = ("core", "x509", "myproxy", "glexec", "pilot")
 LIFETIME = timedelta(days=2)
-
-
-@dataclass(frozen=True)
-class Ports:
-    """On the loopback interface."""
-
-    api: int
-    gateway: int
-    myproxy: int
 
 
 @dataclass(frozen=True)
@@ -78,13 +66,17 @@ class Site:
 
     Args:
         checkout: the repository; read only.
-        port: of the web UI; None takes 8080 or, when that is taken, a free one.
+        options: what the person chose.
+
+    Raises:
+        DemoError: the chosen port is taken.
     """
 
-    def __init__(self, place: Place, checkout: Path, *, port: int | None = None) -> None:
+    def __init__(self, place: Place, checkout: Path, options: Options) -> None:
         self.place = place
         self.checkout = checkout
-        self.ports = free_ports(port)
+        self.options = options
+        self.ports = free_ports(options.port)
         self.switches = os.geteuid() == 0
         self.admin_password: Secret[str] = Secret(secrets.token_urlsafe(12))
         self._pki: DemoPki | None = None
@@ -221,38 +213,6 @@ def _word(path: Path) -> str:
     return f'"{path}"' if " " in str(path) else str(path)
 
 
-def free_ports(wanted: int | None = None) -> Ports:
-    """Ports that nobody listens on now.
-
-    Raises:
-        DemoError: ``wanted`` is taken or no port.
-    """
-    if wanted is not None and not 1 <= wanted <= 65535:
-        raise DemoError(f"AIRPANDA_DEMO_PORT = {wanted} is no port; take one from 1024 to 65535")
-    with ExitStack() as held:
-        api = _hold(held, wanted) if wanted is not None else _hold(held, PREFERRED_PORT) or _hold(held, 0)
-        if api is None:
-            raise DemoError(
-                f"port {wanted} on the loopback interface is taken or not allowed; "
-                "set AIRPANDA_DEMO_PORT to another one, or unset it"
-            )
-        others = [_hold(held, 0) for _ in range(2)]
-    gateway, myproxy = (port or 0 for port in others)
-    return Ports(api, gateway, myproxy)
-
-
-def _hold(held: ExitStack, port: int) -> int | None:
-    holder = held.enter_context(socket.socket())
-    # A port in TIME_WAIT is free, as it is for the servers, which set the same.
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        holder.bind(("127.0.0.1", port))
-        holder.listen()  # two may bind with SO_REUSEADDR, only one can listen
-    except OSError:
-        return None
-    return int(holder.getsockname()[1])
-
-
 def fill_in(example: str, values: Mapping[str, str]) -> str:
     """airflow.cfg.example with every ``$AIRPANDA_…`` replaced, outside of comments.
 
@@ -302,22 +262,10 @@ def queue_text(node: Node, place: Place, ports: Ports, *, switches: bool) -> str
     )
 
 
-def check_database_url(url: str) -> str:
-    """An external database's URL, as Airflow needs it.
-
-    Raises:
-        DemoError: not PostgreSQL, or without the driver.
-    """
-    parts = urlsplit(url)
-    if parts.scheme in ("postgres", "postgresql"):
-        return url.replace(f"{parts.scheme}://", "postgresql+psycopg2://", 1)
-    if parts.scheme != "postgresql+psycopg2":
-        raise DemoError("AIRPANDA_DATABASE_URL must be postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE")
-    return url
-
-
 def write_private(path: Path, text: str) -> None:
-    """A new 0600 file; an older one is replaced, never followed."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    """A new 0600 file, complete when it is there; an older one is replaced, never followed."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
+    fresh.replace(path)

@@ -52,6 +52,7 @@ class WorkerNode:
     Args:
         directory: made if missing; private to root.
         ca_dir: certificate directory, copied in at the start.
+        vomsdir: the trusted VOMS servers, copied in at the start; None trusts none.
         mapfile: DN to account (or ``.pool``); changed later by ``set_mapfile``.
         accounts: the node's accounts; the first is the pilots' and the launcher's only caller.
         software: directories to show read-only, such as a checkout; the interpreter comes by itself.
@@ -66,6 +67,7 @@ class WorkerNode:
         directory: Path,
         *,
         ca_dir: Path,
+        vomsdir: Optional[Path] = None,
         mapfile: Mapping[str, str],
         accounts: Sequence[NodeAccount] = ACCOUNTS,
         software: Sequence[Path] = (),
@@ -80,6 +82,7 @@ class WorkerNode:
         self._pilot = accounts[0].name
         self._spec = {
             "ca_dir": str(ca_dir),
+            "vomsdir": str(vomsdir) if vomsdir is not None else "",
             "mapfile": render_mapfile(mapfile),
             "accounts": [[a.name, a.uid, list(a.groups)] for a in accounts],
             "software": [str(path) for path in [*python_directories(python), *software]],

@@ -183,6 +183,8 @@ def _is_system(line: str) -> bool:
 def _install_launcher(spec: dict[str, Any]) -> None:
     certificates = GRID_SECURITY / "certificates"
     shutil.copytree(spec["ca_dir"], certificates, copy_function=shutil.copyfile)
+    if spec["vomsdir"]:
+        shutil.copytree(spec["vomsdir"], GRID_SECURITY / "vomsdir", copy_function=shutil.copyfile)
     for path in (GRID_SECURITY, certificates):
         path.chmod(0o755)
     (GRID_SECURITY / "grid-mapfile").write_text(spec["mapfile"])
