@@ -139,4 +139,5 @@ def test_the_examples_load_and_are_offline() -> None:
     assert {name: queue.is_online for name, queue in queues.items()} == {
         "EXAMPLE_OPTIONAL": False,
         "EXAMPLE_REQUIRED": False,
+        "EXAMPLE_SLURM": False,
     }

@@ -89,6 +89,7 @@ if [ "$code" != 0 ] || [ -z "$id" ]; then
         answer refused
     fi
 fi
+rm -f .said
 printf '%s\\n' "$id" >job.new && mv job.new job
 answer submitted "$id"
 """
