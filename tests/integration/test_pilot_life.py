@@ -16,6 +16,12 @@ from support.pilot_rig import FakeProxy, Rig
 
 from airpanda.core.errors import CredentialError, IdentitySwitchError, ServiceError
 from airpanda.glexec.ports import Usage
+from airpanda.myproxy.errors import (
+    CredentialMissingError,
+    PolicyDeniedError,
+    UnfitCredentialError,
+    WrongPassphraseError,
+)
 from airpanda.pilot import errors
 from airpanda.pilot.config import Slot
 
@@ -70,25 +76,47 @@ def refuse_with(error: Exception) -> Any:
 
 
 @pytest.mark.parametrize(
+    "error",
+    [CredentialError("the pilot's has expired"), PolicyDeniedError("no"), ServiceError("connection refused")],
+    ids=["own proxy", "not served", "down"],
+)
+def test_where_the_credential_service_fails_the_job_goes_back_and_nothing_runs(rig: Rig, error: Exception) -> None:
+    rig.retrieve = refuse_with(error)
+    rig.fake.jobs = [make_job()]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.fake.statuses == ["starting", "activated"]
+    assert codes(rig.fake) == [("pilot", 1163)]
+    assert rig.fake.final.errors[0].blame != "user"
+    assert rig.fake.workers[-1].status == "benched"
+    assert rig.switcher.launched == []
+    assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize(
     ("retrieve", "code"),
     [
-        (refuse_with(CredentialError("wrong passphrase")), 1163),
-        (refuse_with(ServiceError("connection refused")), 1163),
+        (refuse_with(WrongPassphraseError("wrong passphrase")), 1163),
+        (refuse_with(CredentialMissingError("destroyed")), 1163),
+        (refuse_with(UnfitCredentialError("expired")), 1163),
         (lambda pointer, lifetime: FakeProxy("/O=Test Grid/CN=Bob Analyst"), 1163),
         (lambda pointer, lifetime: FakeProxy(DN + "/CN=proxy"), 1163),
         (lambda pointer, lifetime: FakeProxy(not_after=datetime.now(UTC) + timedelta(seconds=60)), 1382),
     ],
-    ids=["refused", "down", "another owner", "not the end entity", "too short"],
+    ids=["passphrase", "destroyed", "unfit", "another owner", "not the end entity", "too short"],
 )
-def test_without_the_owners_proxy_the_job_goes_back_and_nothing_runs(rig: Rig, retrieve: Any, code: int) -> None:
-    rig.retrieve = retrieve
-    rig.fake.jobs = [make_job()]
-    assert rig.run() == errors.EXIT_BENCHED
-    assert rig.fake.statuses == ["starting", "activated"]
-    assert codes(rig.fake) == [("pilot", code)]
-    assert rig.fake.final.credential_event == "refused"
-    assert rig.fake.workers[-1].status == "benched"
-    assert rig.switcher.launched == []
+def test_an_owner_without_a_good_credential_fails_and_the_node_goes_on(rig: Rig, retrieve: Any, code: int) -> None:
+    """One person's bad credential must not bench a pilot after another."""
+    bad_first = iter([retrieve])
+    good = rig.retrieve
+    rig.retrieve = lambda pointer, lifetime: next(bad_first, good)(pointer, lifetime)
+    rig.fake.jobs = [make_job(7), make_job(8)]
+    assert rig.run() == errors.EXIT_OK
+    assert rig.fake.statuses == ["starting", "failed", "starting", "running", "finished"]
+    failed = next(report for report in rig.fake.reports if report.job_status == "failed")
+    assert [(e.source, e.code, e.blame) for e in failed.errors] == [("pilot", code, "user")]
+    assert failed.credential_event == "refused"
+    assert [worker.status for worker in rig.fake.workers] == ["started", "finished"]
+    assert len(rig.switcher.launched) == 1
     assert rig.leftovers() == []
 
 

@@ -194,14 +194,14 @@ def test_a_payload_finds_nothing_of_the_pilot(chain: Chain) -> None:
         assert word not in text, word
 
 
-def test_a_credential_that_was_destroyed_sends_the_job_back(chain: Chain) -> None:
+def test_a_credential_that_was_destroyed_fails_the_job_and_not_the_node(chain: Chain) -> None:
     job = chain.job(5, "alice")
     chain.myproxy.client("alice").destroy(job.credential.username, cred_name=job.credential.cred_name)
     chain.fake.jobs = [job]
     (handle,) = chain.submit("destroyed").values()
-    assert chain.ended(handle) is PilotJobState.FAILED
-    assert chain.fake.statuses == ["starting", "activated"]
-    assert [e.code for e in chain.fake.final.errors] == [1163]
+    assert chain.ended(handle) is PilotJobState.DONE
+    assert chain.fake.statuses == ["starting", "failed"]
+    assert [(e.code, e.blame) for e in chain.fake.final.errors] == [(1163, "user")]
     assert chain.fake.final.credential_event == "refused"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Callable, Protocol
 
 from airpanda.core.errors import AirpandaError, CredentialError
+from airpanda.myproxy.errors import MyProxyRefusedError, PassphraseNeededError, PolicyDeniedError
 from airpanda.pilot import errors
 from airpanda.pilot.errors import JobFault
 from airpanda.pilot.wire import Credential, Job
@@ -59,8 +60,12 @@ def fetch_owner_proxy(job: Job, retrieve: Retrieve, into: Path, now: Callable[[]
     try:
         proxy = retrieve(job.credential, walltime + MARGIN)
         identity, not_after = proxy.identity, proxy.not_after
-    except CredentialError as error:
+    except (PolicyDeniedError, PassphraseNeededError) as error:
+        raise JobFault(errors.NOT_SERVED, str(error)) from error
+    except MyProxyRefusedError as error:
         raise JobFault(errors.NO_PROXY, str(error)) from error
+    except CredentialError as error:  # not the server's word: what this pilot authenticates with
+        raise JobFault(errors.OWN_PROXY, str(error)) from error
     except JobFault:
         raise
     except AirpandaError as error:

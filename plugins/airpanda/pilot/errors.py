@@ -39,9 +39,10 @@ NO_PROXY = Kind(
 )
 MYPROXY_DOWN = Kind(1163, "the MyProxy server did not serve; the payload has not run", "the operator", "system", 41)
 OWN_PROXY = Kind(1163, "the pilot's own proxy cannot be used; the payload has not run", "the site", "site", 41)
-WRONG_PROXY = Kind(
-    1163, "the retrieved proxy is not the owner's; the payload has not run", "the operator", "system", 41
+NOT_SERVED = Kind(
+    1163, "the MyProxy server does not serve this pilot; the payload has not run", "the operator", "system", 41
 )
+WRONG_PROXY = Kind(1163, "the retrieved proxy is not the owner's; the payload has not run", "the owner", "user", 41)
 SHORT_PROXY = Kind(1382, "the owner's proxy ends before the job's time limit", "the owner", "user", 42)
 NO_SPACE = Kind(1098, "there is not enough local disk space", "the site", "site", 50)
 STAGE_IN = Kind(1099, "an input could not be fetched", "the operator", "system", 51)

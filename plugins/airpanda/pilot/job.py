@@ -48,14 +48,14 @@ STOPPING_PATIENCE_S = 30.0
 RSS_GRACE = 2.0
 """PanDA kills at twice the memory asked for (``pilot_rss_grace``)."""
 _MIB = 1024 * 1024
-# The payload has not run and its owner has nothing to regret: the job goes back unharmed.
+# The payload has not run and its owner has nothing to regret: the job goes back unharmed, and this node takes no more.
+# What the owner must mend (a missing, destroyed, short credential) is not among them: it would bench a node after
+# another for one person's job.
 _HANDED_BACK = (
     errors.GLEXEC,
-    errors.NO_PROXY,
     errors.MYPROXY_DOWN,
+    errors.NOT_SERVED,
     errors.OWN_PROXY,
-    errors.WRONG_PROXY,
-    errors.SHORT_PROXY,
     errors.NO_SPACE,
 )
 _SIGNALS = (errors.SIG_TERM, errors.SIG_INT, errors.SIG_QUIT, errors.SIG_XCPU, errors.SIG_USR)
