@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -147,7 +148,7 @@ def test_contained_is_never_called_switched(switcher: ContainedSwitcher, sandbox
 
 def test_bubblewrap_hides_and_protects(switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path) -> None:
     if switcher.contains != "bubblewrap":
-        pytest.skip("a session of its own hides nothing, and says so")
+        pytest.skip("without bubblewrap nothing is hidden, and the switcher says so")
     _, text = run(
         switcher, sandbox, proxy, f"cat '{tmp_path}/private/secret'; touch '{tmp_path}/x'; ls /proc | grep -c '^[0-9]'"
     )
@@ -177,6 +178,53 @@ def test_kill_gives_grace_and_then_none(
         outcome = payload.wait(0)
         assert outcome is not None
         assert outcome.exit_code == code
+
+
+DAEMON = "trap '' TERM; (setsid setsid sh -c 'trap \"\" TERM; sleep {n} & sleep {n}' &) ; (setsid sleep {n} &); "
+
+
+def sleeping(number: str) -> list[bytes]:
+    """Command lines of living processes that sleep for so long."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes()
+            if number.encode() in line:
+                lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize("how", ["ends", "is killed"])
+def test_daemons_of_a_payload_end_with_it(
+    switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path, how: str
+) -> None:
+    number, log = f"7{os.getpid()}.{len(how)}", tmp_path / "log"
+    script = DAEMON.format(n=number) + ("sleep 0.3; exit 5" if how == "ends" else f"sleep {number}")
+    payload = switcher.launch(
+        ["/bin/sh", "-c", script], env={}, sandbox=sandbox, proxy=proxy, stdout=log, stderr=log, label=""
+    )
+    wait_for(lambda: len(sleeping(number)) >= 3)
+    if how == "is killed":
+        payload.kill(0.2)
+    outcome = payload.wait(20)
+    assert outcome is not None
+    assert outcome.exit_code == (5 if how == "ends" else 137)
+    assert wait_for(lambda: not sleeping(number))
+
+
+def test_daemons_of_a_payload_end_with_its_pilot(
+    switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path
+) -> None:
+    number, log = f"8{os.getpid()}.1", tmp_path / "log"
+    pilot = os.fork()
+    if pilot == 0:
+        argv = ["/bin/sh", "-c", DAEMON.format(n=number) + f"sleep {number}"]
+        switcher.launch(argv, env={}, sandbox=sandbox, proxy=proxy, stdout=log, stderr=log, label="")
+        signal.pause()
+    wait_for(lambda: len(sleeping(number)) >= 3)
+    os.kill(pilot, signal.SIGKILL)
+    os.waitpid(pilot, 0)
+    assert wait_for(lambda: not sleeping(number))
 
 
 def test_files_in_and_out(switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Containment without a change of account: bubblewrap where it works, else only a session of its own.
+"""Containment without a change of account: bubblewrap where it works, else a supervisor that ends all processes.
 
 This is not a switch, and never says that it is: ``switches`` and every outcome's ``identity_switched`` are false.
 """
@@ -10,6 +10,7 @@ import pwd
 import secrets
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from airpanda.glexec.sandboxes import PATH, SandboxTools, Tool
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - each is replaced by an empty one
 _PROBE = ("--ro-bind", "/", "/", "--proc", "/proc", "--unshare-pid", "--die-with-parent", "/bin/true")
 _KILLED_S = 10
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 class ContainedSwitcher(SandboxTools):
@@ -49,7 +51,7 @@ class ContainedSwitcher(SandboxTools):
     @property
     def contains(self) -> str:
         """What fences the payload in, in words for a person."""
-        return "bubblewrap" if self._bwrap is not None else "a session of its own only"
+        return "bubblewrap" if self._bwrap is not None else "a supervisor of its processes only"
 
     def preflight(self, proxy: Path) -> Account:
         entry = pwd.getpwuid(os.geteuid())
@@ -91,7 +93,7 @@ class ContainedSwitcher(SandboxTools):
 
     def _fence(self, sandbox: Path) -> list[str]:
         if self._bwrap is None:
-            return []
+            return [sys.executable, "-IS", str(_SUPERVISOR)]
         fence = [str(self._bwrap), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc"]
         fence += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
         for place in self._hide:
@@ -128,8 +130,11 @@ class Contained:
             for pid in tree(self._process.pid)[1:]:
                 _signal(pid, signal.SIGTERM)
         else:
-            self._process.send_group(signal.SIGTERM)
-        if self._process.wait(grace_s) is None:
+            self._process.send(signal.SIGTERM)
+        if self._process.wait(grace_s) is None and not self._fenced:
+            self._process.send(signal.SIGUSR1)
+            self._process.wait(_KILLED_S)
+        if self._process.code is None:
             for pid in tree(self._process.pid):
                 _signal(pid, signal.SIGKILL)
             self._process.wait(_KILLED_S)
