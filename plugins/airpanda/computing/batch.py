@@ -10,6 +10,7 @@ from pathlib import Path
 
 from airpanda.computing import remote
 from airpanda.computing.configuration import pilot_json
+from airpanda.computing.dialects.gridengine import GridEngine
 from airpanda.computing.dialects.port import BUSY_RETRY_S, BatchSpec, Dialect, to_error
 from airpanda.computing.dialects.slurm import Slurm
 from airpanda.computing.elements import (
@@ -31,7 +32,7 @@ from airpanda.computing.queues import BatchCE, PandaQueue
 from airpanda.computing.ssh import SshLogin, SshTransport
 from airpanda.computing.transports import AnswerLostError, LocalTransport, Transport
 
-DIALECTS: Mapping[str, Callable[[], Dialect]] = {"slurm": Slurm}
+DIALECTS: Mapping[str, Callable[[], Dialect]] = {"slurm": Slurm, "gridengine": GridEngine}
 _HANDLE = re.compile(r"([A-Za-z0-9.\[\]-]{1,100})_([0-9]{1,6})@([A-Za-z0-9_-]{1,64})")
 _ENDS = (PilotJobState.TIMEOUT, PilotJobState.PREEMPTED, PilotJobState.CANCELLED)
 

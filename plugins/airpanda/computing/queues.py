@@ -109,7 +109,11 @@ class BatchCE:
 
 
 CE = LocalCE | BatchCE
-CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE]] = {"local": LocalCE, "slurm": BatchCE}
+CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE]] = {
+    "local": LocalCE,
+    "slurm": BatchCE,
+    "gridengine": BatchCE,
+}
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ directory=$1
 _SUBMIT = """\
 tag=$2 identity=$3 copies=$4 max=$5
 shift 5
+for tool in flock tar gzip; do
+    command -v "$tool" >/dev/null || answer invalid "the submit host has no program $tool"
+done
 (umask 066; mkdir -p -- "$directory") || answer invalid "[ce] directory cannot be made on the submit host"
 cd -- "$directory" || answer invalid "[ce] directory cannot be entered on the submit host"
 [ -O . ] || answer invalid "[ce] directory must belong to the pilots' account"
@@ -149,6 +152,7 @@ umask 077
 index={index}
 cd -- {directory}/"$index" || exit 71
 [ -s ../job ] || {{ echo {job_id} >"../job.$index" && mv "../job.$index" ../job; }}
+exec >>pilot.log 2>&1
 mkdir -p tmp
 trap : TERM INT HUP QUIT USR1 USR2 XCPU
 run() {{

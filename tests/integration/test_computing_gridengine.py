@@ -1,0 +1,110 @@
+"""The contract of ``ComputingElement`` over a real Grid Engine, as far as it differs from Slurm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from support.batch_rig import DIRECTORY, SLEEP, batch, until
+from support.gridengine import GridEngineHost, running_gridengine
+
+from airpanda.computing.batch import BatchElement, make_batch_element
+from airpanda.computing.elements import CEUnavailableError, Handle, InvalidDescriptionError, Outcome, PilotJobState
+from airpanda.computing.queues import parse_queue
+
+pytestmark = [pytest.mark.root, pytest.mark.integration]
+
+QUEUE = """
+[queue]
+name = "SGE"
+identity_policy = "NEVER"
+[ce]
+kind = "gridengine"
+directory = "{directory}"
+enter = {enter}
+{more}
+[pilot]
+code = "/nowhere"
+dispatcher_url = "http://localhost:1"
+ca_dir = "/nowhere"
+proxy = "/nowhere"
+"""
+
+
+@pytest.fixture(scope="module", name="host")
+def module_host() -> Iterator[GridEngineHost]:
+    with running_gridengine() as host:
+        yield host
+
+
+@pytest.fixture(autouse=True)
+def tidy(host: GridEngineHost) -> Iterator[None]:
+    yield
+    host.root("qdel", "-f", "-u", "pilot")
+
+
+def element(host: GridEngineHost, wrapper: str, more: str = "") -> BatchElement:
+    text = QUEUE.format(directory=DIRECTORY, enter=json.dumps(host.enter_argv()), more=more)
+    return make_batch_element(parse_queue(text, "SGE.toml"), wrapper, None)
+
+
+def test_what_qsub_refuses_is_invalid_and_leaves_nothing(host: GridEngineHost) -> None:
+    for more in ('partition = "nope"', 'options = ["-l", "bogus=1"]', 'options = ["--bogus"]'):
+        refusing = element(host, SLEEP, more)
+        with pytest.raises(InvalidDescriptionError):
+            refusing.submit(batch("refused", 1))
+        assert refusing.find("refused") == {}
+
+
+def test_unknown_handles_and_tags(host: GridEngineHost) -> None:
+    made = element(host, SLEEP)
+    unknown = Handle("999_0@never")
+    assert made.find("never") == {}
+    assert made.status([unknown])[unknown].state is PilotJobState.UNKNOWN
+    assert made.cancel([unknown]) == {unknown: Outcome.NOT_FOUND}
+
+
+def test_a_batch_runs_is_adopted_and_cancelled(host: GridEngineHost) -> None:
+    made = element(host, SLEEP)
+    first = made.submit(batch("1-a-tag-that-begins-with-a-digit", *range(20, 32)))
+    assert not first.adopted
+    handles = list(first.handles.values())
+    again = element(host, SLEEP).submit(batch("1-a-tag-that-begins-with-a-digit", *range(20, 32)))
+    assert again.handles == first.handles
+    assert len(again.adopted) == 12
+    wanted = {PilotJobState.RUNNING, PilotJobState.QUEUED}  # 8 slots
+    until(lambda: {s.state for s in made.status(handles).values()} == wanted)
+    assert set(made.find("1-a-tag-that-begins-with-a-digit")) == set(handles)
+    assert set(made.cancel(handles).values()) == {Outcome.ACCEPTED}
+    until(lambda: {s.state for s in made.status(handles).values()} == {PilotJobState.CANCELLED})
+    assert set(made.cancel(handles).values()) == {Outcome.ALREADY_OVER}
+
+
+def test_exit_codes_logs_and_a_repeat_after_the_end(host: GridEngineHost) -> None:
+    good, bad = element(host, "exit 0\n"), element(host, "echo why >&2; exit 7\n")
+    done = good.submit(batch("good", 1)).handles[1]
+    failed = bad.submit(batch("bad", 2)).handles[2]
+    until(lambda: all(s.state.is_final for s in good.status([done, failed]).values()))
+    seen = good.status([done, failed])
+    assert (seen[done].state, seen[done].exit_code) == (PilotJobState.DONE, 0)
+    assert (seen[failed].state, seen[failed].exit_code) == (PilotJobState.FAILED, 7)
+    assert bad.fetch(failed) == b"why\n"
+    until(lambda: host.root("qstat", "-u", "pilot") == "")
+    assert bad.submit(batch("bad", 2)).adopted == {2}  # the queue has forgotten it, the record has not
+    assert set(bad.find("bad")) == {failed}
+    assert bad.purge([failed]) == {failed: Outcome.ACCEPTED}
+
+
+def test_a_thousand_pilots_are_one_job(host: GridEngineHost) -> None:
+    made = element(host, SLEEP)
+    handles = list(made.submit(batch("big", *range(1000))).handles.values())
+    assert len(made.find("big")) == 1000
+    assert set(made.cancel(handles).values()) == {Outcome.ACCEPTED}
+
+
+def test_a_list_that_fails_is_no_list(host: GridEngineHost) -> None:
+    cut_off = [*host.enter_argv()[:-2], "SGE_QMASTER_PORT=1", "HOME=/home/pilot"]
+    text = QUEUE.format(directory=DIRECTORY, enter=json.dumps(cut_off), more="")
+    with pytest.raises(CEUnavailableError):
+        make_batch_element(parse_queue(text, "SGE.toml"), SLEEP, None).submit(batch("none", 1))
