@@ -239,6 +239,11 @@ class Service:
             return not self.ready()
         return _process(pid) is not None
 
+    @property
+    def runs(self) -> bool:
+        """Whether the started process itself has not ended."""
+        return self.process is not None and self.process.poll() is None
+
     def terminate(self) -> None:
         """Ask it to stop; its children follow or are stopped with all descendants."""
         if self.process is not None and self.process.poll() is None:

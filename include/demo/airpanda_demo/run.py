@@ -38,7 +38,7 @@ from airpanda_demo.services import airflow_command, airflow_environment, airflow
 from airpanda_demo.site import Site, write_private
 from airpanda_demo.work import Work
 
-STOP_PATIENCE_S = 10.0
+STOP_PATIENCE_S = 3.0  # the scheduler would wait for running tasks, which have lost their api-server
 FULL_BYTES = 16_000_000
 
 
@@ -115,12 +115,12 @@ class Demonstration:
         for service in reversed(self._services):
             service.terminate()
         deadline = time.monotonic() + STOP_PATIENCE_S
-        while time.monotonic() < deadline and any(s.process and s.process.poll() is None for s in self._services):
+        while time.monotonic() < deadline and any(service.runs for service in self._services):
             time.sleep(0.05)
         self._node.stop()
         if self._postgres is not None:
             self._postgres.stop()
-        end_descendants(os.getpid(), patience_s=5.0)
+        end_descendants(os.getpid(), patience_s=2.0)
 
     def _start_database(self) -> str:
         """The URL of the database; certificates are made meanwhile."""
