@@ -23,8 +23,11 @@ from airpanda.glexec.launcher.plan import Plan
 from airpanda.glexec.launcher.view import make_private_view
 
 
-def run_init(plan: Plan, control: socket.socket, status: socket.socket) -> NoReturn:
-    """Never returns. Sends one report on ``control``: the payload's wait status, CPU seconds and peak memory."""
+def run_init(plan: Plan, control: socket.socket, status: socket.socket, cgroup: Optional[int]) -> NoReturn:
+    """Never returns. Sends one report on ``control``: the payload's wait status, CPU seconds and peak memory.
+
+    ``cgroup`` is the open file by which the payload joins its cgroup, where it has one.
+    """
     try:
         if os.getpid() != 1:
             raise OSError("not the first process of a PID namespace")  # kill(-1) would reach the whole machine
@@ -38,7 +41,7 @@ def run_init(plan: Plan, control: socket.socket, status: socket.socket) -> NoRet
         if payload == 0:
             signal.set_wakeup_fd(-1)
             control.close()
-            start_payload(plan, status)
+            start_payload(plan, status, cgroup)
         status.close()
         wait_status = _watch(payload, control, children)
         wait_status = _end_all(payload, wait_status)

@@ -24,6 +24,7 @@ from airpanda.glexec.config import LauncherConfig, read_config
 from airpanda.glexec.dynamic import DynamicMapper
 from airpanda.glexec.launcher import kernel
 from airpanda.glexec.launcher.audit import Audit, CallerRecord, Value
+from airpanda.glexec.launcher.cgroup import PayloadCgroup
 from airpanda.glexec.launcher.credential import Identity, identify
 from airpanda.glexec.launcher.identity import open_as
 from airpanda.glexec.launcher.init import remove_proxy, run_init
@@ -54,6 +55,9 @@ class Ended:
     wall_s: float
     cpu_s: float
     max_rss_kib: int
+    reaped_cpu_s: float
+    cgroup: str
+    """CPU time is the cgroup's where there is one (its path), else that of all processes that were reaped."""
 
 
 def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, str]:
@@ -83,6 +87,7 @@ def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, s
         audit.write({**fields, "identity_switched": False, "rc": code, "reason": str(refused)}, now=utcnow())
         return code, str(refused)
     usage: dict[str, Value] = {"wall": ended.wall_s, "cpu": ended.cpu_s, "maxrss_kb": ended.max_rss_kib}
+    usage.update(cpu_reaped=ended.reaped_cpu_s, cgroup=ended.cgroup or None)
     audit.write({**fields, "identity_switched": True, "rc": ended.exit_code, **usage}, now=utcnow())
     return contract.payload_code(ended.exit_code), ""
 
@@ -128,9 +133,12 @@ def _run(
     identity, mapping = resolve(request, config, fields)
     given = _payload_proxy(request, config, identity)
     plan = make_plan(request, config, mapping, given.pem)
+    cgroup = PayloadCgroup.make(max_processes=config.max_processes) if config.cgroup else None
     try:
-        return _Run(plan, source, record).conduct()
+        return _Run(plan, source, record, cgroup).conduct()
     finally:
+        if cgroup is not None:
+            cgroup.remove()
         if mapping.held is not None:
             mapping.held.touch()
 
@@ -162,8 +170,9 @@ def _open_record(request: Request) -> Optional[int]:
 class _Run:
     """The parent's side of one payload: start, prove, forward, wait, account."""
 
-    def __init__(self, plan: Plan, source: Source, record: CallerRecord) -> None:
+    def __init__(self, plan: Plan, source: Source, record: CallerRecord, cgroup: Optional[PayloadCgroup]) -> None:
         signal.alarm(0)  # what follows has its own limits
+        self._cgroup = cgroup
         self._plan = plan
         self._source = source
         self._record = record
@@ -174,7 +183,7 @@ class _Run:
         if self._init == 0:
             self._control.close()
             self._status.close()
-            run_init(plan, control, status)
+            run_init(plan, control, status, None if self._cgroup is None else self._cgroup.procs)
         control.close()
         status.close()
         self._report: Optional[dict[str, float]] = None
@@ -201,6 +210,8 @@ class _Run:
         self._record.write(
             {"event": "started", "pid": pid, "uid": account.uid, "gid": account.gids[0], "account": account.name}
         )
+        if self._cgroup is not None:
+            self._cgroup.begin()
         self._started_at = time.monotonic()
         self._status.send(GO)
         _, message = self._receive_status(_PREPARATION_S)
@@ -251,7 +262,11 @@ class _Run:
             cpu, rss = self._report["cpu_s"], int(self._report["max_rss_kib"])
             status = int(self._report["status"])
         code = contract.shell_code(os.waitstatus_to_exitcode(status))
-        ended = Ended(code, round(wall, 3), round(cpu, 3), rss)
+        reaped, place = cpu, ""
+        if self._cgroup is not None:
+            self._cgroup.kill()
+            cpu, place = self._cgroup.cpu_s(), str(self._cgroup.path)
+        ended = Ended(code, round(wall, 3), round(cpu, 3), rss, round(reaped, 3), place)
         self._record.write(
             {"event": "ended", "exit_code": code, "wall_s": ended.wall_s, "cpu_s": ended.cpu_s, "max_rss_kib": rss}
         )
