@@ -64,7 +64,7 @@ def _install(arguments: argparse.Namespace) -> int:
  with systemd    cp {share}/airpanda-glexec.* /etc/systemd/system && systemctl enable --now airpanda-glexec.socket
  without         start {installed.launcherd} as root at boot
  or with sudo    cp {share}/sudoers /etc/sudoers.d/airpanda-glexec
- pilots          OSG_GLEXEC_LOCATION={installed.glexec}
+ pilots          OSG_GLEXEC_LOCATION={installed.glexec} (by sudo: {installed.glexec_sudo})
  try             python -m airpanda glexec check --prefix {installed.prefix} --caller {arguments.caller[0]} PROXY""")
     return 0
 

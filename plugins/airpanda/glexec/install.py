@@ -83,6 +83,7 @@ WantedBy=sockets.target
 """
 
 _SUDOERS = """# To start the launcher by sudo instead of by its socket: /etc/sudoers.d/airpanda-glexec, mode 0440.
+# Pilots then have OSG_GLEXEC_LOCATION={glexec_sudo}
 Defaults!{launcher} env_keep += "GLEXEC_*"
 {callers} ALL=(root) NOPASSWD: {launcher}
 """
@@ -103,6 +104,11 @@ class Installed:
     def glexec(self) -> Path:
         """What a pilot calls (``OSG_GLEXEC_LOCATION``)."""
         return self.prefix / "sbin" / "glexec"
+
+    @property
+    def glexec_sudo(self) -> Path:
+        """What a pilot calls where the site has a sudo rule instead of the socket."""
+        return self.prefix / "sbin" / "glexec-sudo"
 
     @property
     def launcherd(self) -> Path:
@@ -231,6 +237,8 @@ def _write_programs(installed: Installed, python: Path) -> None:
         # A shell in front, because a #! line holds neither spaces nor long paths.
         command = f"exec {shlex.quote(str(python))} {flags} {shlex.quote(str(start))}"
         _write(installed.prefix / "sbin" / name, f'#!/bin/sh\n{command} "$@"\n', 0o755)
+    command = f"exec /usr/bin/sudo -n -- {shlex.quote(str(installed.launcher))}"
+    _write(installed.glexec_sudo, f'#!/bin/sh\n{command} "$@"\n', 0o755)
     compiled = subprocess.run([python, "-I", "-m", "compileall", "-q", lib], capture_output=True, timeout=120)
     if compiled.returncode != 0:
         raise ConfigurationError(f"the interpreter {python} cannot compile the launcher; Python 3.9 or later is needed")
@@ -241,7 +249,7 @@ def _write_units(installed: Installed, callers: Sequence[str]) -> None:
     launcher = str(installed.launcher).replace(" ", "\\ ")
     _write(share / "airpanda-glexec.service", _SERVICE.format(launcherd=f'"{installed.launcherd}"'), 0o644)
     _write(share / "airpanda-glexec.socket", _SOCKET.format(socket=installed.socket), 0o644)
-    fragment = _SUDOERS.format(launcher=launcher, callers=", ".join(callers))
+    fragment = _SUDOERS.format(launcher=launcher, callers=", ".join(callers), glexec_sudo=installed.glexec_sudo)
     _write(share / "sudoers", fragment, 0o440)
     visudo = shutil.which("visudo") or shutil.which("visudo", path="/usr/sbin:/sbin")
     if visudo is not None:

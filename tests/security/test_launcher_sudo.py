@@ -1,0 +1,179 @@
+"""The launcher behind Debian's real sudo, on a node with the shipped rule: pilot, sudo, launcher, payload."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, host_pids, host_status, make_site, wait_for
+from support.need import need_program
+
+from airpanda.glexec.through_glexec import GlexecSwitcher
+from airpanda_demo.worker_node import INSTALLED
+
+pytestmark = [pytest.mark.root, pytest.mark.integration]
+
+GLEXEC = str(INSTALLED.glexec_sudo)
+STUBBORN = "trap '' TERM INT HUP; (setsid sh -c 'trap \"\" TERM; sleep 600' &); sleep 600"
+
+
+@pytest.fixture(scope="module", name="site")
+def sudo_site() -> Iterator[Site]:
+    need_program("sudo", "sudo")
+    for site in make_site():
+        etc = site.node.path(Path("/etc"))
+        (etc / "sudoers.d").mkdir(mode=0o750)
+        (etc / "sudoers").write_text("Defaults env_reset\n@includedir /etc/sudoers.d\n")
+        (etc / "sudoers.d" / "airpanda-glexec").write_text(site.read(INSTALLED.prefix / "share" / "sudoers"))
+        for path in (etc / "sudoers", etc / "sudoers.d" / "airpanda-glexec"):
+            path.chmod(0o440)
+        yield site
+
+
+@pytest.fixture(scope="module")
+def proxy(site: Site) -> str:
+    return str(site.put_proxy())
+
+
+def processes(site: Site, name: bytes, marker: str) -> list[int]:
+    """Host pids with this word and this marker in their command line, parents first."""
+    found = []
+    for pid in host_pids():
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if line.split(b"\0")[0].endswith(name) and marker.encode() in line:
+            found.append(pid)
+    return sorted(found)
+
+
+def start(site: Site, proxy: str, script: str) -> subprocess.Popen[bytes]:
+    env = {"GLEXEC_CLIENT_CERT": proxy}
+    return site.start(GLEXEC, "/bin/sh", "-c", script, env=env, stdin=subprocess.DEVNULL)
+
+
+def test_the_shipped_rule_is_one_that_visudo_accepts(site: Site) -> None:
+    visudo = need_program("visudo", "sudo")
+    rule = site.node.path(INSTALLED.prefix / "share" / "sudoers")
+    checked = subprocess.run([visudo, "-cf", rule], capture_output=True, text=True, timeout=30)
+    assert checked.returncode == 0, checked
+    assert "SETENV" not in rule.read_text()
+    assert "*" not in rule.read_text().replace("GLEXEC_*", "")
+
+
+def test_the_rule_gives_the_launcher_and_nothing_else(site: Site) -> None:
+    for command in (["/usr/bin/id"], ["/bin/sh"], [str(INSTALLED.launcherd)], [f"{INSTALLED.prefix}/sbin/../sbin/x"]):
+        assert site.run("/usr/bin/sudo", "-n", *command).code == 1, command
+    ran = site.run("/usr/bin/sudo", "-n", str(INSTALLED.launcher), "/usr/bin/id", account="alice")
+    assert (ran.code, ran.out) == (1, "")
+
+
+def test_others_than_the_pilot_get_nothing(site: Site) -> None:
+    ran = site.run(GLEXEC, "/usr/bin/id", account="bob")
+    assert (ran.code, ran.out) == (1, "")
+
+
+def test_a_payload_runs_as_its_owner(site: Site, proxy: str) -> None:
+    ran = site.run(GLEXEC, "/usr/bin/id", "-u", env={"GLEXEC_CLIENT_CERT": proxy})
+    assert (ran.code, ran.out) == (0, f"{ALICE_UID}\n"), ran
+    record = site.last_record()
+    assert (record["launcher"], record["caller"], record["caller_uid"]) == ("sudo", "pilot", PILOT_UID)
+
+
+@pytest.mark.parametrize("forged", [{"SUDO_UID": "0"}, {"SUDO_UID": str(BOB_UID), "SUDO_GID": "0"}, {"SUDO_USER": "x"}])
+def test_a_forged_caller_is_the_real_one_again(site: Site, proxy: str, forged: dict[str, str]) -> None:
+    assert site.run(GLEXEC, "/usr/bin/id", env={"GLEXEC_CLIENT_CERT": proxy, **forged}).code == 0
+    assert site.last_record()["caller_uid"] == PILOT_UID
+    for variable, value in forged.items():
+        ran = site.run("/usr/bin/sudo", "-n", f"{variable}={value}", str(INSTALLED.launcher), "/usr/bin/id")
+        assert (ran.code, ran.out) == (1, "")
+
+
+def test_the_environment_is_built_from_nothing(site: Site, proxy: str) -> None:
+    hostile = {
+        "PYTHONPATH": "/home/pilot",
+        "PYTHONSTARTUP": "/home/pilot/x",
+        "GLEXEC_EPILOG_X": "1",
+        "GLEXEC_LD_PRELOAD": "/x",
+        "LCMAPS_DB_FILE": "/home/pilot/db",
+        "X509_CERT_DIR": "/home/pilot/ca",
+        "GCONV_PATH": "/home/pilot",
+        "TZ": ":/etc/shadow",
+        "BASH_ENV": "/home/pilot/x",
+    }
+    ran = site.run(GLEXEC, "/usr/bin/env", env={"GLEXEC_CLIENT_CERT": proxy, "GLEXEC_ID": "1", **hostile})
+    names = {line.split("=", 1)[0] for line in ran.out.splitlines()}
+    assert names == {"HOME", "USER", "LOGNAME", "PATH", "GLEXEC_ID", "X509_USER_PROXY"}, ran
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("exit 0", 0), ("exit 42", 42), ("exit 202", 204), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)],
+)
+def test_codes_come_through_sudo(site: Site, proxy: str, script: str, code: int) -> None:
+    assert site.run(GLEXEC, "/bin/sh", "-c", script, env={"GLEXEC_CLIENT_CERT": proxy}).code == code
+
+
+def test_refusals_come_through_sudo(site: Site) -> None:
+    assert site.run(GLEXEC, "/usr/bin/id").code == 201
+    ran = site.run(GLEXEC, "/usr/bin/id", env={"GLEXEC_CLIENT_CERT": str(site.put_proxy("carol"))})
+    assert ran.code == 203
+
+
+def test_the_pilots_sigterm_reaches_the_payload(site: Site, proxy: str) -> None:
+    mark = f"/home/alice/{secrets.token_hex(6)}"
+    process = start(site, proxy, f"trap 'echo got > {mark}; exit 9' TERM; : > {mark}.up; while :; do sleep 0.05; done")
+    wait_for(lambda: site.node.path(Path(f"{mark}.up")).exists())
+    sudo = processes(site, b"sudo", mark)[0]
+    assert host_status(sudo)["Uid"].split()[0] in (str(PILOT_UID), "0")
+    os.kill(sudo, signal.SIGTERM)
+    assert process.wait(20) == 9
+    assert site.read(Path(mark)) == "got\n"
+
+
+@pytest.mark.parametrize("level", ["sudo", "launcher", "init", "payload"])
+def test_nothing_survives_sigkill_of_any_process_of_the_chain(site: Site, proxy: str, level: str) -> None:
+    marker = secrets.token_hex(6)
+    where = site.directory(ALICE_UID)
+    env = {"GLEXEC_CLIENT_CERT": proxy, "GLEXEC_TARGET_PROXY": str(where / "x509up")}
+    command = ["/bin/sh", "-c", f": {marker}; {STUBBORN}"]
+    process = site.start(GLEXEC, *command, env=env, stdin=subprocess.DEVNULL)
+    wait_for(lambda: len(site.processes(ALICE_UID)) >= 3)
+    payload = next(p for p in site.processes(ALICE_UID) if marker.encode() in Path(f"/proc/{p}/cmdline").read_bytes())
+    init = int(host_status(payload)["PPid"])
+    launcher = int(host_status(init)["PPid"])
+    pids = {"sudo": processes(site, b"sudo", marker), "launcher": [launcher], "init": [init], "payload": [payload]}
+    for pid in pids[level]:
+        os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: not site.processes(ALICE_UID))
+    process.wait(20)
+    assert wait_for(lambda: not list(site.node.path(where).iterdir()))
+
+
+def test_a_pilot_works_through_it(site: Site) -> None:
+    """The switcher as pilots hold it, in a process of the pilot's account on the node."""
+    assert GlexecSwitcher(INSTALLED.glexec_sudo).switches
+    code = (
+        "import sys; sys.path.insert(0, '/run/airpanda/lib'); from pathlib import Path\n"
+        "from airpanda.glexec.through_glexec import GlexecSwitcher\n"
+        f"switcher, proxy, here = GlexecSwitcher(Path('{GLEXEC}')), Path(sys.argv[1]), Path('/home/pilot')\n"
+        "print(switcher.preflight(proxy).uid)\n"
+        "here.chmod(0o711)\n"
+        "sandbox = switcher.make_sandbox(here, proxy)\n"
+        "log = here / 'log'\n"
+        "running = switcher.launch(['/bin/sh', '-c', 'id -u; echo out > result; exit 7'], env={}, sandbox=sandbox,\n"
+        "    proxy=proxy, stdout=log, stderr=log, label='PandaID=1')\n"
+        "outcome = running.wait(60)\n"
+        "got = switcher.get(sandbox, proxy, ['result'], here, max_bytes=1000)\n"
+        "switcher.remove(sandbox, proxy)\n"
+        "print(log.read_text().strip(), outcome.exit_code, outcome.account.uid, outcome.identity_switched, list(got))\n"
+    )
+    ran = site.run("/usr/bin/env", "-i", sys.executable, "-I", "-c", code, str(site.put_proxy()))
+    assert ran.out.splitlines() == [str(ALICE_UID), f"{ALICE_UID} 7 {ALICE_UID} True ['result']"], ran
