@@ -25,10 +25,10 @@ demo-clean:
 
 venv: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(VENV)/.installed: requirements.txt requirements-dev.txt include/demo/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt -r requirements-dev.txt
+	$(RUN) -m pip install --disable-pip-version-check --quiet -c include/demo/constraints.txt -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 system-packages:
