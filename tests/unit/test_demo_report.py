@@ -15,8 +15,8 @@ PILOT_UID = 61001
 def line(panda_id: int, owner: str, uid: int) -> JobLine:
     return JobLine(
         panda_id=panda_id, dag_id="d", task_id="t", owner_dn=f"/O=Test Grid/CN={owner}", queue="DEMO",
-        status="finished", attempt_nr=1, pilot_id=1, pilot_uid=PILOT_UID, account_uid=uid, account_name=owner, identity_switched=True,
-        exit_code=0, wall_s=1.25, cpu_s=1.0,
+        status="finished", attempt_nr=1, pilot_id=1, pilot_uid=PILOT_UID, account_uid=uid, account_name=owner,
+        identity_switched=True, exit_code=0, wall_s=1.25, cpu_s=1.0,
     )  # fmt: skip
 
 

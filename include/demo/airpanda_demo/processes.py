@@ -27,7 +27,7 @@ from types import FrameType
 from airpanda_demo.errors import DemoError
 
 MARK = "AIRPANDA_DEMO_MARK"
-TERM_PATIENCE_S = 12.0
+TERM_PATIENCE_S = 5.0
 KILL_PATIENCE_S = 5.0
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
