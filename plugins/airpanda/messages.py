@@ -15,7 +15,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from airpanda.core.identity import MAX_DN_CHARS, Fqan, check_dn
 
@@ -133,6 +143,83 @@ class CredentialScope(StrEnum):
     USER = "user"
 
 
+QueueName = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:+-]{0,249})$")]
+QueueNames = Annotated[list[QueueName], Field(min_length=1, max_length=1000)]
+
+
+class ConsentGiven(Message):
+    """With a registration: the client that registers may use this credential itself. ``until``: its end, or sooner."""
+
+    queues: QueueNames
+    until: AwareDatetime | None = None
+
+
+class ConsentGrant(Message):
+    """An owner lets a client (the name in its token) use one credential, or all of the owner's.
+
+    ``queues`` may be ``["*"]``. A repeat replaces what was given before.
+    """
+
+    client: Text
+    queues: QueueNames
+    until: AwareDatetime
+    credential_id: Id | None = None
+
+
+class ConsentView(ConsentGrant):
+    """A consent on record."""
+
+    owner_dn: str
+    given_by: str
+    given_at: datetime
+
+
+class ConsentEnd(Message):
+    """An owner takes consent back: from one client, or from all; for one credential, or for all and each of them."""
+
+    client: Text | None = None
+    credential_id: Id | None = None
+
+
+class BanRequest(Message):
+    """Exactly one of ``dn`` and ``fqan``. A group bans its subgroups and every role in it, too."""
+
+    dn: Dn | None = None
+    fqan: Annotated[str, Field(max_length=MAX_DN_CHARS)] | None = None
+    reason: Text = ""
+
+    @field_validator("dn")
+    @classmethod
+    def _name(cls, value: str | None) -> str | None:
+        return None if value is None else check_dn(value)
+
+    @field_validator("fqan")
+    @classmethod
+    def _attribute(cls, value: str | None) -> str | None:
+        return None if value is None else str(Fqan.parse(value))
+
+    @model_validator(mode="after")
+    def _one(self) -> BanRequest:
+        if (self.dn is None) == (self.fqan is None):
+            raise ValueError("name a DN or an FQAN")
+        return self
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Kind and name."""
+        return ("dn", self.dn) if self.dn is not None else ("fqan", str(self.fqan))
+
+
+class BanView(Message):
+    """A ban on record."""
+
+    kind: Literal["dn", "fqan"]
+    name: str
+    reason: str
+    banned_by: str
+    banned_at: datetime
+
+
 class CredentialRegistration(Message):
     """A credential that now lies in MyProxy: POST ``/v1/creds/register``. The passphrase is stored encrypted."""
 
@@ -144,10 +231,11 @@ class CredentialRegistration(Message):
     cred_name: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     passphrase: SecretStr
     retriever_dn: Dn
-    expires_at: datetime
+    expires_at: AwareDatetime
     scope: CredentialScope = CredentialScope.TASK
     origin: Text = ""
     ti: TaskInstanceKey | None = None
+    consent: ConsentGiven | None = None
 
     _dn = field_validator("owner_dn", "retriever_dn")(check_dn)
     _show = field_serializer("passphrase", when_used="json")(_reveal)
@@ -159,7 +247,10 @@ class CredentialRegistration(Message):
 
 
 class CredentialView(Message):
-    """A staged credential without its secret. ``state`` is ``staged``, ``destroyed`` or ``expired``."""
+    """A staged credential without its secret. Only ``staged`` ones are released.
+
+    ``revoked``: no longer released, its passphrase forgotten, perhaps still in MyProxy; ``destroyed``: gone from there.
+    """
 
     credential_id: int
     owner: Name
@@ -170,7 +261,17 @@ class CredentialView(Message):
     cred_name: str
     expires_at: datetime
     scope: CredentialScope
-    state: Literal["staged", "destroyed", "expired"]
+    state: Literal["staged", "revoked", "destroyed", "expired"]
+
+
+class StagedQuery(Message):
+    """POST ``/v1/creds/staged``: which staged credentials. ``ti``: staged by any try of this task instance."""
+
+    owner: Name | None = None
+    owner_dn: Dn | None = None
+    ti: TaskInstanceKey | None = None
+    ends_within_s: Count | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
 class CredentialPointer(Message):
@@ -186,11 +287,25 @@ class CredentialPointer(Message):
     _show = field_serializer("passphrase", when_used="json")(_reveal)
 
 
+AuditAction = Literal[
+    "staged",
+    "released",
+    "retrieved",
+    "renewed",
+    "refused",
+    "destroyed",
+    "consented",
+    "revoked",
+    "banned",
+    "unbanned",
+]
+
+
 class AuditEntry(Message):
     """One row of the append-only credential log: who did what with whose credential, where and when."""
 
     at: datetime
-    action: Literal["staged", "released", "retrieved", "renewed", "refused", "destroyed", "consented", "revoked"]
+    action: AuditAction
     credential_id: int | None
     owner_dn: str
     actor: str

@@ -96,12 +96,12 @@ def test_a_repeated_migration_keeps_data_and_a_reset_drops_our_tables(
     airflow: Airflow, empty_database: Database
 ) -> None:
     airflow("db", "migrate")
-    rows(empty_database, "INSERT INTO panda_ban (dn, reason, banned_by) VALUES ('/O=X/CN=Y', 'a test', 'site')")
+    rows(empty_database, "INSERT INTO panda_ban VALUES ('dn', '/O=X/CN=Y', 'a test', 'site')")
     airflow("db", "migrate")
     airflow("db", "check-migrations", "--migration-wait-timeout", "5")
-    assert rows(empty_database, "SELECT dn FROM panda_ban") == [("/O=X/CN=Y",)]
+    assert rows(empty_database, "SELECT name FROM panda_ban") == [("/O=X/CN=Y",)]
     airflow("db-manager", "downgrade", MANAGER, "--to-revision", "base", "--yes")
     airflow("db", "migrate")
-    assert rows(empty_database, "SELECT dn FROM panda_ban") == []
+    assert rows(empty_database, "SELECT name FROM panda_ban") == []
     airflow("db", "reset", "--yes", "--skip-init")
     assert our_tables(empty_database) == set()

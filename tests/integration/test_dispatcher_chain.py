@@ -65,7 +65,7 @@ async def test_a_job_from_submission_to_its_output(world: World) -> None:
     assert (await world.call("GET", f"/v1/file/{job['panda_id']}/hist.json")).content == b"{}"
 
     audit = await world.good("GET", "/v1/creds/audit", params={"owner_dn": ALICE_DN})
-    assert [entry["action"] for entry in audit] == ["retrieved", "released", "staged"]
+    assert [entry["action"] for entry in audit] == ["retrieved", "released", "consented", "staged"]
     assert audit[1] | {"at": ""} == {
         "at": "",
         "action": "released",

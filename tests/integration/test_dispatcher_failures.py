@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from support.dispatcher import World, job_database, make_settings, running, spec, template_database, world
+from support.dispatcher import Pilot, World, job_database, make_settings, running, spec, template_database, ti, world
 from support.postgres import Database, empty_database, postgres
 
 from airpanda.db.models import metadata
@@ -175,24 +175,31 @@ async def test_no_secret_is_shown(world: World, caplog: pytest.LogCaptureFixture
         assert not [text for text in shown if secret in text]
 
 
-async def test_a_rotated_away_key_blocks_the_claim_and_releases_nothing(
+async def test_a_rotated_away_key_releases_nothing_and_names_who_must_act(
     job_database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(job_database, make_settings(tmp_path)) as world:
-        await world.submit(jobs=[spec()])
+        lost = await world.credential(passphrase="canary-passphrase-of-alice")
+        task = await world.submit(credential_id=lost["credential_id"], key="k")
         pilot = await world.pilot()
-    (tmp_path / "second").mkdir()
     async with running(job_database, world.settings) as rotated:  # other Fernet keys, the same signing key
-        response = await rotated.http.post(
-            "/v1/pilot/acquire_jobs",
-            json={"site_name": "DEMO", "node": "wn", "memory": 8000, "disk_space": 8000, "remaining_time": 7200},
-            headers=pilot.headers,
+        fresh = await rotated.submit()
+        there = Pilot(rotated, pilot.pilot_id, pilot.token, "DEMO")
+        # One job of the past must not stop the others.
+        assert [job["panda_id"] for job in await there.acquire(n_jobs=5)] == [fresh["first_panda_id"]]
+        assert (await rotated.job(task["first_panda_id"]))["status"] == "activated"
+        body = {"task_key": "another", "task_name": "t", "owner": "alice", "queue": "DEMO", "jobs": [spec()]}
+        refused = await rotated.call(
+            "POST", "/v1/job/submit", body | {"credential_id": lost["credential_id"], "ti": ti()}
         )
-        assert response.status_code == 500
-        assert "fernet_key" not in response.text
-        assert "fernet_key" in caplog.text
-        assert (await rotated.sql("SELECT status FROM panda_job"))[0]["status"] == "activated"
-        assert await rotated.sql("SELECT FROM panda_credential_audit WHERE action = 'released'") == []
+        assert (refused.status_code, refused.json()["code"]) == (409, "credential")
+        assert "operators of this service must put that key back" in refused.json()["detail"]
+        assert await rotated.services.jobs.close_without_credential() == 1
+        reason = (await rotated.job(task["first_panda_id"]))["reason"]
+        assert "sealed with a Fernet key that is configured no more" in reason
+        actions = [row["action"] for row in await rotated.good("GET", "/v1/creds/audit")]
+        assert actions.count("released") == 1
+    assert "canary-passphrase" not in refused.text + reason + caplog.text
 
 
 async def test_the_watchdog_outlives_a_failing_round(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +213,7 @@ async def test_the_watchdog_outlives_a_failing_round(world: World, monkeypatch: 
         raise RuntimeError("a programming error")
 
     monkeypatch.setattr(world.services.jobs, "expire", expire)
-    task = asyncio.create_task(watch(world.services.jobs, period_s=0.001))
+    task = asyncio.create_task(watch(world.services.jobs, world.services.credentials, period_s=0.001))
     while rounds < 3:
         await asyncio.sleep(0.001)
     task.cancel()

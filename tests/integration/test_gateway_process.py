@@ -144,6 +144,7 @@ def staged_job(gateway: Gateway, retriever_dn: str) -> str:
                 "passphrase": "canary-of-the-gateway-test",
                 "retriever_dn": retriever_dn,
                 "expires_at": to_wire(utcnow() + timedelta(hours=12)),
+                "consent": {"queues": ["DEMO"]},
             },
         ).json()
         submitted = http.post(

@@ -18,9 +18,10 @@ from support.http_stub import Answer, Stub, http_stub
 from support.myproxy_server import ServerProcess, start_debian
 from support.pki import Pki
 
-from airpanda.core.clock import utcnow
+from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.errors import ConfigurationError, CredentialError, RequestError, ServiceError
 from airpanda.core.secret import Secret
+from airpanda.hooks.myproxy import MyProxyHook
 from airpanda.hooks.panda import PandaHook
 from airpanda.operators.proxies import MyProxyDestroyOperator, MyProxyStageOperator
 from airpanda_demo.voms import VO, attribute_proxy, make_vomsdir
@@ -52,7 +53,7 @@ def connections(monkeypatch: pytest.MonkeyPatch, server: ServerProcess) -> dict[
             extra_dejson={"ca_dir": str(server.pki.ca_dir), "retriever_dn": server.pki.dn("pilot")},
         ),
     }
-    for hook in (BaseHook, PandaHook):
+    for hook in (BaseHook, PandaHook, MyProxyHook):
         monkeypatch.setattr(hook, "get_connection", classmethod(lambda _cls, name: there[name]))
     return there
 
@@ -67,10 +68,18 @@ def view(state: str = "staged", **values: Any) -> Answer:
 
 
 def stage(connections: dict[str, Any], *answers: Answer) -> tuple[Any, Stub]:
+    """With nothing staged by earlier tries, unless the answers begin with a list."""
+    if not answers[0].body.startswith(b"["):
+        answers = (Answer(200, b"[]"), *answers)
     with http_stub(*answers) as stub:
         connections["panda_default"] = connection(port=stub.port)
         operator = MyProxyStageOperator(task_id="t", payload_owner="alice", lifetime=timedelta(hours=5))
         return operator.execute({"ti": TI}), stub
+
+
+def registration(stub: Stub) -> dict[str, Any]:
+    (sent,) = [json.loads(seen.body) for seen in stub.seen if seen.path == "/v1/creds/register"]
+    return sent
 
 
 def stored(server: ServerProcess) -> set[str]:
@@ -81,7 +90,7 @@ def test_only_the_named_pilot_with_the_passphrase_gets_the_staged_proxy(
     server: ServerProcess, connections: dict[str, Any], canaries: Canaries
 ) -> None:
     result, stub = stage(connections, view())
-    sent = json.loads(stub.seen[0].body)
+    sent = registration(stub)
     secret: Secret[str] = Secret(sent["passphrase"])
     got = server.client("pilot").get(sent["username"], secret, cred_name=sent["cred_name"], lifetime=timedelta(hours=1))
     assert got.identity == sent["owner_dn"] == server.pki.dn("alice")
@@ -105,12 +114,82 @@ def test_nothing_stays_behind_when_it_cannot_be_registered(
     assert stored(server) == before
 
 
+def listed(sent: dict[str, Any], **changes: Any) -> Answer:
+    """The dispatcher's list, with what an earlier try has staged."""
+    names = ("owner_dn", "server", "username", "cred_name", "expires_at", "scope", "fqans")
+    body = json.loads(view().body) | {name: sent[name] for name in names} | changes
+    return Answer(200, json.dumps([body]).encode())
+
+
+def test_a_retry_uses_what_an_earlier_try_has_staged(server: ServerProcess, connections: dict[str, Any]) -> None:
+    _, stub = stage(connections, view())
+    there = stored(server)
+    result, again = stage(connections, listed(registration(stub)))
+    assert [seen.path for seen in again.seen] == ["/v1/creds/staged"]
+    assert json.loads(again.seen[0].body)["ti"]["task_id"] == "t"
+    assert result["credential_id"] == 3
+    assert stored(server) == there
+
+
+@pytest.mark.parametrize("why", ["short", "scope", "fqans", "end", "policy"])
+def test_a_retry_replaces_what_is_not_good_any_more(
+    server: ServerProcess, connections: dict[str, Any], why: str
+) -> None:
+    _, stub = stage(connections, view())
+    old = registration(stub)
+    changes: dict[str, dict[str, Any]] = {
+        "short": {"expires_at": to_wire(utcnow() + timedelta(hours=1))},
+        "scope": {"scope": "user"},
+        "fqans": {"fqans": ["/other"]},
+        "end": {"expires_at": "2030-01-01T00:00:00Z"},  # not what MyProxy says
+        "policy": {},
+    }
+    if why == "policy":
+        connections["myproxy_default"].extra_dejson["retriever_dn"] = server.pki.dn("pilot2")
+    before = stored(server)
+    _, again = stage(connections, listed(old, **changes[why]), view(), view("revoked"), view("destroyed"))
+    paths = [seen.path.rsplit("/", 1)[1] for seen in again.seen]
+    assert paths == ["staged", "register", "revoke", "destroyed"]
+    assert stored(server) == before - {old["cred_name"]} | {registration(again)["cred_name"]}
+
+
+def test_a_retry_stages_again_what_myproxy_has_lost(server: ServerProcess, connections: dict[str, Any]) -> None:
+    _, stub = stage(connections, view())
+    old = registration(stub)
+    server.client("alice").destroy(old["username"], cred_name=old["cred_name"])
+    _, again = stage(connections, listed(old), view(), view("revoked"), view("destroyed"))
+    assert registration(again)["cred_name"] in stored(server)
+
+
+def test_the_registration_consents_for_this_client_and_the_queues_given(
+    server: ServerProcess, connections: dict[str, Any]
+) -> None:
+    _, stub = stage(connections, view())
+    assert registration(stub)["consent"] == {"queues": ["*"], "until": None}
+    with http_stub(Answer(200, b"[]"), view()) as stub:
+        connections["panda_default"] = connection(port=stub.port)
+        MyProxyStageOperator(task_id="t", payload_owner="alice", panda_queues=["A", "B"]).execute({"ti": TI})
+    assert registration(stub)["consent"]["queues"] == ["A", "B"]
+
+
+def test_a_revoked_certificate_stages_nothing(server: ServerProcess, connections: dict[str, Any]) -> None:
+    cert, key = server.pki.user("carol")
+    connections["owner_alice"] = connection(extra_dejson={"certificate_file": str(cert), "key_file": str(key)})
+    server.pki.write_crl("carol")
+    try:
+        with pytest.raises(CredentialError, match="revoked"):
+            stage(connections, view())
+    finally:
+        server.pki.remove_crl()
+
+
 def test_destroying_twice_is_no_error(server: ServerProcess, connections: dict[str, Any]) -> None:
     _, stub = stage(connections, view())
-    sent = json.loads(stub.seen[0].body)
+    sent = registration(stub)
     there = {"username": sent["username"], "cred_name": sent["cred_name"]}
     operator = MyProxyDestroyOperator(task_id="d", credential={"credential_id": 3})
-    for answers in ((view(**there), view("destroyed")), (view(**there), view("destroyed")), (view("destroyed"),)):
+    ended = (view("revoked"), view("destroyed"))
+    for answers in ((view(**there), *ended), (view(**there), *ended), (view("destroyed"),)):
         with http_stub(*answers) as dispatcher:
             connections["panda_default"] = connection(port=dispatcher.port)
             operator.execute({"ti": TI})
@@ -127,7 +206,7 @@ def test_verified_voms_attributes_are_registered_and_others_refused(
     extra = connections["myproxy_default"].extra_dejson
     extra["vomsdir"] = str(make_vomsdir(server.pki.demo, tmp_path / "vomsdir"))
     _, stub = stage(connections, view())
-    assert json.loads(stub.seen[0].body)["fqans"] == fqans
+    assert registration(stub)["fqans"] == fqans
 
     (tmp_path / "empty").mkdir()
     extra["vomsdir"] = str(tmp_path / "empty")

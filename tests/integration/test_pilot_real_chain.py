@@ -103,6 +103,7 @@ class Chain:
             "passphrase": staged.passphrase.reveal(),
             "retriever_dn": retriever,
             "expires_at": to_wire(staged.expires_at),
+            "consent": {"queues": ["DEMO"]},
         }
         credential = self.call("POST", "/v1/creds/register", registration)
         submission = {

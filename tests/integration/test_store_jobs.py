@@ -152,12 +152,12 @@ async def test_no_dispatch_for_banned_expiring_or_destroyed_credentials(world: W
     task = await world.submit(credential_id=number)
     pilot = await world.pilot()
 
-    await world.services.credentials.ban(ALICE_DN, reason="compromised", actor="site")
+    await world.good("POST", "/v1/bans", {"dn": ALICE_DN, "reason": "compromised"})
     assert await pilot.acquire() == []
     refused = await world.call("POST", "/v1/job/submit", submission(number))
     assert (refused.status_code, refused.json()["code"]) == (409, "credential")
     assert "compromised" in refused.json()["detail"]
-    await world.services.credentials.lift_ban(ALICE_DN)
+    await world.good("POST", "/v1/bans/lift", {"dn": ALICE_DN})
 
     await world.sql("UPDATE panda_credential SET expires_at = now() + interval '59 minutes'")
     assert await pilot.acquire() == []

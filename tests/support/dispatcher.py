@@ -98,6 +98,7 @@ class World:
             "passphrase": secrets.token_urlsafe(32),
             "retriever_dn": PILOT_DN,
             "expires_at": to_wire(utcnow() + timedelta(hours=12)),
+            "consent": {"queues": ["*"]},
         } | changes
         return await self.good("POST", "/v1/creds/register", wanted)
 
@@ -255,9 +256,8 @@ async def running(database: Database, settings: Settings, **options: Any) -> Asy
     app = create_app(
         settings,
         dsn=Secret(database.url()),
-        fernet_keys=[Secret(Fernet.generate_key().decode())],
         queues=lambda: queues,
-        **{"watchdog": False} | options,
+        **{"watchdog": False, "fernet_keys": [Secret(Fernet.generate_key().decode())]} | options,
     )
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app)

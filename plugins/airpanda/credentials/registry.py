@@ -8,12 +8,23 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
-from airpanda.core.errors import ConflictError, CredentialError, NotFoundError
+from airpanda.core.errors import ConfigurationError, ConflictError, CredentialError, NotFoundError
 from airpanda.core.secret import Secret
+from airpanda.credentials import audit, consent
+from airpanda.credentials.errors import UnreadableCredentialError
 from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
 from airpanda.db.sql import credentials as sql
-from airpanda.messages import AuditEntry, CredentialPointer, CredentialRegistration, CredentialView
+from airpanda.messages import (
+    AuditEntry,
+    ConsentGrant,
+    CredentialPointer,
+    CredentialRegistration,
+    CredentialView,
+    TaskInstanceKey,
+)
+
+RESEAL_BATCH = 200
 
 
 class CredentialRegistry:
@@ -23,8 +34,18 @@ class CredentialRegistry:
         self._database = database
         self._vault = vault
 
-    async def register(self, wanted: CredentialRegistration, *, actor: str, now: datetime) -> CredentialView:
-        """Remember a staged credential. A repeat with the same content answers the same.
+    @property
+    def key_ids(self) -> list[str]:
+        """Which Fernet keys this service has, the newest first."""
+        return self._vault.key_ids
+
+    async def register(
+        self, wanted: CredentialRegistration, *, actor: str, now: datetime, client: str | None = None
+    ) -> CredentialView:
+        """Remember a staged credential. A repeat with the same content answers the same and consents to nothing anew.
+
+        Args:
+            client: who registers, where that is a client; ``wanted.consent`` is for it and this credential only.
 
         Raises:
             CredentialError: it has ended already.
@@ -45,6 +66,7 @@ class CredentialRegistry:
                 wanted.username,
                 wanted.cred_name,
                 self._vault.seal(secret),
+                self.key_ids[0],
                 wanted.retriever_dn,
                 wanted.expires_at,
                 wanted.scope.value,
@@ -56,7 +78,8 @@ class CredentialRegistry:
                 row = await connection.fetchrow(sql.BY_NAME, wanted.server, wanted.username, wanted.cred_name)
                 self._demand_same(row, wanted, secret)
             else:
-                await _audit(connection, "staged", row, actor, wanted.origin)
+                await audit.note_row(connection, "staged", row, actor, wanted.origin)
+                await self._consent(connection, row, wanted, actor, client)
         return view_of(row, now)
 
     async def get(self, credential_id: int, *, owners: Collection[str] | None, now: datetime) -> CredentialView:
@@ -68,19 +91,46 @@ class CredentialRegistry:
         async with self._database.connection() as connection:
             return view_of(await find(connection, credential_id, owners), now)
 
-    async def destroyed(
-        self, credential_id: int, *, owners: Collection[str] | None, actor: str, now: datetime
+    async def staged(
+        self,
+        *,
+        owners: Collection[str] | None,
+        now: datetime,
+        owner: str | None = None,
+        owner_dn: str | None = None,
+        ti: TaskInstanceKey | None = None,
+        ends_before: datetime | None = None,
+        limit: int = 100,
+    ) -> list[CredentialView]:
+        """What is staged now, the longest-lived first; of a task instance: by any of its tries."""
+        key = None if ti is None else ti.model_dump(include={"dag_id", "run_id", "task_id", "map_index"})
+        allowed = None if owners is None else list(owners)
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(sql.STAGED, allowed, owner, owner_dn, key, ends_before, limit)
+        return [view_of(row, now) for row in rows]
+
+    async def end(
+        self,
+        credential_id: int,
+        state: Literal["revoked", "destroyed"],
+        *,
+        owners: Collection[str] | None,
+        actor: str,
+        now: datetime,
+        owner_dn: str | None = None,
     ) -> CredentialView:
-        """Note that the credential is gone from MyProxy, and forget its passphrase. A repeat changes nothing.
+        """Release it no more and forget its passphrase: ``revoked``, or ``destroyed`` when it is gone from MyProxy.
+
+        A repeat changes nothing.
 
         Raises:
             NotFoundError: there is none, or not for this caller.
         """
         async with self._database.transaction() as connection:
-            before = await find(connection, credential_id, owners)
-            row = await connection.fetchrow(sql.DESTROY, credential_id)
+            before = await find(connection, credential_id, owners, owner_dn=owner_dn)
+            row = await connection.fetchrow(sql.END, credential_id, state)
             if row is not None:
-                await _audit(connection, "destroyed", row, actor, "")
+                await audit.note_row(connection, state, row, actor, "")
         return view_of(row or before, now)
 
     async def audit(self, *, owner_dn: str | None, owners: Collection[str] | None, limit: int) -> list[AuditEntry]:
@@ -89,29 +139,56 @@ class CredentialRegistry:
             rows = await connection.fetch(sql.READ_AUDIT, owner_dn, None if owners is None else list(owners), limit)
         return [AuditEntry(**dict(row)) for row in rows]
 
-    async def ban(self, dn: str, *, reason: str, actor: str) -> None:
-        """Dispatch no job of this DN from the next claim on."""
-        async with self._database.connection() as connection:
-            await connection.execute(sql.BAN, dn, reason, actor)
+    async def seal_again(self) -> int:
+        """After a rotation: seal some old passphrases with the newest key; answer how many."""
+        newest, *older = self.key_ids
+        if not older:
+            return 0
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(sql.SEALED_BEFORE, older, newest, RESEAL_BATCH)
+            for row in rows:
+                secret = self._open(row)
+                await connection.execute(sql.SEAL_AGAIN, row["credential_id"], self._vault.seal(secret), newest)
+        return len(rows)
 
-    async def lift_ban(self, dn: str) -> None:
-        async with self._database.connection() as connection:
-            await connection.execute(sql.LIFT_BAN, dn)
+    async def revoke_unreadable(self, error: UnreadableCredentialError) -> None:
+        """Take a credential out of use whose passphrase opens with no key, and say so in its log."""
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(sql.END, error.credential_id, "revoked")
+            if row is not None:
+                await audit.note_row(connection, "refused", row, "service", str(error))
 
     def pointer(self, row: Any) -> CredentialPointer:
         """What the holder of a lease needs; ``row`` has the credential's columns.
 
         Raises:
-            ConfigurationError: the key that sealed the passphrase is gone.
+            UnreadableCredentialError: the passphrase opens with no key.
         """
         return CredentialPointer(
             credential_id=row["credential_id"],
             server=row["server"],
             username=row["username"],
             cred_name=row["cred_name"],
-            passphrase=SecretStr(self._vault.open(row["passphrase"]).reveal()),
+            passphrase=SecretStr(self._open(row).reveal()),
             owner_dn=row["owner_dn"],
         )
+
+    async def _consent(
+        self, connection: Any, row: Any, wanted: CredentialRegistration, actor: str, client: str | None
+    ) -> None:
+        if wanted.consent is None or client is None:
+            return
+        until = min(wanted.expires_at, wanted.consent.until or wanted.expires_at)
+        grant = ConsentGrant(
+            client=client, queues=wanted.consent.queues, until=until, credential_id=row["credential_id"]
+        )
+        await consent.record(connection, grant, owner_dn=wanted.owner_dn, given_by=actor)
+
+    def _open(self, row: Any) -> Secret[str]:
+        try:
+            return self._vault.open(row["passphrase"])
+        except ConfigurationError:
+            raise UnreadableCredentialError(row["credential_id"]) from None
 
     def _demand_same(self, row: Any, wanted: CredentialRegistration, secret: Secret[str]) -> None:
         same = (
@@ -119,61 +196,32 @@ class CredentialRegistry:
             and (row["owner"], row["owner_dn"], row["retriever_dn"])
             == (wanted.owner, wanted.owner_dn, wanted.retriever_dn)
             and row["expires_at"] == wanted.expires_at
-            and self._vault.open(row["passphrase"]) == secret
+            and self._open(row) == secret
         )
         if not same:
             raise ConflictError("a different credential is registered under this server, user and name")
 
 
-async def find(connection: Any, credential_id: int, owners: Collection[str] | None) -> Any:
-    """The row of a credential of these owners.
+async def find(
+    connection: Any, credential_id: int, owners: Collection[str] | None, *, owner_dn: str | None = None
+) -> Any:
+    """The row of a credential of these owners, or of this DN.
 
     Raises:
         NotFoundError: there is none, or not for this caller.
     """
     row = await connection.fetchrow(sql.BY_ID, credential_id)
-    if row is None or (owners is not None and row["owner"] not in owners):
+    others = row is None or (owners is not None and row["owner"] not in owners)
+    if others or (owner_dn is not None and row["owner_dn"] != owner_dn):
         raise NotFoundError(f"there is no credential {credential_id} for this caller")
     return row
 
 
-async def demand_usable(connection: Any, row: Any, *, walltime_s: int, now: datetime) -> None:
-    """Refuse at submission what could never be dispatched.
-
-    Raises:
-        CredentialError: destroyed, or it ends before a job that starts now could; or its owner is banned.
-    """
-    if row["state"] != "staged":
-        raise CredentialError(f"credential {row['credential_id']} was destroyed: stage a fresh one")
-    left_s = int((row["expires_at"] - now).total_seconds())
-    if left_s < walltime_s:
-        raise CredentialError(
-            f"the credential of {row['owner_dn']} ends in {max(left_s, 0)} s, before the job's time limit of"
-            f" {walltime_s} s: stage one that lives longer"
-        )
-    ban = await connection.fetchval(sql.BAN_OF, row["owner_dn"])
-    if ban is not None:
-        raise CredentialError(f"{row['owner_dn']} is banned ({ban}): ask the operators of this service")
-
-
-async def note_use(
-    connection: Any, action: str, *, credential_id: int, lease: tuple[int, int, int], node: str, detail: str
-) -> None:
-    """An audit row of what a pilot did with the credential of its lease (PandaID, attempt, PilotID)."""
-    await connection.execute(sql.AUDIT_OF_LEASE, action, *lease, node, detail, credential_id)
-
-
-async def _audit(connection: Any, action: str, row: Any, actor: str, detail: str) -> None:
-    await connection.execute(
-        sql.AUDIT, action, row["credential_id"], row["owner_dn"], actor, None, None, None, "", detail
-    )
-
-
 def view_of(row: Any, now: datetime) -> CredentialView:
     """A row as callers see it, without its secret."""
-    state: Literal["staged", "destroyed", "expired"] = "destroyed"
-    if row["state"] == "staged":
-        state = "staged" if row["expires_at"] > now else "expired"
+    state: Literal["staged", "revoked", "destroyed", "expired"] = row["state"]
+    if state == "staged" and row["expires_at"] <= now:
+        state = "expired"
     return CredentialView(
         credential_id=row["credential_id"],
         owner=row["owner"],

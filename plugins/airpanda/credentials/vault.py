@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -18,6 +19,9 @@ class Vault:
             not.
     """
 
+    key_ids: list[str]
+    """Names of the keys, the newest first; they tell nothing of the keys."""
+
     def __init__(self, keys: Sequence[Secret[str]]) -> None:
         if not keys:
             raise ConfigurationError("[core] fernet_key is empty: staged passphrases cannot be sealed; set a key")
@@ -25,6 +29,7 @@ class Vault:
             self._fernet = MultiFernet([Fernet(key.reveal()) for key in keys])
         except ValueError:
             raise ConfigurationError("[core] fernet_key holds something that is no Fernet key") from None
+        self.key_ids = [_key_id(key) for key in keys]
 
     def seal(self, secret: Secret[str]) -> bytes:
         return self._fernet.encrypt(secret.reveal().encode())
@@ -42,3 +47,8 @@ class Vault:
                 "a staged passphrase was sealed with a key that is no longer in [core] fernet_key:"
                 " put the old key back behind the new one, or stage the credential again"
             ) from None
+
+
+def _key_id(key: Secret[str]) -> str:
+    """A key has 256 random bits: part of a digest gives nothing of it away."""
+    return hashlib.sha256(b"airpanda fernet key " + key.reveal().encode()).hexdigest()[:16]

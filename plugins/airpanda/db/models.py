@@ -12,7 +12,7 @@ and the logs outlive what they speak of.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import (
     JSON,
@@ -35,7 +35,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from airpanda.db import triggers
-from airpanda.messages import JobStatus
+from airpanda.messages import AuditAction, JobStatus
 
 NOW = text("now()")
 JSON_B = JSON().with_variant(JSONB(), "postgresql")
@@ -76,7 +76,7 @@ class Credential(Base):
     __tablename__ = "panda_credential"
     __table_args__ = (
         UniqueConstraint("server", "username", "cred_name"),
-        _one_of("state", "staged", "destroyed"),
+        _one_of("state", "staged", "revoked", "destroyed"),
         _one_of("scope", "job", "task", "user"),
         Index(None, "owner_dn"),
     )
@@ -88,9 +88,11 @@ class Credential(Base):
     username: Mapped[str]
     cred_name: Mapped[str]
     passphrase: Mapped[bytes] = mapped_column(comment="Fernet token under core.fernet_key")
+    sealed_by: Mapped[str] = mapped_column(comment="which Fernet key: a digest of it")
     retriever_dn: Mapped[str]
     expires_at: Mapped[datetime]
     scope: Mapped[str]
+    task_id: Mapped[int | None] = mapped_column(comment="the one panda task it serves, unless its scope is user")
     origin: Mapped[str] = mapped_column(server_default=text("''"))
     ti: Mapped[dict[str, Any] | None]
     state: Mapped[str] = mapped_column(server_default=text("'staged'"))
@@ -111,7 +113,7 @@ class CredentialAudit(Base):
             unique=True,
             postgresql_where=text("action = 'released'"),
         ),
-        _one_of("action", "staged", "released", "retrieved", "renewed", "refused", "destroyed", "consented", "revoked"),
+        _one_of("action", *get_args(AuditAction)),
     )
     audit_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -126,11 +128,29 @@ class CredentialAudit(Base):
     detail: Mapped[str] = mapped_column(server_default=text("''"))
 
 
+class Consent(Base):
+    """Which submitting client may use an owner's credentials: one (``credential_id``), or all of them (0).
+
+    What is given lies here, what was given and taken back in the audit log.
+    """
+
+    __tablename__ = "panda_consent"
+    owner_dn: Mapped[str] = mapped_column(primary_key=True)
+    client: Mapped[str] = mapped_column(primary_key=True)
+    credential_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    queues: Mapped[list[Any]] = mapped_column(comment="names; * for every queue")
+    until: Mapped[datetime]
+    given_by: Mapped[str]
+    given_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class Ban(Base):
-    """Whose jobs are not dispatched any more, from the next claim on."""
+    """Whose jobs are not dispatched any more, from the next claim on: a DN, or everybody with a VOMS attribute."""
 
     __tablename__ = "panda_ban"
-    dn: Mapped[str] = mapped_column(primary_key=True)
+    __table_args__ = (_one_of("kind", "dn", "fqan"),)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
     reason: Mapped[str]
     banned_by: Mapped[str]
     banned_at: Mapped[datetime] = mapped_column(server_default=NOW)

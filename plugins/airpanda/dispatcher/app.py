@@ -12,7 +12,7 @@ from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.dispatcher import problems
 from airpanda.dispatcher.limits import Limits
-from airpanda.dispatcher.routes import batches, credentials, health, jobs, pilots
+from airpanda.dispatcher.routes import bans, batches, credentials, health, jobs, owners, pilots
 from airpanda.dispatcher.services import Queues, make_services
 from airpanda.dispatcher.watchdog import watch
 
@@ -40,7 +40,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await services.database.open()
-        task = asyncio.create_task(watch(services.jobs)) if watchdog else None
+        task = asyncio.create_task(watch(services.jobs, services.credentials)) if watchdog else None
         try:
             yield
         finally:
@@ -53,7 +53,7 @@ def create_app(
     # No documentation routes: they would be open to everybody.
     app = FastAPI(title="airpanda dispatcher", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.services = services
-    for room in (health, pilots, credentials, jobs, batches):
+    for room in (health, pilots, owners, credentials, bans, jobs, batches):
         app.include_router(room.router)
     problems.install(app)
     app.add_middleware(Limits, max_upload_bytes=settings.max_upload_bytes)

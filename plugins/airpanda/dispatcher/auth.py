@@ -1,4 +1,4 @@
-"""Who calls. Every route but ``/v1/health`` hangs on one of the two dependencies here; without them it is refused.
+"""Who calls. Every route but ``/v1/health`` hangs on one of the dependencies here; without them it is refused.
 
 A pilot may show two things: its token, always; and its own X.509 proxy, through the gateway. Where it shows a
 proxy, that must be valid, and only jobs whose credential names its DN as retriever are for it.
@@ -16,9 +16,10 @@ from airpanda.core.errors import CredentialError, NotAuthorisedError
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.services import Services
 from airpanda.dispatcher.tokens import ClientIdentity
+from airpanda.x509.chain import VerifiedChain
 
-PEER_IDENTITY = "airpanda.peer_identity"
-"""Key in the ASGI ``tls`` extension: a function that gives the verified DN of the peer, or None without certificate."""
+PEER_CHAIN = "airpanda.peer_chain"
+"""Key in the ASGI ``tls`` extension: a function that gives the peer's verified chain, or None without certificate."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Pilot:
     pilot_id: int
     queue: str
     dn: str | None
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A payload owner who has proven possession of the certificate with this DN."""
+
+    dn: str
 
 
 def services_of(request: Request) -> Services:
@@ -55,6 +63,29 @@ def client_caller(request: Request) -> ClientIdentity:
     return services_of(request).issuer.verify_client(_bearer(request), utcnow())
 
 
+def owner_caller(request: Request) -> Owner:
+    """The person that calls, proven by the TLS connection itself: whoever made it has the private key.
+
+    The end-entity certificate will do, or a proxy made from it directly. What MyProxy delegates to pilots is one step
+    further from the end entity, so no pilot and no payload can speak for the owner whose proxy it has.
+
+    Raises:
+        NotAuthorisedError: no certificate, an unacceptable one, or a delegated proxy.
+    """
+    chain = _peer_chain(request)
+    if chain is None:
+        raise NotAuthorisedError(
+            "owners prove who they are by their certificate: call the gateway, and show it", authenticated=False
+        )
+    if chain.limited or len(chain.proxies) > 1:
+        raise NotAuthorisedError(
+            "a delegated or limited proxy may not speak for its owner: use the certificate, or a proxy made from it"
+            " directly",
+            authenticated=False,
+        )
+    return Owner(chain.identity_dn)
+
+
 def demand_owner(client: ClientIdentity, owner: str) -> None:
     """Raises:
     NotAuthorisedError: the client may not act for this owner.
@@ -72,16 +103,21 @@ def demand_queue(client: ClientIdentity, queue: str) -> None:
 
 
 def _peer_dn(request: Request) -> str | None:
+    chain = _peer_chain(request)
+    return None if chain is None else chain.identity_dn
+
+
+def _peer_chain(request: Request) -> VerifiedChain | None:
     """What the gateway's TLS proved; behind another server nothing does, and no header stands in for it."""
     tls = request.scope.get("extensions", {}).get("tls") or {}
-    peer = tls.get(PEER_IDENTITY)
+    peer = tls.get(PEER_CHAIN)
     if peer is None:
         return None
     try:
-        dn: str | None = peer()
+        chain: VerifiedChain | None = peer()
     except CredentialError as error:
         raise NotAuthorisedError(f"the certificate presented is refused: {error}", authenticated=False) from error
-    return dn
+    return chain
 
 
 def _bearer(request: Request) -> Secret[str]:
@@ -94,4 +130,13 @@ def _bearer(request: Request) -> Secret[str]:
 
 TheServices = Annotated[Services, Depends(services_of)]
 ThePilot = Annotated[Pilot, Depends(pilot_caller)]
+TheOwner = Annotated[Owner, Depends(owner_caller)]
 TheClient = Annotated[ClientIdentity, Depends(client_caller)]
+
+
+def demand_all_owners(client: TheClient) -> None:
+    """Raises:
+    NotAuthorisedError: the client acts for some owners only.
+    """
+    if client.owners is not None:
+        raise NotAuthorisedError(f"client {client.name} does not act for all owners, which this needs")

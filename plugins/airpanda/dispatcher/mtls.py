@@ -16,7 +16,7 @@ from cryptography import x509
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from airpanda.core.clock import utcnow
-from airpanda.dispatcher.auth import PEER_IDENTITY
+from airpanda.dispatcher.auth import PEER_CHAIN
 from airpanda.x509.chain import VerifiedChain, verify_chain
 from airpanda.x509.trust import TrustDirectory, TrustStore
 
@@ -35,16 +35,16 @@ def server_context(cert: Path, key: Path, ca_dir: Path) -> ssl.SSLContext:
     return context
 
 
-class PeerIdentity:
-    """The identity of one connection's peer; calling it gives the verified DN, or None without a certificate."""
+class PeerChain:
+    """The chain of one connection's peer, verified when asked for."""
 
     def __init__(self, certificates: list[bytes], trust: TrustDirectory) -> None:
         self._certificates = certificates
         self._trust = trust
         self._verified: tuple[TrustStore, VerifiedChain] | None = None
 
-    def __call__(self) -> str | None:
-        """The end entity's DN.
+    def __call__(self) -> VerifiedChain | None:
+        """The chain as verified, or None without a certificate.
 
         Raises:
             ChainError: the chain is refused now.
@@ -56,7 +56,7 @@ class PeerIdentity:
         if self._verified is None or self._verified[0] is not trust or self._verified[1].not_after <= now:
             chain = [x509.load_der_x509_certificate(each) for each in self._certificates]
             self._verified = (trust, verify_chain(chain, trust=trust, now=now))
-        return self._verified[1].identity_dn
+        return self._verified[1]
 
 
 def peer_certificates(ssl_object: Any) -> list[bytes]:
@@ -78,7 +78,7 @@ def protocol_for(trust: TrustDirectory) -> type[HttpToolsProtocol]:
             super().connection_made(transport)
             ssl_object = transport.get_extra_info("ssl_object")
             certificates = peer_certificates(ssl_object) if ssl_object is not None else []
-            self._tls: dict[object, object] = {PEER_IDENTITY: PeerIdentity(certificates, trust)}
+            self._tls: dict[object, object] = {PEER_CHAIN: PeerChain(certificates, trust)}
 
         def on_message_begin(self) -> None:
             super().on_message_begin()

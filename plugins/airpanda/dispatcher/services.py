@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from airpanda.core.errors import RequestError
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
+from airpanda.credentials.bans import Bans
+from airpanda.credentials.consent import Consents
 from airpanda.credentials.registry import CredentialRegistry
 from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
@@ -57,6 +59,8 @@ class Services:
     issuer: Issuer
     queues: Queues
     credentials: CredentialRegistry
+    consents: Consents
+    bans: Bans
     jobs: JobStore
     submissions: Submissions
     reader: JobReader
@@ -92,8 +96,10 @@ def make_services(
         issuer=Issuer(settings.signing_key),
         queues=queues,
         credentials=credentials,
+        consents=Consents(database),
+        bans=Bans(database),
         jobs=JobStore(database, credentials, lease=settings.lease, heartbeat=settings.heartbeat_interval),
-        submissions=Submissions(database),
+        submissions=Submissions(database, credentials),
         reader=JobReader(database),
         pilots=PilotRegistry(database),
         files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from airpanda.core.errors import ServiceError
+from airpanda.credentials.registry import CredentialRegistry
 from airpanda.jobs.store import JobStore
 
 PERIOD_S = 3.0
@@ -13,12 +14,14 @@ _CREDENTIALS_EVERY = 10
 _log = logging.getLogger(__name__)
 
 
-async def watch(jobs: JobStore, *, period_s: float = PERIOD_S) -> None:
+async def watch(jobs: JobStore, registry: CredentialRegistry, *, period_s: float = PERIOD_S) -> None:
     """Run for ever; failures are logged and the next round tries again."""
     round_nr = 0
     while True:
         try:
             await one_round(jobs, credentials=round_nr % _CREDENTIALS_EVERY == 0)
+            if round_nr % _CREDENTIALS_EVERY == 0:
+                await registry.seal_again()
             round_nr += 1
         except ServiceError as error:
             _log.warning("watchdog: %s", error)
@@ -33,5 +36,5 @@ async def one_round(jobs: JobStore, *, credentials: bool = True) -> None:
     for panda_id in await jobs.expire():
         _log.warning("panda_id=%s lost its pilot's heartbeat", panda_id)
     if credentials and (closed := await jobs.close_without_credential()):
-        _log.warning("%s jobs closed: their owner's credential ends too soon", closed)
+        _log.warning("%s jobs closed: their owner's credential cannot serve them any more", closed)
     await jobs.fold_counts()

@@ -33,6 +33,9 @@ class Call(Generic[R]):
 
 
 _CREDENTIAL = TypeAdapter(m.CredentialView)
+_CREDENTIALS = TypeAdapter(list[m.CredentialView])
+_BAN = TypeAdapter(m.BanView)
+_BANS = TypeAdapter(list[m.BanView])
 _SUBMISSION = TypeAdapter(m.SubmissionReply)
 _PROGRESS = TypeAdapter(m.TaskProgress)
 _JOBS = TypeAdapter(list[m.JobView])
@@ -52,6 +55,26 @@ def credential(credential_id: int) -> Call[m.CredentialView]:
 
 def credential_destroyed(credential_id: int) -> Call[m.CredentialView]:
     return Call("POST", f"/v1/creds/{credential_id}/destroyed", _CREDENTIAL)
+
+
+def credential_revoked(credential_id: int) -> Call[m.CredentialView]:
+    return Call("POST", f"/v1/creds/{credential_id}/revoke", _CREDENTIAL)
+
+
+def staged(query: m.StagedQuery) -> Call[list[m.CredentialView]]:
+    return Call("POST", "/v1/creds/staged", _CREDENTIALS, query)
+
+
+def ban(wanted: m.BanRequest) -> Call[m.BanView]:
+    return Call("POST", "/v1/bans", _BAN, wanted)
+
+
+def lift_ban(wanted: m.BanRequest) -> Call[m.BanView]:
+    return Call("POST", "/v1/bans/lift", _BAN, wanted)
+
+
+def bans() -> Call[list[m.BanView]]:
+    return Call("GET", "/v1/bans", _BANS)
 
 
 def audit(owner_dn: str, *, limit: int = 100) -> Call[list[m.AuditEntry]]:

@@ -9,7 +9,9 @@ from typing import Any
 
 from airpanda.core.errors import NotFoundError, StaleReportError
 from airpanda.core.secret import Secret
-from airpanda.credentials.registry import CredentialRegistry, note_use
+from airpanda.credentials.audit import note_use
+from airpanda.credentials.errors import UnreadableCredentialError
+from airpanda.credentials.registry import CredentialRegistry
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
@@ -27,7 +29,16 @@ from airpanda.messages import (
 )
 
 BATCH = 500
-_CLOSED_BECAUSE = "the owner's credential is gone or ends before the job's time limit: stage a fresh one and retry"
+_NO_CREDENTIAL = "the owner's credential is gone or ends before the job's time limit: stage a fresh one and retry"
+_NO_KEY = (
+    "the passphrase of the owner's credential was sealed with a Fernet key that is configured no more: the operators of"
+    " this service must put that key back behind the new one, or the owner stage a fresh credential; then retry"
+)
+_NO_CONSENT = (
+    "the owner's consent to this client and queue has been taken back or has ended: the owner must consent again"
+    " (airpanda proxy consent); then retry"
+)
+_UNREADABLE = 5
 _END_OF_REPORT = {
     "finished": {"finished"},
     "failed": {"failed", "cancelled"},
@@ -80,6 +91,16 @@ class JobStore:
             pilot_dn: the identity proven by mutual TLS; then only jobs whose credential this DN may retrieve.
         """
         tokens = [Secret.random() for _ in range(offer.n_jobs)]
+        for _ in range(_UNREADABLE):
+            try:
+                return await self._claim(offer, tokens, pilot_id, queue, pilot_dn)
+            except UnreadableCredentialError as error:  # nothing was released, no job was touched
+                await self._credentials.revoke_unreadable(error)
+        return []
+
+    async def _claim(
+        self, offer: PilotOffer, tokens: list[Secret[str]], pilot_id: int, queue: str, pilot_dn: str | None
+    ) -> list[AcquiredJob]:
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
                 sql.ACQUIRE,
@@ -93,6 +114,7 @@ class JobStore:
                 pilot_id,
                 self._lease,
                 offer.node,
+                self._credentials.key_ids,
             )
             return [self._acquired(row, tokens[row["nr"] - 1]) for row in rows]
 
@@ -159,10 +181,17 @@ class JobStore:
         return [row["panda_id"] for row in rows]
 
     async def close_without_credential(self) -> int:
-        """Close waiting jobs whose credential cannot cover them any more; answer how many."""
+        """Close waiting jobs whose credential cannot serve them any more, saying why; answer how many.
+
+        The jobs of a banned owner wait: what a mistaken ban stopped goes on when the ban is lifted.
+        """
         async with self._database.transaction() as connection:
-            done = await connection.execute(sql.CLOSE_WITHOUT_CREDENTIAL, _CLOSED_BECAUSE, BATCH)
-        return int(done.split()[-1])
+            done = [
+                await connection.execute(sql.CLOSE_WITHOUT_CREDENTIAL, _NO_CREDENTIAL, BATCH),
+                await connection.execute(sql.CLOSE_WITHOUT_KEY, _NO_KEY, BATCH, self._credentials.key_ids),
+                await connection.execute(sql.CLOSE_WITHOUT_CONSENT, _NO_CONSENT, BATCH),
+            ]
+        return sum(int(each.split()[-1]) for each in done)
 
     async def fold_counts(self) -> None:
         """Fold fresh changes into the counts of panda tasks. Exact whenever it runs, and without it."""

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from airpanda.core.errors import ConflictError
-from airpanda.credentials.registry import demand_usable, find
+from airpanda.core.errors import ConflictError, CredentialError
+from airpanda.credentials import audit, usable
+from airpanda.credentials.registry import CredentialRegistry, find
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
 from airpanda.jobs.store import job_range, open_new_attempts, owner_of
@@ -33,10 +34,11 @@ _JOB_COLUMNS = (
 class Submissions:
     """Writes panda tasks: all of a submission or nothing."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, credentials: CredentialRegistry) -> None:
         self._database = database
+        self._credentials = credentials
 
-    async def submit(self, wanted: JobSubmission, *, actor: str, now: datetime) -> SubmissionReply:
+    async def submit(self, wanted: JobSubmission, *, client: str, now: datetime) -> SubmissionReply:
         """Store the jobs, ready for pilots.
 
         A known key with the same content creates nothing. From the try that owns the jobs it is a repeat; from
@@ -45,9 +47,19 @@ class Submissions:
 
         Raises:
             NotFoundError: no such credential of this owner.
-            CredentialError: the credential cannot cover the jobs.
+            CredentialError: the credential cannot cover the jobs, serves another panda task, or its owner has not
+                consented to this client and queue. The refusal stands in the audit log.
             ConflictError: the key is known with other jobs, another queue or another owner.
         """
+        try:
+            return await self._submit(wanted, client, now)
+        except CredentialError as error:
+            async with self._database.connection() as connection:
+                await audit.note_refusal(connection, wanted.credential_id, actor=f"client:{client}", reason=str(error))
+            raise
+
+    async def _submit(self, wanted: JobSubmission, client: str, now: datetime) -> SubmissionReply:
+        actor = f"client:{client}"
         specs = [spec.model_dump_json() for spec in wanted.jobs]
         content = _content_digest(wanted, specs)
         async with self._database.connection() as connection:
@@ -55,13 +67,15 @@ class Submissions:
             first = 0 if known else await connection.fetchval(sql.RESERVE_IDS, len(specs))
             async with connection.transaction():
                 credential = await find(connection, wanted.credential_id, {wanted.owner})
-                walltime_s = max(spec.walltime_s for spec in wanted.jobs)
-                await demand_usable(connection, credential, walltime_s=walltime_s, now=now)
+                usable.demand_readable(credential, self._credentials.key_ids)
+                usable.demand_lasting(credential, walltime_s=max(spec.walltime_s for spec in wanted.jobs), now=now)
+                await usable.demand_allowed(connection, credential, client=client, queue=wanted.queue, now=now)
                 task_id = None
                 if not known:
                     task_id = await _insert_task(connection, wanted, content, credential["owner_dn"], first, actor)
                 if task_id is None:
-                    return await _resume(connection, wanted, content, credential["owner_dn"], actor)
+                    return await _resume(connection, wanted, content, credential, actor)
+                await usable.bind(connection, credential, task_id=task_id, n_jobs=len(specs))
                 await _insert_jobs(connection, wanted, specs, task_id, first, actor)
         return SubmissionReply(task_id=task_id, first_panda_id=first, n_jobs=len(specs), created=True)
 
@@ -89,16 +103,21 @@ async def _insert_task(
     return task_id
 
 
-async def _resume(connection: Any, wanted: JobSubmission, content: bytes, owner_dn: str, actor: str) -> SubmissionReply:
+async def _resume(
+    connection: Any, wanted: JobSubmission, content: bytes, credential: Any, actor: str
+) -> SubmissionReply:
     task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted))
-    if (task["content_digest"], task["owner_dn"]) != (content, owner_dn):
+    if (task["content_digest"], task["owner_dn"]) != (content, credential["owner_dn"]):
         raise ConflictError(
             f"the key of panda task {task['task_id']} is known with other jobs, queue or owner: use another key"
         )
     resumed = 0
     if task["owner_ti"] != owner_of(wanted.ti):
+        await usable.bind(connection, credential, task_id=task["task_id"], n_jobs=task["n_jobs"])
         new_ti = wanted.ti.model_dump()
-        await connection.execute(sql.ADOPT_TASK, task["task_id"], new_ti, owner_of(wanted.ti), wanted.credential_id)
+        await connection.execute(
+            sql.ADOPT_TASK, task["task_id"], new_ti, owner_of(wanted.ti), wanted.credential_id, actor
+        )
         reason = f"submitted again by try {wanted.ti.try_number}"
         resumed = await open_new_attempts(connection, task, wanted.credential_id, actor, reason)
         await connection.execute(sql.USE_CREDENTIAL, *job_range(task), wanted.credential_id)

@@ -83,6 +83,12 @@ def stage(
     return StagedCredential(client.server, username, cred_name, passphrase, staged.not_after)
 
 
+def is_staged_for(found: CredentialInfo, retriever_dn: str, not_after: datetime) -> bool:
+    """Whether what a server reports is still what ``stage`` has left there: its end, its policies, no lock."""
+    same_end = abs(found.not_after - not_after) <= _CLOCK_TOLERANCE
+    return same_end and found.locked is None and found.policies == Policies(retriever=policy.exactly(retriever_dn))
+
+
 def unstage(client: MyProxyClient, username: str, cred_name: str) -> None:
     """Destroy a staged credential.
 

@@ -1,5 +1,7 @@
 """Statements of the job store."""
 
+from airpanda.db.sql.credentials import BANNED, CONSENTED
+
 RESERVE_IDS = """
 INSERT INTO panda_counter AS c (name, next_id) VALUES ('panda_id', 1 + $1)
 ON CONFLICT (name) DO UPDATE SET next_id = c.next_id + $1
@@ -23,7 +25,9 @@ ON CONFLICT (key_digest) DO NOTHING
 RETURNING task_id
 """
 
-ADOPT_TASK = "UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4 WHERE task_id = $1"
+ADOPT_TASK = """
+UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4, submitted_by = $5 WHERE task_id = $1
+"""
 
 # A job that was told to die and has not answered yet is fenced off at once: its pilot learns so at its next report.
 CLOSE_KILLED_ATTEMPTS = """
@@ -47,15 +51,15 @@ WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned'
 
 # The index panda_job_claim_ix gives the order; the subquery on the credential is scalar on purpose, so that it is
 # asked for each candidate and never turned into a join over all jobs. Rows locked by another claim are skipped.
-ACQUIRE = """
+ACQUIRE = f"""
 WITH candidate AS MATERIALIZED (
     SELECT j.panda_id
     FROM panda_job j
     WHERE j.status = 'activated' AND j.queue = $1
       AND j.cores <= $2 AND j.memory_mib <= $3 AND j.disk_mib <= $4 AND j.walltime_s <= $5
       AND (SELECT c.state = 'staged' AND c.expires_at >= now() + j.walltime_s * interval '1 second'
-                  AND ($6::text IS NULL OR c.retriever_dn = $6)
-                  AND NOT EXISTS (SELECT FROM panda_ban b WHERE b.dn = c.owner_dn)
+                  AND ($6::text IS NULL OR c.retriever_dn = $6) AND c.sealed_by = ANY ($11::text[])
+                  AND (c.scope = 'user' OR c.task_id = j.task_id) AND NOT {BANNED} AND {CONSENTED}
            FROM panda_credential c WHERE c.credential_id = j.credential_id)
     ORDER BY j.priority DESC, j.panda_id
     LIMIT cardinality($7::bytea[])
@@ -82,7 +86,7 @@ SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, s.spec,
        c.credential_id, c.server, c.username, c.cred_name, c.passphrase, c.owner_dn
 FROM leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
 ORDER BY l.priority DESC, l.panda_id
-"""
+"""  # noqa: S608 - constants
 
 # Changes no indexed column: stays in its page.
 HEARTBEAT = """
@@ -151,14 +155,19 @@ FROM panda_job WHERE pilot_id IS NOT NULL AND lease_expires_at < now()
 ORDER BY panda_id LIMIT $1 FOR UPDATE SKIP LOCKED
 """
 
-CLOSE_WITHOUT_CREDENTIAL = """
+_CLOSE = """
 UPDATE panda_job SET status = 'closed', changed_by = 'watchdog', change_reason = $1
 WHERE panda_id IN (
     SELECT j.panda_id FROM panda_job j JOIN panda_credential c USING (credential_id)
-    WHERE j.status = 'activated'
-      AND (c.state <> 'staged' OR c.expires_at < now() + j.walltime_s * interval '1 second')
+    WHERE j.status = 'activated' AND <why>
     LIMIT $2 FOR UPDATE OF j SKIP LOCKED)
 """
+CLOSE_WITHOUT_CREDENTIAL = _CLOSE.replace(
+    "<why>", "(c.state <> 'staged' OR c.expires_at < now() + j.walltime_s * interval '1 second')"
+)
+CLOSE_WITHOUT_KEY = _CLOSE.replace("<why>", "c.state = 'staged' AND c.sealed_by <> ALL ($3::text[])")
+CLOSE_WITHOUT_CONSENT = _CLOSE.replace("<why>", f"c.state = 'staged' AND NOT {CONSENTED}")
+# Three statements and no OR between them, so that the last one is an anti-join and not a question for each job.
 
 FOLD_DELTAS = """
 WITH taken AS (

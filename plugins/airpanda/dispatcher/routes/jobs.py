@@ -38,7 +38,7 @@ async def submit(wanted: JobSubmission, client: TheClient, services: TheServices
     queue = services.queue(wanted.queue)
     for spec in wanted.jobs:
         demand_fits(spec, queue)
-    return await services.submissions.submit(wanted, actor=f"client:{client.name}", now=utcnow())
+    return await services.submissions.submit(wanted, client=client.name, now=utcnow())
 
 
 @router.get("/job/{panda_id}")

@@ -43,11 +43,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "panda_ban",
-        sa.Column("dn", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("banned_by", sa.Text(), nullable=False),
         sa.Column("banned_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.PrimaryKeyConstraint("dn", name=op.f("panda_ban_pkey")),
+        sa.CheckConstraint("kind IN ('dn', 'fqan')", name=op.f("panda_ban_kind_check")),
+        sa.PrimaryKeyConstraint("kind", "name", name=op.f("panda_ban_pkey")),
     )
     op.create_table(
         "panda_batch",
@@ -67,6 +69,17 @@ def upgrade() -> None:
         sa.UniqueConstraint("tag", name=op.f("panda_batch_tag_key")),
     )
     op.create_table(
+        "panda_consent",
+        sa.Column("owner_dn", sa.Text(), nullable=False),
+        sa.Column("client", sa.Text(), nullable=False),
+        sa.Column("credential_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("queues", JSON_B, nullable=False, comment="names; * for every queue"),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("given_by", sa.Text(), nullable=False),
+        sa.Column("given_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("owner_dn", "client", "credential_id", name=op.f("panda_consent_pkey")),
+    )
+    op.create_table(
         "panda_counter",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("next_id", sa.BigInteger(), nullable=False),
@@ -82,16 +95,23 @@ def upgrade() -> None:
         sa.Column("username", sa.Text(), nullable=False),
         sa.Column("cred_name", sa.Text(), nullable=False),
         sa.Column("passphrase", sa.LargeBinary(), nullable=False, comment="Fernet token under core.fernet_key"),
+        sa.Column("sealed_by", sa.Text(), nullable=False, comment="which Fernet key: a digest of it"),
         sa.Column("retriever_dn", sa.Text(), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column(
+            "task_id",
+            sa.BigInteger(),
+            nullable=True,
+            comment="the one panda task it serves, unless its scope is user",
+        ),
         sa.Column("origin", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("ti", JSON_B, nullable=True),
         sa.Column("state", sa.Text(), server_default=sa.text("'staged'"), nullable=False),
         sa.Column("registered_by", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("scope IN ('job', 'task', 'user')", name=op.f("panda_credential_scope_check")),
-        sa.CheckConstraint("state IN ('staged', 'destroyed')", name=op.f("panda_credential_state_check")),
+        sa.CheckConstraint("state IN ('staged', 'revoked', 'destroyed')", name=op.f("panda_credential_state_check")),
         sa.PrimaryKeyConstraint("credential_id", name=op.f("panda_credential_pkey")),
         sa.UniqueConstraint(
             "server", "username", "cred_name", name=op.f("panda_credential_server_username_cred_name_key")
@@ -112,7 +132,8 @@ def upgrade() -> None:
         sa.Column("node", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("detail", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.CheckConstraint(
-            "action IN ('staged', 'released', 'retrieved', 'renewed', 'refused', 'destroyed', 'consented', 'revoked')",
+            "action IN ('staged', 'released', 'retrieved', 'renewed', 'refused', 'destroyed', 'consented', 'revoked',"
+            " 'banned', 'unbanned')",
             name=op.f("panda_credential_audit_action_check"),
         ),
         sa.PrimaryKeyConstraint("audit_id", name=op.f("panda_credential_audit_pkey")),
@@ -297,6 +318,7 @@ def downgrade() -> None:
     op.drop_table("panda_credential")
     op.drop_table("panda_counter")
     op.drop_table("panda_batch")
+    op.drop_table("panda_consent")
     op.drop_table("panda_ban")
     op.drop_table("panda_attempt")
     for statement in triggers.drop_statements():

@@ -1,0 +1,70 @@
+"""Whether a panda task may use a credential: asked at submission, where a person still reads the answer.
+
+The claim asks all of it again (``db.sql.jobs.ACQUIRE``), so that what changes later holds at the next dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+from airpanda.core.errors import CredentialError
+from airpanda.db.sql import credentials as sql
+
+
+def demand_readable(row: Any, key_ids: Collection[str]) -> None:
+    """Raises:
+    CredentialError: revoked or destroyed, or sealed with a key that this service no longer has.
+    """
+    number = row["credential_id"]
+    if row["state"] != "staged":
+        raise CredentialError(f"credential {number} was {row['state']}: stage a fresh one")
+    if row["sealed_by"] not in key_ids:
+        raise CredentialError(
+            f"the passphrase of credential {number} was sealed with a Fernet key that is configured no more: the"
+            " operators of this service must put that key back behind the new one, or its owner stage a fresh one"
+        )
+
+
+def demand_lasting(row: Any, *, walltime_s: int, now: datetime) -> None:
+    """Raises:
+    CredentialError: it ends before a job that starts now could.
+    """
+    left_s = int((row["expires_at"] - now).total_seconds())
+    if left_s < walltime_s:
+        raise CredentialError(
+            f"the credential of {row['owner_dn']} ends in {max(left_s, 0)} s, before the job's time limit of"
+            f" {walltime_s} s: stage one that lives longer"
+        )
+
+
+async def demand_allowed(connection: Any, row: Any, *, client: str, queue: str, now: datetime) -> None:
+    """Raises:
+    CredentialError: the owner is banned, or has not consented to this client and queue.
+    """
+    ban = await connection.fetchrow(sql.BAN_OF, row["credential_id"])
+    if ban is not None:
+        raise CredentialError(f"{ban['name']} is banned ({ban['reason']}): ask the operators of this service")
+    given = await connection.fetch(sql.CONSENTS_FOR, row["owner_dn"], client, row["credential_id"])
+    if not any(each["until"] > now and not {"*", queue}.isdisjoint(each["queues"]) for each in given):
+        raise CredentialError(
+            f"{row['owner_dn']} has not consented to client {client!r} using credential {row['credential_id']} on queue"
+            f" {queue!r}, or no longer: the owner must consent (airpanda proxy consent)"
+        )
+
+
+async def bind(connection: Any, row: Any, *, task_id: int, n_jobs: int) -> None:
+    """Let the credential serve this panda task; for good, unless its scope is ``user``.
+
+    Raises:
+        CredentialError: it serves another one, or one job only.
+    """
+    number, scope = row["credential_id"], row["scope"]
+    if scope == "job" and n_jobs != 1:
+        raise CredentialError(f"credential {number} is for one job, not for {n_jobs}: stage one of scope task")
+    if await connection.fetchval(sql.BIND, number, task_id) is None:
+        raise CredentialError(
+            f"credential {number} serves another panda task, and its scope is {scope}: stage one for this task, or one"
+            " of scope user"
+        )

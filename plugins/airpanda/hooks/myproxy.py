@@ -1,0 +1,127 @@
+"""The hook to a MyProxy server, and to the owners' own credentials that the worker may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook
+
+from airpanda.core.clock import utcnow
+from airpanda.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from airpanda.myproxy.client import MyProxyClient
+    from airpanda.myproxy.values import CredentialInfo
+    from airpanda.x509.credential import ProxyCredential
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A MyProxy server as one Connection describes it."""
+
+    host: str
+    port: int
+    ca_dir: Path
+    retriever_dn: str
+    vomsdir: Path | None
+
+
+class MyProxyHook(BaseHook):
+    """A MyProxy server, seen by one payload owner at a time.
+
+    The Connection (any type) has a host, a port (7512 by default) and as extra ``{"ca_dir": …, "retriever_dn": …}``,
+    the DN of the pilots that may retrieve; and ``"vomsdir"`` where the site uses VOMS. An owner's certificate and key,
+    or proxy, are named by the Connection ``owner_<name>`` with extra ``{"certificate_file": …, "key_file": …}`` or
+    ``{"proxy_file": …}``; nothing secret is in a Connection.
+    """
+
+    conn_name_attr = "myproxy_conn_id"
+    default_conn_name = "myproxy_default"
+    conn_type = "generic"
+    hook_name = "MyProxy"
+
+    def __init__(self, myproxy_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.myproxy_conn_id = myproxy_conn_id
+        self._repository: Repository | None = None
+
+    @property
+    def repository(self) -> Repository:
+        """Raises:
+        ConfigurationError: the Connection lacks something; names it.
+        """
+        if self._repository is None:
+            self._repository = self._read(self.get_connection(self.myproxy_conn_id))
+        return self._repository
+
+    def client(self, credential: ProxyCredential) -> MyProxyClient:
+        """A client that acts as this credential. Raises as ``repository``."""
+        from airpanda.myproxy.client import MyProxyClient
+
+        there = self.repository
+        return MyProxyClient(there.host, there.port, ca_dir=there.ca_dir, credential=credential)
+
+    def owner_proxy(self, owner: str, *, lifetime: timedelta) -> ProxyCredential:
+        """A fresh proxy of this owner, made here.
+
+        Raises:
+            ConfigurationError: the Connection ``owner_<owner>`` names neither certificate and key nor proxy.
+            CredentialError: what it names is unreadable, expired or not protected.
+        """
+        from airpanda.x509.credential import ProxyCredential
+        from airpanda.x509.proxy import create_proxy
+
+        conn_id = f"owner_{owner}"
+        extra = self.get_connection(conn_id).extra_dejson
+        if "proxy_file" in extra:
+            issuer = ProxyCredential.load(Path(extra["proxy_file"]))
+        elif "certificate_file" in extra and "key_file" in extra:
+            issuer = ProxyCredential.from_files(Path(extra["certificate_file"]), Path(extra["key_file"]))
+        else:
+            raise ConfigurationError(
+                f"Connection {conn_id!r} must name certificate_file and key_file, or proxy_file, in its extra"
+            )
+        return create_proxy(issuer, lifetime=lifetime, now=utcnow())
+
+    def info(self, owner: str) -> tuple[CredentialInfo, ...]:
+        """What the server holds of this owner. Raises as the others, and MyProxy's own errors."""
+        proxy = self.owner_proxy(owner, lifetime=timedelta(hours=1))
+        return self.client(proxy).info(proxy.identity)
+
+    def _read(self, connection: Any) -> Repository:
+        extra = connection.extra_dejson
+        missing = [name for name in ("ca_dir", "retriever_dn") if not extra.get(name)]
+        if missing or not connection.host:
+            raise ConfigurationError(
+                f"Connection {self.myproxy_conn_id!r} needs a host and, in its extra, ca_dir and retriever_dn"
+            )
+        return Repository(
+            host=connection.host,
+            port=connection.port or 7512,
+            ca_dir=Path(extra["ca_dir"]),
+            retriever_dn=extra["retriever_dn"],
+            vomsdir=Path(extra["vomsdir"]) if extra.get("vomsdir") else None,
+        )
+
+
+def verified_fqans(proxy: ProxyCredential, *, ca_dir: Path, vomsdir: Path | None) -> list[str]:
+    """The VOMS attributes of a proxy whose chain holds, primary first; none where the site names no ``vomsdir``.
+
+    Raises:
+        CredentialError: the chain (revocation included) or an attribute certificate does not verify; the owner must
+            renew it.
+    """
+    from airpanda.x509.chain import verify_chain
+    from airpanda.x509.trust import TrustStore
+    from airpanda.x509.voms import VomsDirectory, verify_attributes
+
+    trust, now = TrustStore.from_directory(ca_dir), utcnow()
+    verify_chain(proxy.certificates, trust=trust, now=now)
+    if vomsdir is None:
+        return []
+    directory = VomsDirectory.from_directory(vomsdir)
+    found = verify_attributes(proxy.certificates, vomsdir=directory, trust=trust, now=now)
+    return [str(fqan) for attributes in found for fqan in attributes.fqans]
