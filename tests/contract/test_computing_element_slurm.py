@@ -126,9 +126,9 @@ def test_an_administrator_holds_and_cancels_pilots_that_wait(rig: Rig, via: str)
     assert states(element.find(f"h-{via}")) == states(element.status(handles)) == {PilotJobState.CANCELLED}
 
 
-def test_a_pilot_that_does_not_listen_is_killed(rig: Rig, via: str) -> None:
-    element = rig.element("trap '' TERM; while :; do sleep 1; done\n", via)
-    handle = element.submit(batch(f"k-{via}", 1)).handles[1]
+def test_a_pilot_that_does_not_listen_is_killed(rig: Rig) -> None:
+    element = rig.element("trap '' TERM; while :; do sleep 1; done\n", "ssh")
+    handle = element.submit(batch("k", 1)).handles[1]
     await_state(element, handle, PilotJobState.RUNNING)
     element.cancel([handle])
     await_state(element, handle, PilotJobState.CANCELLED)

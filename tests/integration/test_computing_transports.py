@@ -161,12 +161,14 @@ def test_one_connection_serves_all(sshd: Sshd) -> None:
     proxy = Proxy(sshd.port, lambda _: True)
     try:
         with known_also_as(sshd, proxy.port), ssh(sshd, port=proxy.port) as transport:
-            run = lambda: transport.run(["true"], timeout_s=20)  # noqa: E731
+            codes: list[int] = []
+            run = lambda: codes.append(transport.run(["true"], timeout_s=30).exit_code)  # noqa: E731
             threads = [threading.Thread(target=run) for _ in range(30)]
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(30)
+                thread.join(40)
+            assert codes == [0] * 30
             assert proxy.connects == 1
     finally:
         proxy.close()
@@ -253,7 +255,7 @@ def test_a_host_that_allows_no_session_is_unavailable(sshd: Sshd) -> None:
     sshd.stop()
     sshd.start(max_sessions=0)
     try:
-        with ssh(sshd) as transport, pytest.raises(CEUnavailableError, match="MaxSessions"):
+        with ssh(sshd, patience_s=0.3) as transport, pytest.raises(CEUnavailableError, match="MaxSessions"):
             in_time(15, lambda: transport.run(["true"], timeout_s=20))
     finally:
         sshd.stop()

@@ -47,7 +47,7 @@ ReturnToService=2
 MaxArraySize=10001
 MaxJobCount=20000
 MinJobAge={min_job_age_s}
-KillWait=2
+KillWait=1
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 SlurmdParameters=config_overrides
 NodeName=localhost NodeAddr=127.0.1.1 CPUs={cpus} RealMemory=1000000 State=UNKNOWN

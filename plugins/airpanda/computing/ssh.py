@@ -33,6 +33,9 @@ from airpanda.core.secret import Secret
 _CHUNK = 65536
 _FIRST_DELAY_S = 0.1
 _CONNECTS = 6
+# The remote shell reads to the end before it ends: paramiko may send data or the end of data behind the close of a
+# channel, and sshd answers that with the end of the whole connection.
+_DRAIN = ("sh", "-c", '"$@"; code=$?; cat >/dev/null; exit "$code"', "airpanda")
 _KEYS = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 
 
@@ -109,6 +112,7 @@ class SshTransport:
         known_hosts: a file in OpenSSH's format that has the host's key.
         connect_timeout_s: the longest that all attempts to connect may take together.
         channels: how many commands may run at once, until the host allows fewer (sshd's MaxSessions).
+        patience_s: how long a host may refuse the only session, as it does while it still closes the one before.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class SshTransport:
         connect_timeout_s: float = 30.0,
         keepalive_s: int = 30,
         channels: int = 10,
+        patience_s: float = 5.0,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
     ) -> None:
         if not login.user:
@@ -128,7 +133,7 @@ class SshTransport:
         self._host, self._port, self._login = host, port, login
         self._known_hosts = known_hosts
         self._connect_timeout_s = connect_timeout_s
-        self._keepalive_s = keepalive_s
+        self._keepalive_s, self._patience_s = keepalive_s, patience_s
         self._max_output_bytes = max_output_bytes
         self._where = f"{login.user}@{host}:{port}"
         self._client: Any = None
@@ -136,9 +141,10 @@ class SshTransport:
         self.budget = ChannelBudget(channels)
 
     def run(self, argv: Sequence[str], stdin: bytes = b"", *, timeout_s: float) -> Completed:
-        line = command_line(argv)
+        command_line(argv)
+        line = command_line([*_DRAIN, *argv])
         end = time.monotonic() + timeout_s
-        delay, broken = 0.01, 0
+        delay_s, waited_s, broken = 0.01, 0.0, 0
         while True:
             with self.budget.channel(end):
                 client = self._connected(end)
@@ -149,15 +155,15 @@ class SshTransport:
                     except paramiko.ChannelException:
                         alone = self.budget.refused()
                     except _BrokenBeforeError as error:
-                        alone, broken = False, broken + 1
+                        broken += 1
                         if broken > 1 or time.monotonic() >= end:
                             raise CEUnavailableError(str(error)) from error
                         continue
-            if time.monotonic() + delay > end or (alone and delay > 1.0):
-                raise CEUnavailableError(f"{self._where} opens no session: raise sshd's MaxSessions, or wait")
-            if alone:  # the host may still be closing the session before
-                time.sleep(delay)
-                delay *= 2
+            if alone:
+                if waited_s >= self._patience_s or time.monotonic() + delay_s > end:
+                    raise CEUnavailableError(f"{self._where} opens no session: raise sshd's MaxSessions, or wait")
+                time.sleep(delay_s)
+                waited_s, delay_s = waited_s + delay_s, min(2 * delay_s, 0.5)
 
     def close(self) -> None:
         with self._lock:
@@ -295,7 +301,8 @@ class SshTransport:
             sender.start()
             stdout, stderr = self._read(channel)
             code = channel.recv_exit_status()
-            channel.close()  # also ends a sender whose peer did not want everything
+            sender.join(1.0)
+            channel.close()  # ends a sender whose peer is gone
             sender.join()
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise AnswerLostError(f"{self._where} broke off after the command was sent: {error}") from error
