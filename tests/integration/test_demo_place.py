@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.demo import reachable_directory
 from support.need import need_root
 
 from airpanda_demo.errors import DemoError
@@ -24,13 +25,9 @@ class Usage(NamedTuple):
 
 
 @pytest.fixture(name="above")
-def open_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory that other accounts can reach, which pytest's own are not."""
-    path = Path("/var/tmp", f"airpanda-test-{os.getpid()}")
-    path.mkdir(mode=0o755)
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+def open_directory() -> Iterator[Path]:
+    with reachable_directory() as path:
+        yield path
 
 
 def test_a_directory_with_other_things_is_refused(above: Path) -> None:

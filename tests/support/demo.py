@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +76,17 @@ class User:
         return [*outer, line, str(self.uid), str(directory), *argv]
 
 
+@contextlib.contextmanager
+def reachable_directory() -> Iterator[Path]:
+    """A new directory that other accounts can reach, which pytest's own are not."""
+    path = Path(tempfile.mkdtemp(prefix="airpanda-test-", dir="/var/tmp"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
 def make_home(path: Path, *, uid: int | None = None) -> Path:
     """A 0700 home with a copy of the checkout in ``a checkout``; the tests' own DAGs are in it too."""
     checkout = path / "a checkout"
@@ -105,12 +117,9 @@ def system_python() -> str:
 
 def _usable(python: str, missing: str) -> str:
     question = "import sys, pip, venv; sys.exit(sys.version_info[:2] != (3, 11))"
-    try:
-        if subprocess.run([python, "-c", question], capture_output=True, timeout=60).returncode == 0:
-            return python
-    except OSError:
-        pass
-    absent(f"NOT TESTED: {python} is no Python 3.11 with pip and venv; install {missing}")
+    if not Path(python).exists() or subprocess.run([python, "-c", question], capture_output=True).returncode != 0:
+        absent(f"NOT TESTED: {python} is no Python 3.11 with pip and venv; install {missing}")
+    return python
 
 
 @dataclass
@@ -278,10 +287,10 @@ class Inside:
 
     def api(self) -> httpx.Client:
         """Airflow's REST API, logged in with what the login file says."""
-        client = httpx.Client(base_url=self.ready["url"].replace("localhost", "127.0.0.1"), trust_env=False, timeout=30)
-        answer = client.post("/auth/token", json={"username": "admin", "password": self.login["admin"]})
-        client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-        return client
+        url = self.ready["url"].replace("localhost", "127.0.0.1")
+        login = {"username": "admin", "password": self.login["admin"]}
+        token = httpx.post(f"{url}/auth/token", json=login, trust_env=False, timeout=30).json()["access_token"]
+        return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=30)
 
     def run_dag(self, dag_id: str, conf: Mapping[str, Any], timeout_s: float = 90.0) -> dict[str, Any]:
         """Trigger it and wait for success; the XCom of its task ``job``."""

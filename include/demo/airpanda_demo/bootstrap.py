@@ -44,21 +44,22 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="airpanda_demo", description="The whole chain on this machine.")
     parser.add_argument("mode", choices=("up", "once", "clean"))
     mode: str = parser.parse_args(arguments).mode
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)
     os.umask(0o022)
     try:
         place = place_for(os.environ, CHECKOUT)
         return clean(place) if mode == "clean" else start(mode, place)
     except (DemoError, OSError) as error:
         print(f"airpanda demo: {sentence(error)}", file=sys.stderr)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as told:
         print("airpanda demo: stopped", file=sys.stderr)
-        return 130
+        return 128 + int(told.args[0])
     return 1
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 def clean(place: Place) -> int:
