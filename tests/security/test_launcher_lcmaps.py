@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.launcher import ALICE_UID, BOB_UID, MAPPER_UID, POOL, Site, make_site
-from support.need import absent
+from support.need import absent, need_program
 
 from airpanda_demo.worker_node import GRID_SECURITY, INSTALLED
 
@@ -38,7 +40,9 @@ def node_site() -> Iterator[Site]:
     missing = [name for name in NEEDED if not (MODULES / f"lcmaps_{name}.mod").exists()]
     if missing:
         absent(f"NOT TESTED: LCMAPS plug-ins {', '.join(missing)} are missing (tests/install-system-packages)")
-    for site in make_site(mapping="lcmaps", lcmaps_db=str(DATABASE), lcmaps_user="mapper"):
+    for site in make_site(
+        mapping="lcmaps", lcmaps_db=str(DATABASE), lcmaps_user="mapper", lease_dir="/run/airpanda/leases"
+    ):
         database = site.node.path(DATABASE)
         database.write_text(TEXT)
         database.chmod(0o644)
@@ -82,6 +86,47 @@ def test_what_lcmaps_says_is_checked(site: Site, account: str) -> None:
         assert site.glexec_run("/usr/bin/id").code == 203
     finally:
         site.node.set_mapfile(site.mapfile)
+
+
+def test_the_pool_directory_is_roots_or_the_mapping_users(site: Site) -> None:
+    pool = site.node.path(GRID_SECURITY / "lcmaps-gridmapdir")
+    try:
+        for uid, mode in ((ALICE_UID, 0o755), (MAPPER_UID, 0o777)):
+            os.chown(pool, uid, -1)
+            pool.chmod(mode)
+            assert site.glexec_run("/usr/bin/id").code == 202
+    finally:
+        os.chown(pool, MAPPER_UID, -1)
+        pool.chmod(0o755)
+    assert site.glexec_run("/usr/bin/id").code == 0
+
+
+@pytest.mark.parametrize(
+    "plug_in",
+    [
+        "void plugin_initialize(void) {{}}",
+        "#include <unistd.h>\n__attribute__((constructor)) static void hang(void) {{ sleep(600); }}",
+        "#include <stdlib.h>\n__attribute__((constructor)) static void die(void) {{ abort(); }}",
+    ],
+    ids=["broken", "slow", "crashes"],
+)
+def test_a_backend_that_is_down_is_202_in_bounded_time(site: Site, plug_in: str, tmp_path: Path) -> None:
+    """Row 33, with plug-ins that never answer: nothing runs, nothing hangs, and then all is well again."""
+    compiler = need_program("cc", "gcc")
+    (tmp_path / "bad.c").write_text(plug_in.format())
+    module = tmp_path / "bad.mod"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", module, tmp_path / "bad.c"], check=True, timeout=60)
+    inside = INSTALLED.prefix / "bad.mod"
+    shutil.copyfile(module, site.node.path(inside))
+    database = site.node.path(DATABASE)
+    database.write_text(TEXT.replace('good = "lcmaps_dummy_good.mod"', f'good = "{inside}"'))
+    try:
+        began = time.monotonic()
+        assert site.glexec_run("/usr/bin/id").code == 202
+        assert time.monotonic() - began < 29  # the launcher's limit for a mapping is 20 s
+    finally:
+        database.write_text(TEXT)
+    assert site.glexec_run("/usr/bin/id").code == 0
 
 
 @pytest.mark.parametrize("fault", ["missing", "malformed", "writable"])

@@ -57,15 +57,23 @@ def _converse(connection: socket.socket, argv: list[str]) -> int:
     request = wire.frame({"argv": argv, "environ": environ})
     rights = array.array("i", [0, 1, 2, here])
     try:
-        sent = connection.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        if sent < len(request):  # even sending nothing fails once the launcher has answered and closed
-            connection.sendall(request[sent:])
+        _send(connection, request, rights)
         _forward_signals(connection)
         body = _receive(connection, wire.body_length(_receive(connection, wire.HEADER.size)))
         code, message = wire.parse_answer(body)
     except (OSError, EOFError, ValueError) as error:
         return _say(f"the launcher broke off: {error}", _INTERNAL_ERROR)
     return _say(message, code) if message else code
+
+
+def _send(connection: socket.socket, request: bytes, rights: array.array[int]) -> None:
+    """A launcher that refuses this caller has answered and closed before it was asked: its answer can be read still."""
+    try:
+        sent = connection.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        if sent < len(request):
+            connection.sendall(request[sent:])
+    except BrokenPipeError:
+        return
 
 
 def _forward_signals(connection: socket.socket) -> None:

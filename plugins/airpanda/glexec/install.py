@@ -41,7 +41,7 @@ _OPTIONS = (
     ("ban_file", 'One "DN" a line; these people run nothing here.', ""),
     ("authorised", 'With mapping = dynamic: one "DN" or "FQAN" a line, * at its end; only these people get a uid.', ""),
     ("uid_range", "FIRST-LAST: uids, and gids, that are no account's; each is leased to one owner at a time.", ""),
-    ("lease_dir", "Root's directory of these leases, made if missing.", ""),
+    ("lease_dir", "Root's directory of these leases (with lcmaps: of its leases' owners); made if missing.", ""),
     ("payload_dirs", "The only places payloads with a leased uid can write, one a line; cleared before a reuse.", ""),
     ("uid_idle_minutes", "How long a leased uid stays its owner's after the last run.", "60"),
     ("minimum_uid", "No payload runs under an account below this uid,", "1000"),

@@ -18,11 +18,45 @@ from airpanda.glexec.gridmap import lease_name, pool_members
 _OWNERS = ".airpanda-owners"
 
 
+class LeaseOwners:
+    """Which exact DN each lease belongs to: a file for each, in a directory of root's."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def claim(self, name: str, dn: str) -> None:
+        """Remember the DN of a lease at first sight; refuse another one.
+
+        Raises:
+            NotAuthorisedError: it is another DN's, whose name only looks the same.
+        """
+        with _locked(self._directory):
+            owner = self._directory / name
+            if not owner.exists():
+                temporary = owner.with_name(f"new-{os.getpid()}")
+                temporary.write_text(dn, encoding="utf-8")
+                temporary.replace(owner)
+            if owner.read_text(encoding="utf-8") != dn:
+                raise NotAuthorisedError("the pool account's lease belongs to another DN with the same lease name")
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    directory.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class GridMapDir:
     """One gridmapdir. Every method runs under one lock, so simultaneous launches of one DN get one lease."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._owners = LeaseOwners(path / _OWNERS)
 
     def lease(self, dn: str, prefix: str, *, role: str = "") -> tuple[str, str]:
         """The pool account of this DN (in this role) and the lease's name; the same again, for ever.
@@ -34,8 +68,8 @@ class GridMapDir:
         """
         name = lease_name(dn) + role
         try:
-            with self._locked():
-                self._claim_name(name, dn)
+            self._owners.claim(name, dn)
+            with _locked(self._path):
                 account = self._account_behind(name)
                 if account is None:
                     account = self._take(name, prefix)
@@ -44,26 +78,6 @@ class GridMapDir:
         if account not in pool_members([account], prefix):
             raise NotAuthorisedError(f"the lease of this DN is account {account}, which is not of pool .{prefix}")
         return account, name
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        (self._path / _OWNERS).mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(self._path / _OWNERS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _claim_name(self, name: str, dn: str) -> None:
-        """Remember the DN of a lease at first sight; refuse another one."""
-        owner = self._path / _OWNERS / name
-        if not owner.exists():
-            temporary = owner.with_name(f"new-{os.getpid()}")
-            temporary.write_text(dn, encoding="utf-8")
-            temporary.replace(owner)
-        if owner.read_text(encoding="utf-8") != dn:
-            raise NotAuthorisedError("the pool account's lease belongs to another DN with the same lease name")
 
     def _account_behind(self, name: str) -> str | None:
         try:
