@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
-from support.launcher import ALICE_UID, HOME, PILOT_UID, POOL, Ran, Site, make_site
+from support.launcher import ALICE_UID, HOME, OTHER_UID, PILOT_UID, POOL, Ran, Site
+from support.launcher_mappings import AUTHORISED, BAN_FILE, MAPPINGS, POOL_DIRECTORY, ban, mapped_site
 from support.need import need_program
 
 from airpanda.x509.certificates import INHERIT_ALL, LIMITED, PROXY_CERT_INFO, ProxyCertInfo
@@ -29,9 +30,14 @@ CONFIG = PREFIX / "etc" / "glexec.conf"
 INDEPENDENT_DER = bytes.fromhex("300c300a06082b06010505071502")
 
 
-@pytest.fixture(scope="module", name="site")
-def node_site() -> Iterator[Site]:
-    yield from make_site()
+@pytest.fixture(scope="module", name="site", params=MAPPINGS)
+def node_site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    yield from mapped_site(request.param)
+
+
+def need_accounts(site: Site) -> None:
+    if site.mapping == "dynamic":
+        pytest.skip("about accounts, which a site with dynamic uids has not")
 
 
 def refused(ran: Ran, code: int) -> None:
@@ -284,6 +290,7 @@ def test_dn_outside_the_signing_policy(site: Site) -> None:
 @pytest.fixture(name="remap")
 def restored_mapfile(site: Site) -> Iterator[Site]:
     """The mapfile may be changed; it is restored after the test."""
+    need_accounts(site)
     yield site
     site.node.set_mapfile(site.mapfile)
 
@@ -297,6 +304,8 @@ def test_a_dn_is_compared_whole_and_never_as_a_pattern(remap: Site) -> None:
     for other in (dn[:-1], dn + "x", dn.upper(), dn.replace("Alice", "Al?ce"), dn + "/CN=4711"):
         remap.node.set_mapfile({other: "alice"})
         refused(remap.glexec_run("/usr/bin/id"), 203)
+    if remap.mapping == "lcmaps":
+        return  # its plug-in takes no "*" in the middle of a name
     remap.node.set_mapfile({dn[:-3] + "*": "alice"})
     assert remap.glexec_run("/usr/bin/id", "-u").out == f"{ALICE_UID}\n"
 
@@ -308,29 +317,27 @@ def test_mapped_to_what_no_payload_may_be(remap: Site, account: str) -> None:
 
 
 def test_banned(site: Site) -> None:
-    ban = GRID_SECURITY / "ban-mapfile"
-    site.node.path(ban).write_text(f'"{site.pki.dn("alice")}"\n')
-    site.node.path(ban).chmod(0o644)
-    set_option(site, "ban_file", str(ban))
     try:
+        ban(site, "alice")
         refused(site.glexec_run("/usr/bin/id"), 203)
         assert site.glexec_run("/usr/bin/id", proxy=site.put_proxy("bob")).code == 0
-        site.node.path(ban).write_text("no name at all\n")
-        refused(site.glexec_run("/usr/bin/id", proxy=site.put_proxy("bob")), 202)
+        if site.mapping != "lcmaps":  # its own plug-in reads it otherwise
+            site.node.path(BAN_FILE).write_text("no name at all\n")
+            refused(site.glexec_run("/usr/bin/id", proxy=site.put_proxy("bob")), 202)
     finally:
-        set_option(site, "ban_file", None)
+        ban(site)
 
 
 def test_pool_accounts_are_leased_once_and_run_out(remap: Site) -> None:
     people = ["carol", "dave", "erin"]
     remap.node.set_mapfile({remap.pki.dn(name): ".dt" for name in people})
     first = [remap.glexec_run("/usr/bin/id", "-un", proxy=remap.put_proxy(name)) for name in people]
-    assert [ran.out for ran in first] == ["dt001\n", "dt002\n", ""]
+    assert sorted(ran.out for ran in first) == ["", "dt001\n", "dt002\n"]
     refused(first[2], 203)
     again = remap.glexec_run("/usr/bin/id", "-un", proxy=remap.put_proxy("dave"))
-    assert again.out == "dt002\n"
+    assert again.out == first[1].out
     assert remap.last_record()["lease"] == "%2fo%3dtest%20grid%2fcn%3ddave"
-    gridmapdir = remap.node.path(GRID_SECURITY / "gridmapdir")
+    gridmapdir = remap.node.path(POOL_DIRECTORY[remap.mapping])
     assert [(gridmapdir / name).stat().st_nlink for name in POOL] == [2, 2]
 
 
@@ -342,8 +349,8 @@ def test_a_lease_is_not_shared_with_a_name_that_only_looks_the_same(remap: Site)
 
 
 def test_callers_who_are_not_listed(site: Site) -> None:
-    proxy = site.put(site.proxy().to_pem().reveal(), uid=ALICE_UID, where=Path("/home/alice"))
-    refused(site.glexec_run("/usr/bin/id", proxy=proxy, account="alice"), 203)
+    proxy = site.put(site.proxy().to_pem().reveal(), uid=OTHER_UID, where=Path("/home/other"))
+    refused(site.glexec_run("/usr/bin/id", proxy=proxy, account="other"), 203)
     proxy = site.put(site.proxy().to_pem().reveal(), uid=0, where=Path("/var/tmp"))
     command = [*site.node.root_argv(), f"GLEXEC_CLIENT_CERT={proxy}", site.glexec, "/usr/bin/id"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -368,6 +375,8 @@ def test_callers_who_are_not_listed(site: Site) -> None:
 )
 @pytest.mark.parametrize("fault", ["group-writable", "world-writable", "foreign"])
 def test_site_files_that_others_could_change(site: Site, path: Path, fault: str) -> None:
+    if site.mapping == "dynamic" and path.name == "grid-mapfile":
+        path = AUTHORISED  # what decides there
     outside = site.node.path(path)
     status = outside.stat()
     try:
@@ -411,8 +420,9 @@ def test_configuration_missing_or_malformed(site: Site, text: str | None) -> Non
 
 def test_mapfile_missing_or_malformed(remap: Site) -> None:
     path = remap.node.path(GRID_SECURITY / "grid-mapfile")
-    for text in ('"/CN=no account"\n', f'{render_mapfile(remap.mapfile)}"/CN=x y\n'):
-        path.write_text(text)
-        refused(remap.glexec_run("/usr/bin/id"), 202)
+    if remap.mapping == "own":  # LCMAPS reads until a line fits
+        for text in ('"/CN=no account"\n', f'{render_mapfile(remap.mapfile)}"/CN=x y\n'):
+            path.write_text(text)
+            refused(remap.glexec_run("/usr/bin/id"), 202)
     path.unlink()
     refused(remap.glexec_run("/usr/bin/id"), 202)

@@ -11,20 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.launcher import Site, host_status, wait_for
-from support.launcher_mappings import DYNAMIC_UIDS, PAYLOADS, authorise, ban, mapped_site
+from support.launcher import PILOT_UID, Site, host_status, wait_for
+from support.launcher_mappings import LEASES, authorise, ban, mapped_site
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
-FIRST, COUNT = DYNAMIC_UIDS
+FIRST, COUNT = 1_500_000_000 + os.getpid() % 10_000 * 100, 3
 UIDS = range(FIRST, FIRST + COUNT)
-LEASES = Path("/run/airpanda/leases")
+PAYLOADS = Path("/run/payloads")
 NO_PROXY = {"GLEXEC_TARGET_PROXY": "/dev/null"}
 
 
 @pytest.fixture(scope="module", name="node")
 def dynamic_site() -> Iterator[Site]:
-    yield from mapped_site("dynamic")
+    for site in mapped_site("dynamic", uid_range=f"{UIDS[0]}-{UIDS[-1]}", payload_dirs=str(PAYLOADS)):
+        payloads = site.node.path(PAYLOADS)
+        payloads.mkdir()
+        os.chown(payloads, PILOT_UID, PILOT_UID)
+        payloads.chmod(0o711)
+        yield site
 
 
 @pytest.fixture(name="site")

@@ -22,14 +22,15 @@ from support.launcher import (
     HOME,
     OTHER_UID,
     PILOT_UID,
+    POOL,
     Ran,
     Site,
     host_pids,
     host_status,
-    make_site,
     running_site,
     wait_for,
 )
+from support.launcher_mappings import MAPPINGS, POOL_DIRECTORY, mapped_site
 from support.need import absent
 
 from airpanda.glexec import wire
@@ -41,9 +42,17 @@ PYTHON = sys.executable
 PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
 
 
-@pytest.fixture(scope="module", name="site")
-def node_site() -> Iterator[Site]:
-    yield from make_site()
+@pytest.fixture(scope="module", name="site", params=MAPPINGS)
+def node_site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    yield from mapped_site(request.param)
+
+
+@pytest.fixture
+def accounts(site: Site) -> Site:
+    """The site, where it has accounts."""
+    if site.mapping == "dynamic":
+        pytest.skip("about accounts, which a site with dynamic uids has not")
+    return site
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +101,14 @@ def test_identity_and_irrevocability_from_outside(site: Site, proxy: str) -> Non
 
 
 def test_files_are_the_targets_from_outside(site: Site, proxy: str) -> None:
-    where = site.directory(ALICE_UID)
+    where = site.directory(ALICE_UID, where=Path("/var/tmp"))
     assert site.glexec_run("/bin/touch", str(where / "x"), proxy=proxy, env={"GLEXEC_TARGET_PROXY": "/dev/null"}).code
     # /var/tmp is private to a payload, so its file went nowhere; in its home it lands.
     assert site.glexec_run("/bin/touch", "/home/alice/x", proxy=proxy).code == 0
     assert site.node.path(Path("/home/alice/x")).stat().st_uid == ALICE_UID
 
 
-def test_exactly_the_mapped_groups(site: Site, proxy: str) -> None:
+def test_exactly_the_mapped_groups(site: Site, accounts: Site, proxy: str) -> None:
     site.node.set_mapfile({site.pki.dn("alice"): "grouped"})
     try:
         ran = site.glexec_run("/bin/sh", "-c", "cat /proc/self/status", proxy=proxy)
@@ -484,7 +493,7 @@ def test_the_launcher_is_not_for_payloads(site: Site, proxy: str) -> None:
     """A payload has no proxy file of a listed caller, and is none itself."""
     ran = attempt(site, proxy, f"GLEXEC_CLIENT_CERT=$X509_USER_PROXY {site.glexec} /usr/bin/id")
     assert (ran.code, ran.out) == (204, "")
-    assert "not among the callers" in ran.err
+    assert ("has no account" if site.mapping == "dynamic" else "not among the callers") in ran.err
 
 
 def test_the_log_cannot_be_forged(site: Site, proxy: str) -> None:
@@ -572,7 +581,7 @@ def test_thirty_launches_at_once(site: Site, proxy: str) -> None:
     assert {process.returncode for process in processes} == {0}
 
 
-def test_thirty_launches_of_one_person_take_one_lease(site: Site) -> None:
+def test_thirty_launches_of_one_person_take_one_lease(site: Site, accounts: Site) -> None:
     proxy = str(site.put_proxy("frank"))
     site.node.set_mapfile({site.pki.dn("frank"): ".dt"})
     try:
@@ -582,4 +591,7 @@ def test_thirty_launches_of_one_person_take_one_lease(site: Site) -> None:
         outputs = {process.communicate(timeout=120)[0] for process in processes}
     finally:
         site.node.set_mapfile(site.mapfile)
-    assert outputs == {b"dt001\n"}
+    assert len(outputs) == 1
+    assert outputs <= {f"{name}\n".encode() for name in POOL}
+    links = [path.stat().st_nlink for path in site.node.path(POOL_DIRECTORY[site.mapping]).glob("dt*")]
+    assert sorted(links) == [1, 2]

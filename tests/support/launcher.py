@@ -27,7 +27,7 @@ from support.pki import Pki
 _BASE = 100_000 + os.getpid() % 10_000 * 100
 PILOT_UID, ROBOT_UID, ALICE_UID, BOB_UID = _BASE + 1, _BASE + 11, _BASE + 12, _BASE + 13
 GROUPED_UID, OTHER_UID, MAPPER_UID, GROUPS = _BASE + 22, _BASE + 23, _BASE + 24, (_BASE + 50, _BASE + 51)
-HOME = Path("/home/pilot")
+HOME, WORK = Path("/home/pilot"), Path("/run/work")
 TIMEOUT_S = 60
 POOL = ("dt001", "dt002")
 ACCOUNTS = (
@@ -47,7 +47,8 @@ ACCOUNTS = (
 class Site:
     """A running node, its PKI, and what a test does on it as the pilot."""
 
-    def __init__(self, root: Path, **options: str) -> None:
+    def __init__(self, root: Path, *, accounts: Sequence[NodeAccount] = ACCOUNTS, **options: str) -> None:
+        self.mapping = options.get("mapping", "own")
         self.pki = Pki(root / "pki")
         self.secret_dir = root / "site private"
         self.secret_dir.mkdir(mode=0o755)
@@ -58,12 +59,15 @@ class Site:
             root / "node",
             ca_dir=self.pki.ca_dir,
             mapfile=self.mapfile,
-            accounts=ACCOUNTS,
+            accounts=accounts,
             hide=[self.secret_dir],
             options={"max_proxy_hours": "24", "max_processes": "256", **options},
             pools=POOL,
         )
         self.node.start()
+        work = self.node.path(WORK)
+        work.mkdir()
+        work.chmod(0o755)
 
     @property
     def glexec(self) -> str:
@@ -88,8 +92,8 @@ class Site:
         outside.chmod(mode)
         return inside
 
-    def directory(self, uid: int = PILOT_UID, mode: int = 0o700, where: Path = Path("/var/tmp")) -> Path:
-        inside = where / f"dir-{secrets.token_hex(6)}"
+    def directory(self, uid: int = PILOT_UID, mode: int = 0o700, where: Path | None = None) -> Path:
+        inside = (where or WORK) / f"dir-{secrets.token_hex(6)}"
         outside = self.node.path(inside)
         outside.mkdir()
         os.chown(outside, uid, uid)
@@ -153,13 +157,13 @@ def host_status(pid: int) -> dict[str, str]:
     return {} if lines["State"].strip().startswith("Z") else {name: value.strip() for name, value in lines.items()}
 
 
-def make_site(**options: str) -> Iterator[Site]:
+def make_site(*, accounts: Sequence[NodeAccount] = ACCOUNTS, **options: str) -> Iterator[Site]:
     """A site in a directory of its own, with a space in its path; removed at the end."""
     need_root()
     root = Path(tempfile.mkdtemp(prefix="airpanda node ", dir="/var/tmp"))
     site = None
     try:
-        site = Site(root, **options)
+        site = Site(root, accounts=accounts, **options)
         yield site
     finally:
         if site is not None:

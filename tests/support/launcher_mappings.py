@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airpanda_demo.worker_node import GRID_SECURITY
-from support.launcher import MAPPER_UID, PILOT_UID, POOL, Site, make_site
+from support.launcher import ACCOUNTS, ALICE_UID, BOB_UID, MAPPER_UID, POOL, WORK, Site, make_site
 from support.need import absent
 
 MAPPINGS = ("own", "lcmaps", "dynamic")
-PAYLOADS = Path("/run/payloads")
-DYNAMIC_UIDS = (1_500_000_000 + os.getpid() % 10_000 * 100, 3)
-"""First uid and their number."""
+POOL_DIRECTORY = {"own": GRID_SECURITY / "gridmapdir", "lcmaps": GRID_SECURITY / "lcmaps-gridmapdir"}
+BAN_FILE = GRID_SECURITY / "ban-mapfile"
 
-_DATABASE = GRID_SECURITY / "lcmaps.db"
-_AUTHORISED = GRID_SECURITY / "authorised"
+DATABASE, LEASES = GRID_SECURITY / "lcmaps.db", Path("/run/airpanda/leases")
+AUTHORISED = GRID_SECURITY / "authorised"
 _MODULES = Path("/usr/lib/lcmaps")
 _NEEDED = ("verify_proxy", "localaccount", "poolaccount", "ban_dn", "dummy_good")
 _TEXT = f"""path = {_MODULES}
@@ -36,35 +35,51 @@ localaccount -> good | poolaccount
 
 
 def mapped_site(mapping: str, **options: str) -> Iterator[Site]:
-    """A site where Alice and Bob are mapped in this way, nobody else is, and a ban file is in force."""
-    first, count = DYNAMIC_UIDS
+    """A site where Alice and Bob are mapped in this way, nobody else is, and a ban file is in force.
+
+    With dynamic uids the node has no accounts for them, but the range is just their usual uids, and each has its own.
+    """
     more = {
-        "own": {"ban_file": f"{GRID_SECURITY}/ban-mapfile"},
-        "lcmaps": {"mapping": "lcmaps", "lcmaps_db": str(_DATABASE), "lcmaps_user": "mapper"},
+        "own": {"ban_file": str(BAN_FILE)},
+        "lcmaps": {"mapping": "lcmaps", "lcmaps_db": str(DATABASE), "lcmaps_user": "mapper", "lease_dir": str(LEASES)},
         "dynamic": {
             "mapping": "dynamic",
-            "authorised": str(_AUTHORISED),
-            "uid_range": f"{first}-{first + count - 1}",
-            "lease_dir": "/run/airpanda/leases",
-            "payload_dirs": str(PAYLOADS),
-            "ban_file": f"{GRID_SECURITY}/ban-mapfile",
+            "authorised": str(AUTHORISED),
+            "uid_range": f"{ALICE_UID}-{BOB_UID}",
+            "lease_dir": str(LEASES),
+            "payload_dirs": f"/home/alice\n/home/bob\n{WORK}",
+            "ban_file": str(BAN_FILE),
         },
     }[mapping]
     if mapping == "lcmaps":
         _need_lcmaps()
-    for site in make_site(**more, **options):
-        write(site, GRID_SECURITY / "ban-mapfile", "")
-        write(site, _DATABASE, _TEXT)
-        authorise(site, "alice", "bob")
-        pool = site.node.path(GRID_SECURITY / "lcmaps-gridmapdir")
-        for path in (pool, *(pool / name for name in POOL)):
-            path.mkdir() if path == pool else path.touch()
-            os.chown(path, MAPPER_UID, MAPPER_UID)
-        payloads = site.node.path(PAYLOADS)
-        payloads.mkdir()
-        os.chown(payloads, PILOT_UID, PILOT_UID)
-        payloads.chmod(0o711)
+    people = ("alice", "bob")
+    accounts = [a for a in ACCOUNTS if mapping != "dynamic" or a.name not in people]
+    for site in make_site(accounts=accounts, **{**more, **options}):
+        write(site, BAN_FILE, "")
+        write(site, DATABASE, _TEXT)
+        authorise(site, *people)
+        _make_lcmaps_pool(site)
+        if mapping == "dynamic":
+            _make_homes(site)
+            if not options:
+                for who, uid in zip(people, (ALICE_UID, BOB_UID), strict=True):
+                    assert site.glexec_run("/usr/bin/id", "-u", proxy=site.put_proxy(who)).out == f"{uid}\n"
         yield site
+
+
+def _make_lcmaps_pool(site: Site) -> None:
+    pool = site.node.path(POOL_DIRECTORY["lcmaps"])
+    for path in (pool, *(pool / name for name in POOL)):
+        path.mkdir() if path == pool else path.touch()
+        os.chown(path, MAPPER_UID, MAPPER_UID)
+
+
+def _make_homes(site: Site) -> None:
+    for who, uid in (("alice", ALICE_UID), ("bob", BOB_UID)):
+        home = site.node.path(Path("/home", who))
+        home.mkdir(mode=0o700)
+        os.chown(home, uid, uid)
 
 
 mapped = contextlib.contextmanager(mapped_site)
@@ -78,11 +93,11 @@ def write(site: Site, inside: Path, text: str) -> None:
 
 def authorise(site: Site, *people: str) -> None:
     """Who may have a dynamic uid."""
-    write(site, _AUTHORISED, "".join(f'"{site.pki.dn(who)}"\n' for who in people))
+    write(site, AUTHORISED, "".join(f'"{site.pki.dn(who)}"\n' for who in people))
 
 
 def ban(site: Site, *people: str) -> None:
-    write(site, GRID_SECURITY / "ban-mapfile", "".join(f'"{site.pki.dn(who)}"\n' for who in people))
+    write(site, BAN_FILE, "".join(f'"{site.pki.dn(who)}"\n' for who in people))
 
 
 def _need_lcmaps() -> None:
