@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.canary import CANARIES, Canaries, watch_secrets
 
+pytest_plugins = ["support.places"]
 ROOT = Path(__file__).resolve().parents[1]
 
 # Before anything imports airflow, which reads these once.

@@ -67,12 +67,9 @@ def states(found: dict[Handle, Status]) -> set[PilotJobState]:
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> PandaQueue:
+def queue(open_path: Path) -> PandaQueue:
     account = "nobody" if os.geteuid() == 0 else ""
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    return parse_queue(QUEUE.format(directory=tmp_path / "pilots", account=account), "test.toml")
+    return parse_queue(QUEUE.format(directory=open_path / "pilots", account=account), "test.toml")
 
 
 @pytest.fixture
@@ -235,9 +232,9 @@ def test_pilots_are_processes_of_the_account_with_its_groups_and_their_own_sessi
         LocalElement(replace(queue, ce=replace(queue.ce, account="")), SLEEP).find("x")
 
 
-def test_an_agent_killed_at_any_moment_leaves_exactly_one_pilot(make: Make, tmp_path: Path, queue: PandaQueue) -> None:
+def test_an_agent_killed_at_any_moment_leaves_exactly_one_pilot(make: Make, open_path: Path, queue: PandaQueue) -> None:
     """The submitting task is killed at random points; the repeat adopts or starts, and each pilot runs once."""
-    marks = tmp_path / "marks"
+    marks = open_path / "marks"
     marks.mkdir(mode=0o777)
     marks.chmod(0o777)
     script = f"echo x >> {marks}/$(basename $PWD); {SLEEP}"
