@@ -138,10 +138,12 @@ def test_a_payload_reaches_nothing_that_is_not_its_own(inside: Inside, home: Pat
     private += [str(path.relative_to(site)) for path in site.glob("pki/*.proxy")]
     on_node = ["/var/tmp/pilots", "/home/pilot", "/home/pilot/pilot.proxy", "/home/robot", "/home/bob", "/etc/shadow"]
     on_node += ["/run/airpanda/log/glexec.jsonl", "/proc/1/environ", "/proc/1/root", "/proc/1/fd", "/dev/mem"]
-    control = {"read targets.json", f"ask {gateway}/v1/health", f"ask {api}/api/v2/monitor/health"}
+    control = {"read targets.json", "run /bin/true", f"ask {gateway}/v1/health", f"ask {api}/api/v2/monitor/health"}
     targets = {
         "paths": [*(str(site / name) for name in private), *on_node, str(home), "targets.json"],
-        "sockets": [str(site / "pg/socket/.s.PGSQL.5432"), "/run/airpanda/launcher.socket"],
+        "sockets": [str(site / "pg/socket/.s.PGSQL.5432"), "/mnt/socket/.s.PGSQL.5432"],
+        # Anybody may connect to the launcher's socket; whom it obeys is what counts.
+        "commands": [["/run/airpanda/sbin/glexec", "/usr/bin/id"], ["/bin/true"]],
         "writable": [
             "/",
             "/etc",

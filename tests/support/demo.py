@@ -160,7 +160,8 @@ class Demo:
     def left(self) -> list[int]:
         """Processes that belonged to it and still run."""
         now = processes()
-        return [pid for pid, was in self.family.items() if pid in now and now[pid].start == was.start]
+        same = [now[pid] for pid, was in self.family.items() if pid in now and now[pid].start == was.start]
+        return [process.pid for process in same if process.state != "Z"]
 
     def wait_for(self, words: str, timeout_s: float = START_S) -> None:
         """Until it says this."""

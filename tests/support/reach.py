@@ -1,6 +1,7 @@
 """A payload that reaches for everything it must not have. Runs on the worker node as the payload owner's account.
 
-``targets.json`` beside it says what to try: ``{"paths": […], "sockets": […], "urls": […], "writable": […]}``. Writes
+``targets.json`` beside it says what to try: ``{"paths": […], "sockets": […], "urls": […], "writable": […], "commands":
+[[…]]}``. Writes
 ``reach.json``: ``{"reached": {what: how}, "tried": n}``. It uses the standard library of the node's Python only.
 """
 
@@ -12,6 +13,7 @@ import os
 import signal
 import socket
 import ssl
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -31,6 +33,8 @@ def main() -> None:
         attempts[f"write {path}"] = lambda path=path: write(path)  # type: ignore[misc]
     for url in targets["urls"]:
         attempts[f"ask {url}"] = lambda url=url: ask(url)  # type: ignore[misc]
+    for argv in targets["commands"]:
+        attempts[f"run {' '.join(argv)}"] = lambda argv=argv: run(argv)  # type: ignore[misc]
     for pid in strangers():
         for name in ("environ", "fd", "cwd", "root", "mem", "maps"):
             attempts[f"look at /proc/{pid}/{name}"] = lambda pid=pid, name=name: look(f"/proc/{pid}/{name}")  # type: ignore[misc]
@@ -78,6 +82,15 @@ def ask(url: str) -> object:
     context = ssl._create_unverified_context()
     with urllib.request.urlopen(url, timeout=5, context=context) as answer:
         return answer.status
+
+
+def run(argv: list[str]) -> object:
+    """A program that succeeds, with this payload's own proxy as the launcher's credential, is too much."""
+    settings = {**os.environ, "GLEXEC_CLIENT_CERT": os.environ["X509_USER_PROXY"]}
+    done = subprocess.run(argv, env=settings, capture_output=True, timeout=30)
+    if done.returncode != 0:
+        raise PermissionError(argv[0], done.returncode)
+    return done.stdout[:100]
 
 
 def strangers() -> list[int]:
