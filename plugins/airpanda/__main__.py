@@ -10,6 +10,8 @@ usage: python -m airpanda COMMAND ...
 
   glexec install|check|uninstall   the launcher that runs payloads as their owners (site administrators)
   token key|client                 the dispatcher's signing key, and tokens for Airflow Connections
+  proxy stage|info|consent|revoke|destroy   what payload owners do with their staged proxies
+  ban add|lift|list                whose jobs are dispatched no more
 
 Each command explains itself with --help.
 """
@@ -25,6 +27,14 @@ def main(argv: Sequence[str]) -> int:
         from airpanda.dispatcher.cli import main as token_main
 
         return token_main(list(argv[1:]))
+    if argv[:1] == ["proxy"]:
+        from airpanda.myproxy.cli import main as proxy_main
+
+        return proxy_main(list(argv[1:]))
+    if argv[:1] == ["ban"]:
+        from airpanda.hooks.cli import main as ban_main
+
+        return ban_main(list(argv[1:]))
     asked = argv[:1] in (["-h"], ["--help"])
     print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

@@ -105,23 +105,3 @@ class MyProxyHook(BaseHook):
             retriever_dn=extra["retriever_dn"],
             vomsdir=Path(extra["vomsdir"]) if extra.get("vomsdir") else None,
         )
-
-
-def verified_fqans(proxy: ProxyCredential, *, ca_dir: Path, vomsdir: Path | None) -> list[str]:
-    """The VOMS attributes of a proxy whose chain holds, primary first; none where the site names no ``vomsdir``.
-
-    Raises:
-        CredentialError: the chain (revocation included) or an attribute certificate does not verify; the owner must
-            renew it.
-    """
-    from airpanda.x509.chain import verify_chain
-    from airpanda.x509.trust import TrustStore
-    from airpanda.x509.voms import VomsDirectory, verify_attributes
-
-    trust, now = TrustStore.from_directory(ca_dir), utcnow()
-    verify_chain(proxy.certificates, trust=trust, now=now)
-    if vomsdir is None:
-        return []
-    directory = VomsDirectory.from_directory(vomsdir)
-    found = verify_attributes(proxy.certificates, vomsdir=directory, trust=trust, now=now)
-    return [str(fqan) for attributes in found for fqan in attributes.fqans]

@@ -120,6 +120,12 @@ class PandaHook(BaseHook):
         }
 
 
+def send_once(call: Call[R], client: httpx.Client, conn_id: str) -> R:
+    """The answer to one call, one try. Raises as :meth:`PandaHook.send`."""
+    with _translated(conn_id):
+        return _read(call, client.request(**_request(call)))
+
+
 def _pauses(call: Call[Any]) -> Iterator[float | None]:
     """The pause after each failed try; None after the last."""
     tries = _ATTEMPTS if call.repeatable else 1

@@ -13,7 +13,7 @@ from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.errors import AirpandaError
 from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key
-from airpanda.hooks.myproxy import MyProxyHook, verified_fqans
+from airpanda.hooks.myproxy import MyProxyHook
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import ConsentGiven, CredentialRegistration, CredentialScope, CredentialView, StagedQuery
 
@@ -79,11 +79,13 @@ class MyProxyStageOperator(BaseOperator):
             ConfigurationError: a Connection lacks something; names it.
             ServiceError: MyProxy or the dispatcher cannot be reached.
         """
+        from airpanda.x509.preflight import verified_fqans
+
         scope = CredentialScope(self.scope)
         hook, panda = MyProxyHook(self.myproxy_conn_id), PandaHook(self.panda_conn_id)
         proxy = hook.owner_proxy(self.payload_owner, lifetime=self.lifetime)
         there = hook.repository
-        fqans = verified_fqans(proxy, ca_dir=there.ca_dir, vomsdir=there.vomsdir)
+        fqans = verified_fqans(proxy, ca_dir=there.ca_dir, vomsdir=there.vomsdir, now=utcnow())
         client = hook.client(proxy)
         query = StagedQuery(owner=self.payload_owner, owner_dn=proxy.identity, ti=task_instance_key(context))
         earlier = [view for view in panda.send(calls.staged(query)) if view.server == client.server]

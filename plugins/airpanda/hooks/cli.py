@@ -1,0 +1,87 @@
+"""``python -m airpanda ban``: whose jobs are dispatched no more, from the next claim on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from pydantic import ValidationError
+
+from airpanda.core.clock import to_wire
+from airpanda.core.errors import AirpandaError, RequestError
+from airpanda.core.secret import Secret
+from airpanda.hooks import calls
+from airpanda.hooks.panda import send_once
+from airpanda.messages import BanRequest, BanView
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0 where all is well, 1 where something is wrong, 2 for a wrong command line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        for view in arguments.run(arguments):
+            print(f"{view.kind} {view.name}: {view.reason} (by {view.banned_by} at {to_wire(view.banned_at)})")
+    except (AirpandaError, OSError) as error:
+        print(f"airpanda ban: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add(arguments: argparse.Namespace) -> list[BanView]:
+    with _client(arguments) as client:
+        return [send_once(calls.ban(_wanted(arguments)), client, "of the command line")]
+
+
+def _lift(arguments: argparse.Namespace) -> list[BanView]:
+    with _client(arguments) as client:
+        send_once(calls.lift_ban(_wanted(arguments)), client, "of the command line")
+    return []
+
+
+def _list(arguments: argparse.Namespace) -> list[BanView]:
+    with _client(arguments) as client:
+        return send_once(calls.bans(), client, "of the command line")
+
+
+def _wanted(arguments: argparse.Namespace) -> BanRequest:
+    try:
+        return BanRequest(dn=arguments.dn, fqan=arguments.fqan, reason=arguments.reason)
+    except ValidationError as error:
+        raise RequestError("; ".join(item["msg"] for item in error.errors())) from None
+
+
+def _client(arguments: argparse.Namespace) -> httpx.Client:
+    token: Secret[str] = Secret(arguments.token_file.read_text().strip())
+    return httpx.Client(
+        base_url=arguments.dispatcher.rstrip("/") + "/",
+        headers={"Authorization": f"Bearer {token.reveal()}", "Accept": "application/json"},
+        verify=str(arguments.ca_file) if arguments.ca_file else True,
+        trust_env=False,
+        timeout=30.0,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="airpanda ban", description="Whose jobs are dispatched no more.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("add", _add, "ban a DN, or everybody with a VOMS attribute"),
+        ("lift", _lift, "lift a ban"),
+        ("list", _list, "show all bans"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        default = os.environ.get("AIRPANDA_DISPATCHER", "")
+        command.add_argument("--dispatcher", default=default, required=not default, metavar="URL", help="its base URL")
+        command.add_argument("--token-file", type=Path, required=True, help="a client token for all owners")
+        command.add_argument("--ca-file", type=Path, help="CA of the dispatcher's certificate")
+        command.set_defaults(run=run)
+        if name != "list":
+            who = command.add_mutually_exclusive_group(required=True)
+            who.add_argument("--dn", help="a payload owner")
+            who.add_argument("--fqan", help="a group bans its subgroups and roles, too")
+            command.add_argument("--reason", required=name == "add", default="", help="stands where people look")
+    return parser

@@ -1,0 +1,340 @@
+"""Consent, scope, bans and revocation: asked at submission, and again at every dispatch."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from support.dispatcher import (
+    ALICE_DN,
+    BOB_DN,
+    World,
+    job_database,
+    make_settings,
+    running,
+    spec,
+    template_database,
+    ti,
+    world,
+)
+from support.postgres import Database, postgres
+
+from airpanda.core.clock import to_wire, utcnow
+from airpanda.core.errors import RequestError
+from airpanda.core.secret import Secret
+from airpanda.messages import ConsentEnd, ConsentGrant
+
+__all__ = ["job_database", "postgres", "template_database", "world"]
+pytestmark = pytest.mark.integration
+
+
+def headers(world: World, name: str, owners: tuple[str, ...] = ("*",)) -> dict[str, str]:
+    token = world.services.issuer.client_token(name, owners, ["*"], timedelta(hours=1), utcnow())
+    return {"Authorization": f"Bearer {token.reveal()}"}
+
+
+async def submit(world: World, credential_id: int, *, client: str = "tests", **changes: Any) -> Any:
+    body = {
+        "task_key": changes.pop("key", "k"),
+        "task_name": "t",
+        "owner": "alice",
+        "credential_id": credential_id,
+        "queue": "DEMO",
+        "ti": ti(),
+        "jobs": [spec()],
+    } | changes
+    return await world.call("POST", "/v1/job/submit", body, headers=headers(world, client))
+
+
+async def give(world: World, client: str, **changes: Any) -> None:
+    wanted: dict[str, Any] = {"client": client, "queues": ["*"], "until": utcnow() + timedelta(hours=1)} | changes
+    await world.services.consents.give(ConsentGrant(**wanted), owner_dn=ALICE_DN, now=utcnow())
+
+
+async def refused(response: Any, says: str) -> None:
+    assert (response.status_code, response.json()["code"]) == (409, "credential"), response.text
+    assert says in response.json()["detail"]
+
+
+async def actions(world: World, dn: str = ALICE_DN) -> list[str]:
+    rows = await world.good("GET", "/v1/creds/audit", params={"owner_dn": dn, "limit": 1000})
+    return [row["action"] for row in reversed(rows)]
+
+
+# --- consent ---------------------------------------------------------------------------------------------------------
+
+
+async def test_without_consent_nobody_submits_and_the_refusal_is_logged(world: World) -> None:
+    number = (await world.credential(consent=None))["credential_id"]
+    await refused(await submit(world, number), "has not consented to client 'tests'")
+    assert await actions(world) == ["staged", "refused"]
+    assert await world.sql("SELECT FROM panda_task") == []
+
+
+async def test_consent_of_a_registration_is_for_that_client_and_that_credential_only(world: World) -> None:
+    mine = (await world.credential(consent={"queues": ["DEMO"]}))["credential_id"]
+    other = (await world.credential(consent=None))["credential_id"]
+    assert (await submit(world, mine)).is_success
+    await refused(await submit(world, mine, client="another", key="2"), "'another'")
+    await refused(await submit(world, other, key="3"), f"credential {other}")
+    await refused(await submit(world, mine, queue="OTHER", key="4"), "'OTHER'")
+
+
+async def test_a_consent_is_for_its_client_queues_and_time(world: World) -> None:
+    number = (await world.credential(consent=None, scope="user"))["credential_id"]
+    await give(world, "tests", queues=["DEMO"])
+    assert (await submit(world, number, key="1")).is_success
+    await refused(await submit(world, number, key="2", queue="OTHER"), "'OTHER'")
+    await refused(await submit(world, number, key="3", client="tests2"), "'tests2'")
+    await world.sql("UPDATE panda_consent SET until = now() - interval '1 s'")
+    await refused(await submit(world, number, key="4"), "or no longer")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM panda_consent",
+        "UPDATE panda_consent SET until = now() - interval '1 s'",
+        "UPDATE panda_consent SET queues = '[\"OTHER\"]'",
+        "UPDATE panda_consent SET client = 'another'",
+        "UPDATE panda_consent SET owner_dn = '/O=Test Grid/CN=Bob Analyst'",
+        "UPDATE panda_consent SET credential_id = credential_id + 1",
+    ],
+)
+async def test_what_ends_a_consent_holds_at_the_next_dispatch(world: World, change: str) -> None:
+    task = await world.submit()
+    pilot = await world.pilot()
+    await world.sql(change)
+    assert await pilot.acquire() == []
+    assert (await world.job(task["first_panda_id"]))["status"] == "activated"
+    assert await world.services.jobs.close_without_credential() == 1
+    job = await world.job(task["first_panda_id"])
+    assert job["status"] == "closed"
+    assert "consent" in job["reason"]
+    assert "released" not in await actions(world)
+
+
+async def test_taking_back_and_giving_again(world: World) -> None:
+    number = (await world.credential(consent=None))["credential_id"]
+    await give(world, "tests")
+    task = (await submit(world, number)).json()
+    consents = world.services.consents
+    assert [each.client for each in await consents.of(ALICE_DN)] == ["tests"]
+    ended = await consents.end(ConsentEnd(client="tests"), owner_dn=ALICE_DN, actor=f"owner:{ALICE_DN}")
+    assert len(ended) == 1
+    assert await consents.end(ConsentEnd(), owner_dn=ALICE_DN, actor="x") == []
+    assert await world.services.jobs.close_without_credential() == 1
+    await give(world, "tests")
+    await world.good("POST", f"/v1/task/{task['task_id']}/retry")
+    assert len(await (await world.pilot()).acquire()) == 1
+    assert await actions(world) == ["staged", "consented", "revoked", "consented", "released"]
+
+
+async def test_an_end_names_what_it_ends(world: World) -> None:
+    number = (await world.credential(consent=None))["credential_id"]
+    consents = world.services.consents
+    for client in ("a", "b"):
+        await give(world, client)
+        await give(world, client, credential_id=number)
+    ended = await consents.end(ConsentEnd(client="a", credential_id=number), owner_dn=ALICE_DN, actor="x")
+    assert [(each.client, each.credential_id) for each in ended] == [("a", number)]
+    assert await consents.end(ConsentEnd(), owner_dn=BOB_DN, actor="x") == []
+    left = [(each.client, each.credential_id) for each in await consents.of(ALICE_DN)]
+    assert left == [("a", None), ("b", None), ("b", number)]
+
+
+async def test_consents_that_cannot_be(world: World) -> None:
+    bobs = (await world.credential("bob", BOB_DN))["credential_id"]
+    with pytest.raises(RequestError, match="has ended already"):
+        await give(world, "tests", until=utcnow() - timedelta(seconds=1))
+    with pytest.raises(RequestError, match="no credential"):
+        await give(world, "tests", credential_id=bobs)
+    with pytest.raises(RequestError, match="no credential"):
+        await give(world, "tests", credential_id=10**9)
+    assert await world.services.consents.of(ALICE_DN) == []
+
+
+async def test_registering_again_does_not_bring_a_consent_back(world: World) -> None:
+    wanted = {"cred_name": "a" * 32, "passphrase": "p", "expires_at": to_wire(utcnow() + timedelta(hours=9))}
+    await world.credential(**wanted)
+    await world.services.consents.end(ConsentEnd(), owner_dn=ALICE_DN, actor="x")
+    number = (await world.credential(**wanted))["credential_id"]
+    await refused(await submit(world, number), "has not consented")
+
+
+async def test_a_job_taken_over_by_another_client_needs_consent_to_that_one(world: World) -> None:
+    number = (await world.credential())["credential_id"]
+    await submit(world, number)
+    await refused(await submit(world, number, client="other", ti=ti(2)), "'other'")
+    await give(world, "other")
+    assert (await submit(world, number, client="other", ti=ti(2))).is_success
+    await world.services.consents.end(ConsentEnd(client="other"), owner_dn=ALICE_DN, actor="x")
+    assert await (await world.pilot()).acquire() == []
+
+
+# --- scope -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_credential_serves_one_panda_task_and_its_repeats(world: World) -> None:
+    number = (await world.credential(scope="task"))["credential_id"]
+    assert (await submit(world, number, jobs=[spec(), spec()])).is_success
+    assert (await submit(world, number, jobs=[spec(), spec()])).json()["created"] is False
+    assert (await submit(world, number, jobs=[spec(), spec()], ti=ti(2))).is_success
+    await refused(await submit(world, number, key="2"), "serves another panda task")
+    assert len(await (await world.pilot()).acquire(n_jobs=5)) == 2
+
+
+async def test_two_tasks_at_once_cannot_share_a_task_credential(world: World) -> None:
+    number = (await world.credential(scope="task"))["credential_id"]
+    replies = await asyncio.gather(*(submit(world, number, key=f"k{n}") for n in range(8)))
+    assert sorted(reply.status_code for reply in replies) == [200] + [409] * 7
+    assert len(await world.sql("SELECT FROM panda_task")) == 1
+
+
+async def test_a_job_credential_serves_one_job(world: World) -> None:
+    number = (await world.credential(scope="job"))["credential_id"]
+    await refused(await submit(world, number, jobs=[spec(), spec()]), "for one job")
+    assert (await submit(world, number)).is_success
+    await refused(await submit(world, number, key="2"), "serves another panda task")
+
+
+async def test_a_user_credential_serves_all_of_its_owner_and_nobody_else(world: World) -> None:
+    number = (await world.credential(scope="user"))["credential_id"]
+    for key in ("1", "2"):
+        assert (await submit(world, number, key=key)).is_success
+    await world.credential("bob", BOB_DN)
+    assert (await submit(world, number, key="3", owner="bob")).status_code == 404
+    assert len(await (await world.pilot()).acquire(n_jobs=5)) == 2
+
+
+async def test_a_job_pointed_at_another_tasks_credential_is_not_dispatched(world: World) -> None:
+    await world.submit()
+    other = (await world.credential("bob", BOB_DN))["credential_id"]
+    await world.sql("UPDATE panda_job SET credential_id = $1", other)
+    assert await (await world.pilot()).acquire() == []
+
+
+# --- bans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ban", "hits"),
+    [
+        ({"dn": ALICE_DN}, True),
+        ({"dn": ALICE_DN + "x"}, False),
+        ({"dn": ALICE_DN.lower()}, False),
+        ({"fqan": "/test/Role=production"}, True),
+        ({"fqan": "/test/Role=production/Capability=NULL"}, True),
+        ({"fqan": "/test"}, True),
+        ({"fqan": "/tes"}, False),
+        ({"fqan": "/test/Role=prod"}, False),
+        ({"fqan": "/test/production"}, False),
+    ],
+)
+async def test_bans_hold_at_the_next_dispatch_and_at_submission(world: World, ban: dict[str, str], hits: bool) -> None:
+    task = await world.submit()
+    pilot = await world.pilot()
+    await world.good("POST", "/v1/bans", ban | {"reason": "compromised"})
+    assert (await world.good("GET", "/v1/bans"))[0]["reason"] == "compromised"
+    if not hits:
+        assert len(await pilot.acquire()) == 1
+        return
+    assert await pilot.acquire() == []
+    number = (await world.credential())["credential_id"]
+    await refused(await submit(world, number), "is banned (compromised)")
+    await world.good("POST", "/v1/bans/lift", ban)
+    assert [job["panda_id"] for job in await pilot.acquire()] == [task["first_panda_id"]]
+    assert await world.good("GET", "/v1/bans") == []
+
+
+async def test_bans_are_for_clients_of_all_owners_and_logged(world: World) -> None:
+    some = headers(world, "some", ("alice",))
+    for method, path in (("GET", "/v1/bans"), ("POST", "/v1/bans"), ("POST", "/v1/bans/lift")):
+        response = await world.call(method, path, {"dn": BOB_DN}, headers=some)
+        assert response.status_code == 403, path
+    assert (await world.call("POST", "/v1/bans/lift", {"dn": BOB_DN})).status_code == 404
+    for wrong in ({}, {"dn": "x"}, {"fqan": "test"}, {"dn": BOB_DN, "fqan": "/test"}, {"dn": "/CN=a\n"}):
+        assert (await world.call("POST", "/v1/bans", wrong)).status_code in (400, 422), wrong
+    await world.good("POST", "/v1/bans", {"dn": BOB_DN, "reason": "r"})
+    await world.good("POST", "/v1/bans/lift", {"dn": BOB_DN})
+    assert await actions(world, BOB_DN) == ["banned", "unbanned"]
+
+
+# --- revocation, keys ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["revoke", "destroyed"])
+async def test_what_is_revoked_or_destroyed_is_not_released_any_more(world: World, verb: str) -> None:
+    number = (await world.credential())["credential_id"]
+    task = (await submit(world, number)).json()
+    for _repeat in range(2):
+        ended = await world.good("POST", f"/v1/creds/{number}/{verb}")
+        assert ended["state"] == verb.replace("revoke", "revoked")
+    assert await (await world.pilot()).acquire() == []
+    assert (await world.sql("SELECT passphrase FROM panda_credential"))[0]["passphrase"] == b""
+    await refused(await submit(world, number, key="2"), "stage a fresh one")
+    assert await world.services.jobs.close_without_credential() == 1
+    assert "stage a fresh one" in (await world.job(task["first_panda_id"]))["reason"]
+    assert await world.good("POST", "/v1/creds/staged", {"owner": "alice"}) == []
+
+
+async def test_a_destroyed_credential_cannot_come_back_as_revoked(world: World) -> None:
+    number = (await world.credential())["credential_id"]
+    await world.good("POST", f"/v1/creds/{number}/destroyed")
+    assert (await world.good("POST", f"/v1/creds/{number}/revoke"))["state"] == "destroyed"
+
+
+async def test_a_passphrase_changed_in_the_database_stops_its_own_jobs_only(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = await world.submit(key="bad")
+    good = await world.submit(key="good")
+    await world.sql("UPDATE panda_credential SET passphrase = 'x' WHERE credential_id = 1")
+    jobs = await (await world.pilot()).acquire(n_jobs=5)
+    assert [job["panda_id"] for job in jobs] == [good["first_panda_id"]]
+    assert (await world.job(bad["first_panda_id"]))["status"] == "activated"
+    rows = await world.good("GET", "/v1/creds/audit", params={"owner_dn": ALICE_DN})
+    assert ["operators of this service must look" in row["detail"] for row in rows if row["action"] == "refused"] == [
+        True
+    ]
+    assert await world.services.jobs.close_without_credential() == 1
+
+
+async def test_a_rotated_key_seals_again_and_then_the_old_one_may_go(job_database: Database, tmp_path: Path) -> None:
+    old, new = (Secret(Fernet.generate_key().decode()) for _ in range(2))
+    async with running(job_database, make_settings(tmp_path), fernet_keys=[old]) as world:
+        await world.submit(credential_id=(await world.credential(passphrase="hunter-2"))["credential_id"])
+        await world.credential()
+        assert await world.services.credentials.seal_again() == 0
+    async with running(job_database, world.settings, fernet_keys=[new, old]) as world:
+        assert await world.services.credentials.seal_again() == 2
+        assert await world.services.credentials.seal_again() == 0
+    async with running(job_database, world.settings, fernet_keys=[new]) as world:
+        (job,) = await (await world.pilot()).acquire()
+        assert job["credential"]["passphrase"] == "hunter-2"
+
+
+# --- the list --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_list_finds_by_owner_task_instance_and_end_and_shows_no_others(world: World) -> None:
+    first = await world.credential(ti=ti(1), expires_at=to_wire(utcnow() + timedelta(hours=2)))
+    second = await world.credential(ti=ti(2))
+    await world.credential(ti=ti(1, task_id="another"))
+    await world.credential("bob", BOB_DN)
+    ids = [second["credential_id"], first["credential_id"]]
+
+    async def found(query: dict[str, Any], **options: Any) -> list[int]:
+        return [view["credential_id"] for view in await world.good("POST", "/v1/creds/staged", query, **options)]
+
+    assert await found({"owner": "alice", "ti": ti(9)}) == ids
+    assert await found({"owner": "bob", "ti": ti(1)}) == []
+    assert await found({"ends_within_s": 3 * 3600}) == ids[1:]
+    assert len(await found({})) == 4
+    assert await found({"owner": "alice"}, headers=headers(world, "b", ("bob",))) == []
+    await world.sql("UPDATE panda_credential SET expires_at = now() WHERE credential_id = $1", ids[0])
+    assert await found({"owner": "alice", "ti": ti(1)}) == ids[1:]
