@@ -1,8 +1,8 @@
 """A payload that reaches for everything it must not have. Runs on the worker node as the payload owner's account.
 
-``targets.json`` beside it says what to try: ``{"paths": […], "sockets": […], "urls": […], "writable": […], "commands":
-[[…]]}``. Writes
-``reach.json``: ``{"reached": {what: how}, "tried": n}``. It uses the standard library of the node's Python only.
+``targets.json`` beside it says what to try: lists ``paths``, ``sockets``, ``urls``, ``writable`` and ``commands``.
+Writes ``reach.json``: ``{"reached": {what: how}, "tried": n, "uid": its own}``. It uses the standard library of the
+node's Python only.
 """
 
 from __future__ import annotations

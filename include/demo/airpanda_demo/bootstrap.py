@@ -29,6 +29,17 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "TERM", "TZ", *VARIABLES, VARIABLE)
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+HELP = """\
+up     start, run the work, stay with the web UI until Ctrl-C; ready.json in the directory says when it is so
+once   start, run the work, stop; status 0 only if everything is as promised
+clean  stop what is left and remove the directory
+
+environment variables:
+  AIRPANDA_DEMO_DIR       the directory of the demonstration (default: /var/tmp/airpanda-demo)
+  AIRPANDA_DEMO_PORT      port of the web UI (default: 8080 or a free one)
+  AIRPANDA_DATABASE_URL   postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE, an empty database (default: an own server)
+  AIRPANDA_DEMO_MYPROXY   embedded: our own MyProxy server, also where Debian's is installed
+"""
 STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 _BOOT = """
@@ -41,7 +52,12 @@ sys.exit(main(sys.argv[3]))
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status: 0 all is true, 1 something is not (one sentence on stderr), 130 and 143 when told to stop."""
-    parser = argparse.ArgumentParser(prog="airpanda_demo", description="The whole chain on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="airpanda_demo",
+        description="The whole chain on this machine.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("mode", choices=("up", "once", "clean"))
     mode: str = parser.parse_args(arguments).mode
     for number in STOP_SIGNALS:

@@ -71,7 +71,9 @@ class Demonstration:
             for service in (*airflow_services(self._site, self._api), gateway(self._site)):
                 self._start(service)
             connections = self._site.write_connections()
-            imported = self._step("airflow connections import", "connections", "import", str(connections))
+            imported = self._step(
+                "airflow connections import", "connections", "import", "--overwrite", str(connections)
+            )
             wait_for_step(imported, 120.0)
             connections.unlink()
             wait_until_ready(self._services, told=lambda name: self._progress.say(f"{name} is ready"))
