@@ -73,7 +73,7 @@ def intended(token: str) -> Answer:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, element: Element, token: str, *more: Answer) -> tuple[Any, Stub]:
-    monkeypatch.setattr(pilots, "make_element", lambda _queue, _wrapper: element)
+    monkeypatch.setattr(pilots, "element_of", lambda _queue, _wrapper: element)
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, try_number=1, id="u")
     with http_stub(*(more or (intended(token), RECORDED))) as stub:
         connect(monkeypatch, port=stub.port)

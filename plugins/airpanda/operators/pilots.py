@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, conf
 
-from airpanda.computing.elements import ComputingElementError, PilotBatch, SubmitUncertainError, make_element
+from airpanda.computing.elements import ComputingElementError, PilotBatch, SubmitUncertainError
 from airpanda.computing.queues import PandaQueue
 from airpanda.core.secret import Secret
 from airpanda.hooks import calls
+from airpanda.hooks.computing import element_of
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import BatchIntent, BatchRecord
@@ -62,7 +63,7 @@ class PilotSubmitOperator(BaseOperator):
             )
         )
         wrapper = Path(conf.get("airpanda", "include_dir"), "pilot", "wrapper.sh")
-        element = make_element(PandaQueue.from_wire(intended.queue), wrapper)
+        element = element_of(PandaQueue.from_wire(intended.queue), wrapper)
         try:
             handles = _submit(element, intended)
         except ComputingElementError as error:

@@ -1,0 +1,53 @@
+"""Computing elements as Airflow sees them: a queue's description and, where it has a host, a Connection's login."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow.sdk import BaseHook
+
+from airpanda.computing.elements import ComputingElement, make_element
+from airpanda.computing.queues import BatchCE, PandaQueue
+from airpanda.core.secret import Secret
+
+if TYPE_CHECKING:
+    from airpanda.computing.ssh import SshLogin
+
+
+def element_of(queue: PandaQueue, wrapper: Path) -> ComputingElement:
+    """The queue's computing element, with the login of its Connection where it is reached over SSH.
+
+    Raises:
+        ComputingElementError: the wrapper cannot be read, or the Connection has nothing to log in with.
+    """
+    if isinstance(queue.ce, BatchCE) and queue.ce.host:
+        return make_element(queue, wrapper, login=ssh_login(queue.ce.conn_id))
+    return make_element(queue, wrapper)
+
+
+def ssh_login(conn_id: str) -> SshLogin:
+    """The login of a Connection of type SSH.
+
+    Its login is the user; its password, or in its extra ``private_key`` (text), ``key_file`` (path on the worker),
+    ``private_key_passphrase`` and ``allow_agent`` say with what. The extra's names are those of Airflow's SSH provider.
+
+    Raises:
+        CECredentialError: it has none of these.
+    """
+    from airpanda.computing.ssh import SshLogin  # paramiko is slow to import, and DAG files are parsed often
+
+    connection = BaseHook.get_connection(conn_id)
+    extra = connection.extra_dejson
+    return SshLogin(
+        user=connection.login or "",
+        password=_secret(connection.password),
+        private_key=_secret(extra.get("private_key")),
+        key_file=Path(extra["key_file"]) if extra.get("key_file") else None,
+        passphrase=_secret(extra.get("private_key_passphrase")),
+        use_agent=str(extra.get("allow_agent", "")).lower() == "true",
+    )
+
+
+def _secret(text: str | None) -> Secret[str] | None:
+    return Secret(text) if text else None
