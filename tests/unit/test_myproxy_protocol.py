@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fuzz import examples
 
 from airpanda.core.errors import AirpandaError, RequestError
 from airpanda.core.secret import Secret
@@ -299,7 +300,7 @@ FRAGMENTS = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.sampled_from(Command), st.lists(FRAGMENTS | st.binary(max_size=40), max_size=12))
 def test_a_client_survives_anything(command: Command, parts: list[bytes]) -> None:
     client = ClientProtocol(_request(command))
@@ -322,7 +323,7 @@ def test_a_client_survives_anything(command: Command, parts: list[bytes]) -> Non
 REQUEST = encode_request(_request())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.sampled_from(Command), st.lists(FRAGMENTS | st.just(REQUEST) | st.binary(max_size=40), max_size=12))
 def test_a_server_survives_anything(command: Command, parts: list[bytes]) -> None:
     server = ServerProtocol()

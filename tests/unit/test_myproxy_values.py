@@ -7,9 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import chains
+from support.fuzz import examples
 
 from airpanda.core.errors import AirpandaError, ConfigurationError, CredentialError, RequestError
 from airpanda.myproxy import errors, policy
@@ -35,6 +36,7 @@ def _original(pattern: str) -> str:
     return "".join(out)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(DNS, DNS)
 def test_exactly_matches_one_dn_here_and_in_the_original(dn: str, other: str) -> None:
     pattern = policy.exactly(dn)

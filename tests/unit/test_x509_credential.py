@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from datetime import timedelta
 
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import chains
 from support.chains import DAY, EEC_EXTENSIONS, NOW, ca, credential, ec_key, eec, key, make, name, proxy, proxy_info
+from support.fuzz import examples
 
 from airpanda.core.errors import CredentialError, RequestError
 from airpanda.core.secret import Secret
-from airpanda.x509 import pem
+from airpanda.x509 import der, pem
 from airpanda.x509.certificates import LIMITED, ProxyCertInfo, extension, not_before, proxy_cert_info
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.dn import raw_names
@@ -72,7 +74,84 @@ def test_a_wrong_passphrase_is_not_repeated() -> None:
     assert ProxyCredential.from_pem(protected, Secret("a passphrase")).identity == "/O=Test Grid/CN=Alice Example"
 
 
-@settings(max_examples=200, deadline=None)
+def _rsa_pem(n: int, e: int, d: int, p: int, q: int, dp: int, dq: int, qi: int) -> bytes:
+    """PKCS#1 of whatever numbers, as nobody's library would write it."""
+    fields = [
+        der.wrap(der.INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+        for number in (0, n, e, d, p, q, dp, dq, qi)
+    ]
+    text = base64.encodebytes(der.wrap(der.SEQUENCE, b"".join(fields)))
+    return b"-----BEGIN RSA PRIVATE KEY-----\n" + text + b"-----END RSA PRIVATE KEY-----\n"
+
+
+def _numbers(who: str) -> list[int]:
+    own = key(who).private_numbers()
+    public = own.public_numbers
+    return [public.n, public.e, own.d, own.p, own.q, own.dmp1, own.dmq1, own.iqmp]
+
+
+def test_the_numbers_of_a_good_key_are_accepted() -> None:
+    assert ProxyCredential.from_pem(CERT + _rsa_pem(*_numbers("Alice Example"))).identity.endswith("Alice Example")
+
+
+@pytest.mark.parametrize("field", range(8))
+@pytest.mark.parametrize("change", [1, 2, -2])
+def test_a_key_with_one_number_changed_is_refused(field: int, change: int) -> None:
+    numbers = _numbers("Alice Example")
+    numbers[field] += change
+    with pytest.raises(CredentialFileError, match="private key"):
+        ProxyCredential.from_pem(CERT + _rsa_pem(*numbers))
+
+
+def test_the_public_half_of_one_key_with_the_private_half_of_another_is_refused() -> None:
+    mine, theirs = _numbers("Alice Example"), _numbers("another")
+    with pytest.raises(CredentialFileError, match="private key"):
+        ProxyCredential.from_pem(CERT + _rsa_pem(*mine[:2], *theirs[2:]))
+
+
+def test_a_key_with_a_composite_factor_is_refused_by_its_signature() -> None:
+    """All numbers fit each other; only primality is wrong, which is not looked at."""
+    (_, e, _, p1, q1, *_), q = _numbers("Alice Example"), _numbers("another")[3]
+    p = p1 * q1
+    d = pow(e, -1, math.lcm(p - 1, q - 1))
+    with pytest.raises(CredentialFileError, match="private key"):
+        pem.load_key(_rsa_pem(p * q, e, d, p, q, d % (p - 1), d % (q - 1), pow(q, -1, p)))
+
+
+def test_a_key_too_large_to_use_is_refused() -> None:
+    p, q = (1 << 9000) + 1, (1 << 9001) + 1
+    with pytest.raises(CredentialFileError, match="private key"):
+        pem.load_key(_rsa_pem(p * q, 3, 5, p, q, 1, 1, 1))
+
+
+def test_an_elliptic_key_with_another_ones_public_half_is_refused() -> None:
+    mine, theirs = ec_key("mine").private_numbers().private_value, ec_key("theirs").public_key()
+    point = theirs.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    curve = bytes.fromhex("06082a8648ce3d030107")
+    whole = der.wrap(
+        der.SEQUENCE,
+        bytes.fromhex("020101")
+        + der.wrap(0x04, mine.to_bytes(32, "big"))
+        + der.wrap(0xA0, curve)
+        + der.wrap(0xA1, der.wrap(0x03, b"\0" + point)),
+    )
+    text = base64.encodebytes(whole)
+    with pytest.raises(CredentialFileError, match="private key"):
+        pem.load_key(b"-----BEGIN EC PRIVATE KEY-----\n" + text + b"-----END EC PRIVATE KEY-----\n")
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(st.data())
+def test_a_damaged_rsa_key_is_refused(data: st.DataObject) -> None:
+    raw = bytearray(base64.b64decode(b"".join(KEY.split(b"\n")[1:-2])))
+    for place in data.draw(st.sets(st.integers(0, len(raw) - 1), min_size=1, max_size=3)):
+        raw[place] ^= data.draw(st.integers(1, 255))
+    block = b"-----BEGIN RSA PRIVATE KEY-----\n" + base64.encodebytes(raw) + b"-----END RSA PRIVATE KEY-----\n"
+    with pytest.raises(CredentialFileError):
+        ProxyCredential.from_pem(CERT + block)
+
+
+@settings(max_examples=examples(200), deadline=None)
 @given(st.data())
 def test_damaged_credentials_are_an_error_or_the_same_person(data: st.DataObject) -> None:
     whole = create_proxy(_alice(), lifetime=HOUR, now=NOW, key=ec_key("fuzz")).to_pem().reveal()

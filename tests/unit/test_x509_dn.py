@@ -7,9 +7,10 @@ import contextlib
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID, ObjectIdentifier
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chains import name
+from support.fuzz import examples
 
 from airpanda.x509 import der
 from airpanda.x509.dn import ambiguous, dn_from_der, dn_of
@@ -44,6 +45,7 @@ def test_what_is_no_name(data: bytes) -> None:
         dn_from_der(data)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=80))
 def test_names_read_anything_or_refuse(data: bytes) -> None:
     with contextlib.suppress(der.DerError):
@@ -66,6 +68,7 @@ def test_lengths_that_der_forbids(prefix: bytes) -> None:
         der.total_length(prefix)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 30))
 def test_wrap_and_read(content: bytes, tag: int) -> None:
     assert der.read(der.wrap(tag, content)).content == content
