@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -71,9 +72,7 @@ class Demonstration:
             for service in (*airflow_services(self._site, self._api), gateway(self._site)):
                 self._start(service)
             connections = self._site.write_connections()
-            imported = self._step(
-                "airflow connections import", "connections", "import", "--overwrite", str(connections)
-            )
+            imported = self._step("airflow connections import", "connections", "import", str(connections))
             wait_for_step(imported, 120.0)
             connections.unlink()
             wait_until_ready(self._services, told=lambda name: self._progress.say(f"{name} is ready"))
@@ -129,7 +128,7 @@ class Demonstration:
         with ThreadPoolExecutor(1) as pool:
             identities = pool.submit(self._site.make_identities)
             if (url := self._site.options.database_url) is not None:
-                _check_reachable(url)
+                check_database(url)
             else:
                 # Not in a thread: the server would end with the thread that started it.
                 self._postgres = PrivatePostgres(self._site.place.postgres, durable=False)
@@ -148,15 +147,26 @@ class Demonstration:
         return run_step(name, airflow_command(self._site, *words), log=log, environment=airflow_environment(self._site))
 
 
-def _check_reachable(url: str) -> None:
+def check_database(url: str) -> None:
+    """Raise DemoError unless this database answers and is empty: what is in it is somebody's."""
     try:
-        psycopg2.connect(url.replace("+psycopg2", "", 1), connect_timeout=5).close()
-    except psycopg2.OperationalError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        with closing(psycopg2.connect(url.replace("+psycopg2", "", 1), connect_timeout=5)) as connection:
+            cursor = connection.cursor()
+            cursor.execute("SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema()")
+            (tables,) = cursor.fetchone() or (0,)
+    except psycopg2.Error as error:
+        # What libpq says of a malformed URL quotes it, password included.
+        known = isinstance(error, psycopg2.OperationalError) and str(error).strip()
+        reason = str(error).strip().splitlines()[0] if known else "the URL is malformed or the account may not look"
         raise DemoError(
-            f"the database of AIRPANDA_DATABASE_URL cannot be used ({reason}); start it or correct the URL, "
+            f"the database of {DATABASE_URL} cannot be used ({reason}); start it or correct the URL, "
             "or unset the variable to use the embedded server"
         ) from None
+    if tables:
+        raise DemoError(
+            f"the database of {DATABASE_URL} holds {tables} tables already, and the demonstration needs an empty one "
+            "for itself: make one with createdb, or unset the variable to use the embedded server"
+        )
 
 
 def main(mode: str) -> int:
