@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
@@ -97,11 +98,16 @@ class FakeSwitcher:
         label: str,
     ) -> FakePayload:
         self._step("launch")
-        self.launched.append({"argv": list(argv), "env": dict(env), "proxy": proxy.read_text(), "label": label})
+        copy = Path(shutil.copy(proxy, sandbox / f".x509up-{secrets.token_hex(4)}"))
+        env = {**env, "HOME": str(sandbox), "X509_USER_PROXY": str(copy)}
         with open(stdout, "ab") as out:
-            process = subprocess.Popen(argv, cwd=sandbox, env=dict(env), stdout=out, stderr=out, start_new_session=True)
-        self.payloads.append(FakePayload(process, proven=self.proven))
-        return self.payloads[-1]
+            process = subprocess.Popen(argv, cwd=sandbox, env=env, stdout=out, stderr=out, start_new_session=True)
+        payload = FakePayload(process, proven=self.proven)
+        if label.endswith(" pilot"):  # a command of the pilot's own in the sandbox
+            return payload
+        self.launched.append({"argv": list(argv), "env": env, "proxy": proxy.read_text(), "label": label})
+        self.payloads.append(payload)
+        return payload
 
     def get(self, sandbox: Path, proxy: Path, names: Sequence[str], into: Path, *, max_bytes: int) -> dict[str, Path]:
         found = [name for name in names if (sandbox / name).is_file()]

@@ -47,6 +47,11 @@ class Capture:
         self.finish()
 
     @property
+    def seen_bytes(self) -> int:
+        """How much was printed so far, kept or not."""
+        return self._seen_bytes
+
+    @property
     def was_cut(self) -> bool:
         return self._seen_bytes > self._max_bytes
 

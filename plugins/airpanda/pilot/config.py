@@ -35,7 +35,9 @@ class PilotConfig:
 
     ``hide`` and ``show``: directories that a payload contained without a switch must not see, and what it needs of
     them. ``workdir`` is the pilot's own 0700 directory, ``scratch`` the directory in which sandboxes are made (payload
-    accounts must be able to pass through it). ``glexec`` empty: look where pilots look.
+    accounts must be able to pass through it). ``glexec`` empty: look where pilots look. ``looping_s``: a payload that
+    has shown no sign of life for so long makes no progress (PanDA: two hours). ``scan_every_s``: how often a sandbox
+    is measured. ``proxy_margin_s``: a payload never runs on a proxy that is closer to its end than this.
     """
 
     pilot_id: int
@@ -54,6 +56,9 @@ class PilotConfig:
     idle_limit_s: float = 60.0
     kill_grace_s: float = 10.0
     max_log_bytes: int = 64 * 1024 * 1024
+    looping_s: float = 7200.0
+    scan_every_s: float = 60.0
+    proxy_margin_s: float = 600.0
     environment: Mapping[str, str] = field(default_factory=dict)
     hide: tuple[Path, ...] = ()
     show: tuple[Path, ...] = ()
@@ -120,6 +125,9 @@ _KEYS: dict[str, Any] = {
     "idle_limit_s": (int, float),
     "kill_grace_s": (int, float),
     "max_log_bytes": int,
+    "looping_s": (int, float),
+    "scan_every_s": (int, float),
+    "proxy_margin_s": (int, float),
     "environment": dict,
     "hide": list,
     "show": list,

@@ -50,8 +50,12 @@ def from_myproxy(pilot_proxy: str, ca_dir: str, *, timeout: timedelta = timedelt
     return retrieve
 
 
-def fetch_owner_proxy(job: Job, retrieve: Retrieve, into: Path, now: Callable[[], datetime]) -> OwnerProxy:
-    """Write the owner's proxy to ``into`` if it is the owner's and outlives the payload.
+def fetch_owner_proxy(
+    job: Job, retrieve: Retrieve, into: Path, now: Callable[[], datetime], *, at_least: timedelta
+) -> OwnerProxy:
+    """Write the owner's proxy to ``into`` if it is the owner's and lasts ``at_least`` so long.
+
+    It is asked for the job's whole time; a server may grant less at once and more later, see ``renewal``.
 
     Raises:
         JobFault: refused, unreachable, somebody else's, or too short. Nothing is written then.
@@ -72,7 +76,7 @@ def fetch_owner_proxy(job: Job, retrieve: Retrieve, into: Path, now: Callable[[]
         raise JobFault(errors.MYPROXY_DOWN, str(error)) from error
     if identity != job.owner_dn or job.credential.owner_dn != job.owner_dn:
         raise JobFault(errors.WRONG_PROXY, f"it names {identity!r}, the job belongs to {job.owner_dn!r}")
-    if not_after < now() + walltime:
+    if not_after < now() + at_least:
         raise JobFault(errors.SHORT_PROXY, f"it ends at {not_after:%Y-%m-%d %H:%M:%S} UTC")
     proxy.write(into)
     return proxy

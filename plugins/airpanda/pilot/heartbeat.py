@@ -19,15 +19,22 @@ class Heartbeat:
 
     Attributes read by the job's thread: ``killed`` (the dispatcher said so), ``stale`` (the attempt is no longer
     ours), ``lease_over`` (no report was accepted until the lease and one more lease length of grace had passed),
-    ``drain`` (finish this job, then end).
+    ``drain`` (finish this job, then end). ``accepted`` is called with each report that has arrived.
     """
 
     def __init__(
-        self, client: DispatcherClient, job: Job, make_report: Callable[[], Report], *, lease_s: float
+        self,
+        client: DispatcherClient,
+        job: Job,
+        make_report: Callable[[], Report],
+        *,
+        lease_s: float,
+        accepted: Callable[[Report], None],
     ) -> None:
         self._client = client
         self._job = job
         self._make_report = make_report
+        self._accepted = accepted
         self._over = threading.Event()
         self._interval_s = job.heartbeat_s
         self.killed = False
@@ -51,8 +58,9 @@ class Heartbeat:
 
     def send(self) -> None:
         """One heartbeat now; failures are remembered, not raised."""
+        report = self._make_report()
         try:
-            reply = self._client.update(self._make_report())
+            reply = self._client.update(report)
         except StaleReportError:
             self.stale = True
         except RequestError as error:  # such as a job that ended by another's hand; nothing to be gained by going on
@@ -61,6 +69,7 @@ class Heartbeat:
         except AirpandaError as error:
             log.warning("%s: heartbeat not accepted: %s", self._job, error)
         else:
+            self._accepted(report)
             self._interval_s = reply.heartbeat_s
             self._until = _limit(self._client.seconds_until(reply.lease_expires_at))
             self.killed = self.killed or reply.command == "tobekilled"

@@ -9,8 +9,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
@@ -18,36 +19,35 @@ from airpanda.core.clock import utcnow
 from airpanda.core.errors import (
     AirpandaError,
     IdentitySwitchError,
-    RequestError,
     ServiceError,
     StaleReportError,
 )
 from airpanda.pilot import errors, wire
+from airpanda.pilot.as_owner import AsOwner
 from airpanda.pilot.capture import Capture
 from airpanda.pilot.client import DispatcherClient
+from airpanda.pilot.command import payload_environment, payload_fault, resolve
 from airpanda.pilot.config import PilotConfig
 from airpanda.pilot.credentials import Retrieve, fetch_owner_proxy
 from airpanda.pilot.errors import JobFault, ranked
 from airpanda.pilot.heartbeat import Heartbeat
+from airpanda.pilot.limits import Limits
 from airpanda.pilot.probe import free_disk_mib
-from airpanda.pilot.staging import stage_in, store
+from airpanda.pilot.renewal import MARGINS_AHEAD, Renewal
+from airpanda.pilot.staging import MIB, collect, stage_in, store
 from airpanda.pilot.stopping import Stop
 from airpanda.pilot.sweep import PROXY, SANDBOX_NOTE
+from airpanda.pilot.watch import Watch
 
 if TYPE_CHECKING:
-    from airpanda.glexec.switchers import IdentitySwitcher, PayloadOutcome, RunningPayload, Usage
+    from airpanda.glexec.switchers import IdentitySwitcher, PayloadOutcome, RunningPayload
 
 log = logging.getLogger(__name__)
 
 STEP_S = 0.25
 KEEP_ALIVE_S = 30.0
-MEASURE_S = 2.0
-"""Looking at a payload's processes means reading all of /proc: not at every step."""
 FINAL_PATIENCE_S = 600.0
 STOPPING_PATIENCE_S = 30.0
-RSS_GRACE = 2.0
-"""PanDA kills at twice the memory asked for (``pilot_rss_grace``)."""
-_MIB = 1024 * 1024
 # The payload has not run and its owner has nothing to regret: the job goes back unharmed, and this node takes no more.
 # What the owner must mend (a missing, destroyed, short credential) is not among them: it would bench a node after
 # another for one person's job.
@@ -94,9 +94,10 @@ class Attempt:
     capture: Optional[Capture] = None
     sandbox: Optional[Path] = None
     credential_event: str = ""
-    began: float = 0.0
-    measured: float = 0.0
-    peak_rss_mib: float = 0.0
+    proxy_ends: Optional[datetime] = None
+    watch: Optional[Watch] = None
+    renewal: Optional[Renewal] = None
+    told_renewed: int = 0
     told_tail: str = ""
     told_running: bool = False
 
@@ -108,7 +109,13 @@ class Attempt:
         try:
             reply = client.update(self._report("starting"), patience_s=30.0)
             lease_s = client.seconds_until(reply.lease_expires_at)
-            beat = Heartbeat(self.tools.make_client(patient), self.job, self._heartbeat_report, lease_s=lease_s)
+            beat = Heartbeat(
+                self.tools.make_client(patient),
+                self.job,
+                self._heartbeat_report,
+                lease_s=lease_s,
+                accepted=self._note_accepted,
+            )
             with beat:
                 self._guarded(client, beat, place)
             return self._conclude(client, beat)
@@ -129,7 +136,7 @@ class Attempt:
         try:
             self._prepare(client, beat, place)
             self._launch(client, place)
-            self._watch(beat)
+            self._watch(beat, place)
             if not beat.stale:
                 self._stage_out(client, place)
         except IdentitySwitchError as error:
@@ -152,10 +159,12 @@ class Attempt:
         if free < spec.disk_mib:
             raise JobFault(errors.NO_SPACE, f"{free} MiB are free, the job asks for {spec.disk_mib}")
         self.credential_event = "refused"
-        fetch_owner_proxy(self.job, self.tools.retrieve, place / PROXY, utcnow)
-        self.credential_event = "retrieved"
+        # A server that caps lifetimes grants less than the job's time at first; the rest is for the renewal.
+        at_least = timedelta(seconds=min(spec.walltime_s, MARGINS_AHEAD * config.proxy_margin_s))
+        proxy = fetch_owner_proxy(self.job, self.tools.retrieve, place / PROXY, utcnow, at_least=at_least)
+        self.proxy_ends, self.credential_event = proxy.not_after, "retrieved"
         self._check_going_on(beat)
-        files = stage_in(client, self.job, place / "in", max_bytes=spec.disk_mib * _MIB)
+        files = stage_in(client, self.job, place / "in", max_bytes=spec.disk_mib * MIB)
         self._check_going_on(beat)
         self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / PROXY)
         (place / SANDBOX_NOTE).write_text(str(self.sandbox), encoding="utf-8")
@@ -165,7 +174,7 @@ class Attempt:
 
     def _launch(self, client: DispatcherClient, place: Path) -> None:
         assert self.sandbox is not None
-        environment = self._environment()
+        environment = payload_environment(self.job, self.tools.config)
         argv = resolve(self.job.spec.argv, environment["PATH"])
         self.capture = Capture(place / wire.PAYLOAD_LOG, max_bytes=self.tools.config.max_log_bytes)
         payload = self.tools.switcher.launch(
@@ -180,7 +189,7 @@ class Attempt:
         if self.tools.switcher.switches and not payload.identity_proven:
             payload.kill(0.0)
             raise IdentitySwitchError("the payload's account could not be proved from outside; it was stopped")
-        self.payload, self.began = payload, time.monotonic()
+        self.payload, self.watch = payload, self._new_watch(payload, place)
         self.status = "running"
         with contextlib.suppress(ServiceError):  # the final report comes after it in any case
             self._tell_running(client, patience_s=0.0)
@@ -188,41 +197,65 @@ class Attempt:
     def _tell_running(self, client: DispatcherClient, *, patience_s: float) -> None:
         """The account as seen from outside, and the use of the credential; once."""
         if self.payload is not None and not self.told_running:
-            client.update(self._report("running"), patience_s=patience_s)
+            report = self._report("running")
+            self.told_tail = report.log_tail
+            client.update(report, patience_s=patience_s)
             self.told_running, self.credential_event = True, ""
 
-    def _watch(self, beat: Heartbeat) -> None:
+    def _new_watch(self, payload: RunningPayload, place: Path) -> Watch:
+        config, spec, capture = self.tools.config, self.job.spec, self.capture
+        assert capture is not None
+        owner = self._as_owner(place)
+        return Watch(
+            payload,
+            Limits(spec.walltime_s, spec.memory_mib, spec.disk_mib, config.looping_s),
+            printed=lambda: capture.seen_bytes,
+            scan=lambda: owner.scan(place / PROXY),
+            free_mib=lambda: free_disk_mib(config.scratch),
+            scan_every_s=config.scan_every_s,
+        )
+
+    def _as_owner(self, place: Path) -> AsOwner:
+        assert self.sandbox is not None
+        return AsOwner(self.tools.switcher, self.sandbox, place, f"PandaID={self.job.panda_id} pilot")
+
+    def _watch(self, beat: Heartbeat, place: Path) -> None:
         """Until the payload has ended, or must."""
         assert self.payload is not None
-        until = time.monotonic() + self.job.spec.walltime_s
-        while True:
-            self.outcome = self.payload.wait(STEP_S)
-            if self.outcome is not None:
-                break
-            fault = self._reason_to_stop(beat, until)
-            if fault is not None or beat.stale:
-                self.faults += [fault] if fault is not None else []
-                self._end_payload()
-                break
-        if self.outcome is not None and self.outcome.exit_code != 0 and not self.faults:
+        assert self.proxy_ends is not None
+        self.renewal = Renewal(
+            lambda: self._renew(place),
+            not_after=self.proxy_ends,
+            needed_s=self.job.spec.walltime_s,
+            margin_s=self.tools.config.proxy_margin_s,
+            now=utcnow,
+        )
+        with self.renewal:
+            while self.outcome is None and not beat.stale:
+                self.outcome = self.payload.wait(STEP_S)
+                fault = self._reason_to_stop(beat) if self.outcome is None else None
+                if fault is not None:
+                    self.faults.append(fault)
+                    break
+            self._end_payload()
+        if self.outcome is not None and self.outcome.exit_code != 0 and not self.faults and not beat.stale:
             self.faults.append(payload_fault(self.outcome))
 
-    def _reason_to_stop(self, beat: Heartbeat, until: float) -> Optional[JobFault]:
+    def _renew(self, place: Path) -> datetime:
+        """A newer proxy for the payload, then for the pilot's own use of it; each gets it whole or keeps the old."""
+        fresh = place / f"{PROXY}.new"
+        proxy = fetch_owner_proxy(self.job, self.tools.retrieve, fresh, utcnow, at_least=timedelta(0))
+        self._as_owner(place).replace_proxy(fresh)
+        os.replace(fresh, place / PROXY)
+        return proxy.not_after
+
+    def _reason_to_stop(self, beat: Heartbeat) -> Optional[JobFault]:
+        assert self.watch is not None
+        assert self.renewal is not None
         if beat.killed:
             return JobFault(errors.KILLED)
-        stop = self.tools.stop.fault()
-        if stop is not None:
-            return stop
-        if beat.lease_over:
-            return JobFault(errors.LEASE_LOST)
-        if time.monotonic() > until:
-            return JobFault(errors.WALLTIME, f"{self.job.spec.walltime_s} s")
-        if time.monotonic() - self.measured < MEASURE_S:
-            return None
-        rss_mib = self._measure().rss_kib / 1024
-        if rss_mib > RSS_GRACE * self.job.spec.memory_mib:
-            return JobFault(errors.MEMORY, f"{rss_mib:.0f} MiB, {self.job.spec.memory_mib} asked for")
-        return None
+        lost = JobFault(errors.LEASE_LOST) if beat.lease_over else None
+        return self.tools.stop.fault() or lost or self.renewal.fault or self.watch.fault()
 
     def _check_going_on(self, beat: Heartbeat) -> None:
         """Between two steps before the start: may it still go on?"""
@@ -245,12 +278,15 @@ class Attempt:
         """Outputs of a good payload, and the log of every one."""
         assert self.sandbox is not None
         assert self.capture is not None
-        if time.monotonic() - self.began > KEEP_ALIVE_S:
+        assert self.watch is not None
+        if time.monotonic() - self.watch.began > KEEP_ALIVE_S:
             client.close()  # idle for so long, the connection may be gone: a new one is cheaper than a repeat
         stored: list[tuple[str, Path]] = []
         if not self.faults and self.job.spec.outputs:
             try:
-                stored += self._collect(place).items()
+                found, missing = collect(self.tools.switcher, self.sandbox, place / PROXY, self.job, place / "out")
+                stored += found.items()
+                self.faults += missing
             except IdentitySwitchError as error:
                 self.faults.append(JobFault(errors.GLEXEC, f"after the payload: {error}"))
             except JobFault as fault:
@@ -258,21 +294,6 @@ class Attempt:
         self.capture.finish()
         files = [*stored, (wire.PAYLOAD_LOG, self.capture.log)]
         self.faults += store(client, self.job, files, patience_s=self._patience_s())
-
-    def _collect(self, place: Path) -> dict[str, Path]:
-        assert self.sandbox is not None
-        outputs = self.job.spec.outputs
-        folder = place / "out"
-        folder.mkdir(mode=0o700)
-        limit = self.job.spec.disk_mib * _MIB
-        proxy = place / PROXY
-        try:
-            found = self.tools.switcher.get(self.sandbox, proxy, list(outputs), folder, max_bytes=limit)
-        except RequestError as error:
-            raise JobFault(errors.OUTPUT_TOO_LARGE, str(error)) from error
-        missing = [name for name in outputs if name not in found]
-        self.faults += [JobFault(errors.OUTPUT_MISSING, name) for name in missing[:20]]
-        return dict(found)
 
     # --- what is told ---
 
@@ -287,7 +308,7 @@ class Attempt:
             account_name="" if account is None else account.name,
             account_uid=None if account is None else account.uid,
             identity_switched=None if payload is None else payload.identity_proven and self.tools.switcher.switches,
-            credential_event=self.credential_event,
+            credential_event=self.credential_event or self._untold_renewal(),
         )
         if self.capture is not None:
             report.log_tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS)
@@ -297,23 +318,28 @@ class Attempt:
         return report
 
     def _heartbeat_report(self) -> wire.Report:
-        """Bare unless the payload has printed something since the last one."""
+        """Bare unless the payload has printed something since the last one, or its proxy was renewed."""
         report = wire.Report(job=self.job, job_status=self.status, node=self.tools.node)
         tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS) if self.capture is not None else ""
-        if tail != self.told_tail and self.payload is not None and self.outcome is None:
+        if tail != self.told_tail and self.watch is not None and self.outcome is None:
             self.told_tail = report.log_tail = tail
-            report.use = self._use(time.monotonic() - self.began, self._measure().cpu_s, 0.0)
+            wall_s = time.monotonic() - self.watch.began
+            report.use = self._use(wall_s, self.watch.measure().cpu_s, 0.0)
+        report.credential_event = self._untold_renewal()
         return report
 
-    def _measure(self) -> Usage:
-        """What the payload's tree uses now; remembers the most memory ever seen."""
-        assert self.payload is not None
-        usage, self.measured = self.payload.usage(), time.monotonic()
-        self.peak_rss_mib = max(self.peak_rss_mib, usage.rss_kib / 1024)
-        return usage
+    def _untold_renewal(self) -> str:
+        """Told once "retrieved" has been; twice if the answer to the first time got lost, never not at all."""
+        told_all = self.renewal is None or self.renewal.renewed == self.told_renewed
+        return "" if told_all or not self.told_running else "renewed"
+
+    def _note_accepted(self, report: wire.Report) -> None:
+        if report.credential_event == "renewed":
+            self.told_renewed += 1
 
     def _use(self, wall_s: float, cpu_s: float, rss_mib: float) -> dict[str, float]:
-        return {"wall_s": wall_s, "cpu_s": cpu_s, "max_rss_mib": max(rss_mib, self.peak_rss_mib)}
+        peak = 0.0 if self.watch is None else self.watch.peak_rss_mib
+        return {"wall_s": wall_s, "cpu_s": cpu_s, "max_rss_mib": max(rss_mib, peak)}
 
     def _last_words(self) -> str:
         """What a launcher that refused has printed: its reason."""
@@ -356,12 +382,6 @@ class Attempt:
     def _patience_s(self) -> float:
         return FINAL_PATIENCE_S if self.tools.stop.signal is None else STOPPING_PATIENCE_S
 
-    def _environment(self) -> dict[str, str]:
-        """The site's set-up, then the job's own words, then who it is."""
-        own = {"PandaID": str(self.job.panda_id), "PANDA_ATTEMPT_NR": str(self.job.attempt_nr)}
-        own["PANDA_SITE"] = self.tools.config.queue
-        return {"PATH": "/usr/bin:/bin", **self.tools.config.environment, **self.job.spec.env, **own}
-
     def _clean(self, place: Path) -> None:
         """Sandbox as its owner, the rest as the pilot. A remainder is logged, not hidden."""
         if self.capture is not None:
@@ -371,27 +391,6 @@ class Attempt:
                 self.tools.switcher.remove(self.sandbox, place / PROXY)
         with _logged(f"{self.job}: {place} is not removed"):
             shutil.rmtree(place)
-
-
-def resolve(argv: Sequence[str], path: str) -> list[str]:
-    """The command with ``argv[0]`` found on the node's PATH; a relative path with a slash means the sandbox.
-
-    Raises:
-        JobFault: there is no such program.
-    """
-    if "/" in argv[0]:
-        return list(argv)
-    found = shutil.which(argv[0], path=path)
-    if found is None:
-        raise JobFault(errors.NOT_EXECUTABLE, f"{argv[0]!r} is not on the node's PATH {path!r}")
-    return [found, *argv[1:]]
-
-
-def payload_fault(outcome: PayloadOutcome) -> JobFault:
-    """The fault of a payload that ended by itself and badly."""
-    code = outcome.exit_code
-    how = f"killed by signal {outcome.signal}" if outcome.signal is not None else f"exit code {code}"
-    return JobFault(errors.PAYLOAD, how, number=code)
 
 
 @contextlib.contextmanager

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from airpanda.core.errors import AirpandaError, NotAuthorisedError, NotFoundError, StaleReportError
+from airpanda.core.errors import AirpandaError, NotAuthorisedError, NotFoundError, RequestError, StaleReportError
 from airpanda.pilot import errors
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.errors import JobFault, Kind
 from airpanda.pilot.wire import Job
 
+if TYPE_CHECKING:
+    from airpanda.glexec.switchers import IdentitySwitcher
+
 PATIENCE_S = 60.0
+MIB = 1024 * 1024
 
 
 def stage_in(client: DispatcherClient, job: Job, folder: Path, *, max_bytes: int) -> dict[str, Path]:
@@ -36,6 +41,25 @@ def stage_in(client: DispatcherClient, job: Job, folder: Path, *, max_bytes: int
         except (AirpandaError, OSError) as error:
             raise JobFault(_kind(error), f"{lfn}: {error}") from error
     return {name: folder / name for name in (*spec.scripts, *spec.inputs)}
+
+
+def collect(
+    switcher: IdentitySwitcher, sandbox: Path, proxy: Path, job: Job, folder: Path
+) -> tuple[dict[str, Path], list[JobFault]]:
+    """The declared outputs, copied out of the sandbox into the new directory ``folder``; a fault for each missing one.
+
+    Raises:
+        JobFault: together they are over the job's disk limit.
+        IdentitySwitchError: the switch has failed.
+    """
+    outputs = job.spec.outputs
+    folder.mkdir(mode=0o700)
+    try:
+        found = switcher.get(sandbox, proxy, list(outputs), folder, max_bytes=job.spec.disk_mib * MIB)
+    except RequestError as error:
+        raise JobFault(errors.OUTPUT_TOO_LARGE, str(error)) from error
+    missing = [name for name in outputs if name not in found]
+    return dict(found), [JobFault(errors.OUTPUT_MISSING, name) for name in missing[:20]]
 
 
 def store(

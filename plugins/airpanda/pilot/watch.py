@@ -1,0 +1,91 @@
+"""Watching one running payload: measurements at their own pace, each held against the job's limits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Callable, Optional
+
+from airpanda.core.errors import AirpandaError
+from airpanda.pilot.errors import JobFault
+from airpanda.pilot.limits import IDLE_CPU_S, MIN_FREE_MIB, Limits, Scan
+
+if TYPE_CHECKING:
+    from airpanda.glexec.switchers import RunningPayload, Usage
+
+log = logging.getLogger(__name__)
+
+MEASURE_S = 2.0
+"""Looking at a payload's processes means reading all of /proc: not at every step."""
+
+
+@dataclass
+class Watch:
+    """One payload's measurements.
+
+    Args:
+        printed: bytes the payload has printed so far.
+        scan: looks into the sandbox as its owner; slow, may fail.
+        free_mib: free space where sandboxes are.
+        scan_every_s: how often the sandbox is looked into; sooner when the node's disk fills up fast.
+    """
+
+    payload: RunningPayload
+    limits: Limits
+    printed: Callable[[], int]
+    scan: Callable[[], Scan]
+    free_mib: Callable[[], int]
+    scan_every_s: float
+    clock: Callable[[], float] = time.monotonic
+    peak_rss_mib: float = 0.0
+    began: float = 0.0
+    _measured: float = 0.0
+    _scanned: float = 0.0
+    _free_then: int = 0
+    _scan: Scan = field(default_factory=lambda: Scan(0, 0, 0.0))
+    _worked: float = 0.0
+    _cpu_then: float = 0.0
+    _signs: tuple[int, float] = (0, 0.0)
+
+    def __post_init__(self) -> None:
+        self.began = self._scanned = self._worked = self.clock()
+        self._free_then = self.free_mib()
+
+    def fault(self) -> Optional[JobFault]:
+        """The limit that is exceeded now, if one is. Cheap when called often."""
+        now = self.clock()
+        late = self.limits.time(now - self.began)
+        if late is not None or now - self._measured < MEASURE_S:
+            return late
+        usage, self._measured = self.measure(), now
+        return self.limits.memory(usage.rss_kib / 1024) or self._disk(now) or self._progress(now, usage.cpu_s)
+
+    def measure(self) -> Usage:
+        """What the payload's tree uses now; remembers the most memory ever seen."""
+        usage = self.payload.usage()
+        self.peak_rss_mib = max(self.peak_rss_mib, usage.rss_kib / 1024)
+        return usage
+
+    def _disk(self, now: float) -> Optional[JobFault]:
+        free = self.free_mib()
+        filling = self._free_then - free > self.limits.disk_mib / 4
+        if now - self._scanned < self.scan_every_s and not filling and free >= MIN_FREE_MIB:
+            return None
+        self._look(free)
+        return self.limits.disk(self._scan) or self.limits.node(free)
+
+    def _look(self, free: int) -> None:
+        """A sandbox that cannot be looked into is told in the log; the node's own free space is still watched."""
+        self._free_then = free
+        try:
+            self._scan = self.scan()
+        except (AirpandaError, OSError) as error:
+            log.warning("the sandbox was not measured: %s", error)
+        self._scanned = self.clock()  # from its end: a slow look must not be all that happens
+
+    def _progress(self, now: float, cpu_s: float) -> Optional[JobFault]:
+        signs = (self.printed(), self._scan.newest)
+        if signs != self._signs or cpu_s - self._cpu_then >= IDLE_CPU_S:
+            self._worked, self._signs, self._cpu_then = now, signs, cpu_s
+        return self.limits.silence(now - self._worked)

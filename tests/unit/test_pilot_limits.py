@@ -1,0 +1,131 @@
+"""The limits of a payload, and the watch that holds measurements against them."""
+
+from __future__ import annotations
+
+import pytest
+
+from airpanda.core.errors import IdentitySwitchError
+from airpanda.glexec.ports import Usage
+from airpanda.pilot.limits import Limits, Scan
+from airpanda.pilot.watch import Watch
+
+MIB = 1024 * 1024
+LIMITS = Limits(walltime_s=100, memory_mib=1000, disk_mib=100, looping_s=60)
+
+
+def test_what_is_over_a_limit_is_named_with_code_and_blame() -> None:
+    faults = (
+        (LIMITS.time(100.1), 1213, "user"),
+        (LIMITS.memory(2001), 1212, "user"),
+        (LIMITS.disk(Scan(121 * MIB, 3, 0.0)), 1104, "user"),
+        (LIMITS.node(255), 1098, "site"),
+        (LIMITS.silence(60.1), 1150, "user"),
+    )
+    for fault, code, blame in faults:
+        assert fault is not None
+        assert (fault.kind.code, fault.kind.blame) == (code, blame)
+
+
+def test_at_a_limit_nothing_happens() -> None:
+    assert LIMITS.time(100) is None
+    assert LIMITS.memory(2000) is None
+    assert LIMITS.disk(Scan(120 * MIB, 3, 0.0)) is None
+    assert LIMITS.node(256) is None
+    assert LIMITS.silence(60) is None
+
+
+class World:
+    """What a watch sees, and the clock it sees it by."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.now, self.cpu_s, self.rss_kib, self.printed, self.free = 1000.0, 0.0, 0, 0, 100_000
+        self.scan: Scan | Exception = Scan(0, 0, 0.0)
+        self.scans = 0
+        self.watch = Watch(
+            self,  # type: ignore[arg-type]
+            limits,
+            printed=lambda: self.printed,
+            scan=self.look,
+            free_mib=lambda: self.free,
+            scan_every_s=30,
+            clock=lambda: self.now,
+        )
+
+    def usage(self) -> Usage:
+        return Usage(self.cpu_s, self.rss_kib)
+
+    def look(self) -> Scan:
+        self.scans += 1
+        if isinstance(self.scan, Exception):
+            raise self.scan
+        return self.scan
+
+    def after(self, seconds: float) -> int:
+        """The code of the fault after this time, or 0."""
+        self.now += seconds
+        fault = self.watch.fault()
+        return 0 if fault is None else fault.kind.code
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_silent_payload_is_stopped_after_the_limit_and_not_before(world: World) -> None:
+    assert world.after(5) == 0
+    assert world.after(55) == 0
+    assert world.after(10) == 1150
+
+
+@pytest.mark.parametrize("sign", ["cpu", "print", "file"])
+def test_each_sign_of_life_starts_the_wait_anew(sign: str) -> None:
+    world = World(Limits(walltime_s=1000, memory_mib=1000, disk_mib=100, looping_s=60))
+    for step in range(1, 8):
+        world.cpu_s = 2.0 * step if sign == "cpu" else 0.0
+        world.printed = step if sign == "print" else 0
+        world.scan = Scan(0, 1, float(step)) if sign == "file" else Scan(0, 1, 0.0)
+        assert world.after(40) == 0
+    assert world.after(61) == 1150
+
+
+def test_a_trickle_of_cpu_is_no_progress(world: World) -> None:
+    codes = []
+    for _ in range(14):
+        world.cpu_s += 0.01
+        codes.append(world.after(5))
+    assert 1150 in codes
+
+
+def test_a_disk_that_fills_fast_is_looked_at_at_once(world: World) -> None:
+    world.scan = Scan(500 * MIB, 1, 1.0)
+    assert world.after(3) == 0
+    assert world.scans == 0
+    world.free -= 30
+    assert world.after(3) == 1104
+    assert world.scans == 1
+
+
+def test_a_full_node_is_the_sites_unless_this_payload_filled_it(world: World) -> None:
+    world.free = 10
+    world.scan = Scan(10 * MIB, 1, 1.0)
+    assert world.after(3) == 1098
+    world.scan = Scan(500 * MIB, 1, 1.0)
+    assert world.after(3) == 1104
+
+
+def test_a_sandbox_that_cannot_be_measured_stops_nobody(world: World) -> None:
+    world.scan = IdentitySwitchError("refused")
+    assert world.after(31) == 0
+    assert world.scans == 1
+    assert world.after(3) == 0
+    assert world.scans == 1, "not again at once"
+
+
+def test_measurements_for_heartbeats_do_not_put_off_the_watch(world: World) -> None:
+    world.rss_kib = 3 * 1024 * 1024
+    for _ in range(3):
+        world.now += 1
+        world.watch.measure()
+    assert world.watch.peak_rss_mib == 3072
+    assert world.after(0.1) == 1212
