@@ -109,7 +109,10 @@ _KEYS = frozenset(
 
 def _read_one(path: Path) -> dict[str, Floats]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
             part = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} cannot be read as a NumPy archive: {error}") from error
