@@ -40,7 +40,6 @@ environment variables:
   AIRPANDA_DATABASE_URL   postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE, an empty database (default: an own server)
   AIRPANDA_DEMO_MYPROXY   embedded: our own MyProxy server, also where Debian's is installed
 """
-STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 _BOOT = """
 import sys
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("mode", choices=("up", "once", "clean"))
     mode: str = parser.parse_args(arguments).mode
-    for number in STOP_SIGNALS:
+    for number in stop_signals():
         signal.signal(number, _interrupt)
     os.umask(0o022)
     try:
@@ -72,6 +71,12 @@ def main(arguments: Sequence[str]) -> int:
         print("airpanda demo: stopped", file=sys.stderr)
         return 128 + int(told.args[0])
     return 1
+
+
+def stop_signals() -> frozenset[signal.Signals]:
+    """What stops a demonstration: Ctrl-C, SIGTERM, and the terminal's end unless nohup has said otherwise."""
+    hang_up = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else set()
+    return frozenset({signal.SIGINT, signal.SIGTERM} | hang_up)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -134,7 +139,8 @@ def _watch(mode: str, place: Place, progress: Progress) -> int:
         "phases": progress.phases,
     }
     # Held back until somebody handles them: here after the next lines, in the child once it can stop what it starts.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    numbers = stop_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     child = subprocess.Popen(
         command,
         env=environment(place, os.environ) | {"AIRPANDA_DEMO_HANDOVER": json.dumps(handover)},
@@ -142,9 +148,9 @@ def _watch(mode: str, place: Place, progress: Progress) -> int:
     )
     # Ctrl-C reaches the child by itself, as a member of the terminal's group; the others are passed on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in STOP_SIGNALS - {signal.SIGINT}:
+    for number in numbers - {signal.SIGINT}:
         signal.signal(number, lambda number, frame: child.send_signal(signal.SIGTERM))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     status = child.wait()
     end_descendants(os.getpid())
     if status < 0:

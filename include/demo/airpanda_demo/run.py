@@ -14,12 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import httpx
 import psycopg2
 
 from airpanda.core.errors import AirpandaError
 from airpanda_demo import report
 from airpanda_demo.airflow_api import AirflowApi
-from airpanda_demo.bootstrap import STOP_SIGNALS
+from airpanda_demo.bootstrap import stop_signals
 from airpanda_demo.errors import DemoError, sentence
 from airpanda_demo.nodes import DemoNode
 from airpanda_demo.options import DATABASE_URL, options
@@ -79,11 +80,18 @@ class Demonstration:
             self._api.login()
 
     def work(self) -> list[str]:
-        """Run the work, print the table, write the report. Returns what is not as promised."""
+        """Run the work, print the table, write the report. Returns what is not as promised.
+
+        Raises:
+            DemoError: it could not be finished.
+        """
         place = self._site.place
-        with Work(self._site, self._api, self._progress) as work:
-            work.run()
-            jobs, peaks = work.jobs(), work.fetch_peaks()
+        try:
+            with Work(self._site, self._api, self._progress) as work:
+                work.run()
+                jobs, peaks = work.jobs(), work.fetch_peaks()
+        except httpx.TransportError as error:
+            raise DemoError(f"the api-server does not answer ({error}); its log is in {place.logs}") from error
         wrong = report.verdict(jobs, peaks, switches=self._site.switches)
         about: dict[str, Any] = {
             "phases_s": {name: round(seconds, 2) for name, seconds in self._progress.phases.items()},
@@ -99,8 +107,8 @@ class Demonstration:
                 "to see the switch.\n"
             )
         for peak in peaks:
-            error = peak.result["mass_error_gev"]
-            print(f"{peak.owner}: m_Z = {peak.mass_gev:.3f} ± {error:.3f} GeV, picture {peak.picture}")
+            uncertainty = peak.result["mass_error_gev"]
+            print(f"{peak.owner}: m_Z = {peak.mass_gev:.3f} ± {uncertainty:.3f} GeV, picture {peak.picture}")
         print(f"report: {place.report}\nwhere the time went: {self._progress.summary()}")
         return wrong
 
@@ -238,15 +246,16 @@ class _Signals:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        for number in STOP_SIGNALS:
+        self._all = stop_signals()
+        for number in self._all:
             signal.signal(number, self._interrupt)
 
     def listen(self) -> None:
         """Whoever started this process held them back."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._all)
 
     def ignore(self) -> None:
-        for number in STOP_SIGNALS:
+        for number in self._all:
             signal.signal(number, signal.SIG_IGN)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
