@@ -2,17 +2,17 @@
 
 The socket's place is an argument of the installed start script, never of the environment. What the program can
 do, any program of the caller could do: all rules are the launcher's.
+
+It is started for every step of every job, so it uses the C modules behind ``socket`` and ``signal``: importing those
+would take twice as long as all else it does.
 """
 
 from __future__ import annotations
 
-import array
+import _signal as signal  # type: ignore[import-not-found]
+import _socket as socket
 import os
-import signal
-import socket
 import sys
-from types import FrameType
-from typing import Optional
 
 from airpanda.glexec import wire
 
@@ -37,12 +37,12 @@ def main(socket_path: str, argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         return _say(_USAGE, _CLIENT_ERROR)
     _fill_standard_descriptors()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(socket_path)
-        except OSError as error:
-            return _say(f"the launcher's socket {socket_path}: {error.strerror}", _INTERNAL_ERROR)
-        return _converse(connection, argv)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(socket_path)
+    except OSError as error:
+        return _say(f"the launcher's socket {socket_path}: {error.strerror}", _INTERNAL_ERROR)
+    return _converse(connection, argv)
 
 
 def _fill_standard_descriptors() -> None:
@@ -54,8 +54,8 @@ def _fill_standard_descriptors() -> None:
 def _converse(connection: socket.socket, argv: list[str]) -> int:
     here = os.open(".", os.O_PATH | os.O_DIRECTORY)
     environ = {name: value for name, value in os.environ.items() if name.startswith("GLEXEC_")}
-    request = wire.frame({"argv": argv, "environ": environ})
-    rights = array.array("i", [0, 1, 2, here])
+    request = wire.request_frame(argv, environ)
+    rights = b"".join(descriptor.to_bytes(4, sys.byteorder) for descriptor in (0, 1, 2, here))
     try:
         _send(connection, request, rights)
         _forward_signals(connection)
@@ -66,7 +66,7 @@ def _converse(connection: socket.socket, argv: list[str]) -> int:
     return _say(message, code) if message else code
 
 
-def _send(connection: socket.socket, request: bytes, rights: array.array[int]) -> None:
+def _send(connection: socket.socket, request: bytes, rights: bytes) -> None:
     """A launcher that refuses this caller has answered and closed before it was asked: its answer can be read still."""
     try:
         sent = connection.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -77,7 +77,7 @@ def _send(connection: socket.socket, request: bytes, rights: array.array[int]) -
 
 
 def _forward_signals(connection: socket.socket) -> None:
-    def forward(number: int, _: Optional[FrameType]) -> None:
+    def forward(number: int, _: object) -> None:
         try:
             connection.send(bytes([number]))
         except OSError:

@@ -1,21 +1,31 @@
-"""Mapping by the site's own LCMAPS, in a short-lived unprivileged process with a constant environment."""
+"""Mapping by the site's own LCMAPS, in a short-lived unprivileged process with a constant environment.
+
+The process is a fork: starting an interpreter for it would take longer than the mapping.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pwd
 import re
-import subprocess
+import select
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from airpanda.core.errors import ConfigurationError, NotAuthorisedError
 from airpanda.core.identity import Account
 from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig
-from airpanda.glexec.contract import INTERNAL_ERROR
+from airpanda.glexec.contract import NOT_AUTHORISED
+from airpanda.glexec.launcher.identity import become
+from airpanda.glexec.launcher.kernel import close_others
+from airpanda.glexec.lcmaps_process import ask_lcmaps
 from airpanda.glexec.leases import LeaseOwners
 from airpanda.glexec.mapping import Mapping
 from airpanda.glexec.trusted import check_trusted, read_trusted
@@ -25,7 +35,7 @@ _MODULES = re.compile(r"^\s*path\s*=\s*\"?(/[^\s\"]+)", re.MULTILINE)
 _FILES = re.compile(r"-(?:\w*mapfile|certdir|vomsdir|CAdir)\s+(/[^\s\"]+)")
 _GRIDMAPDIRS = re.compile(r"-(?:grid|group)mapdir\s+(/[^\s\"]+)")
 _LEASE = re.compile(r"[a-z0-9%][A-Za-z0-9%:_.-]{0,240}")
-_PROGRAM = Path(__file__).with_name("lcmaps_process.py")
+_MAX_ANSWER = 256 * 1024
 
 
 class LcmapsMapper:
@@ -78,29 +88,21 @@ class LcmapsMapper:
             raise ConfigurationError(f"lcmaps_user: there is no account {self._config.lcmaps_user}") from error
 
     def _ask(self, pem: Secret[bytes]) -> dict[str, Any]:
+        user = self._user()
+        account = Account(user.pw_name, user.pw_uid, (user.pw_gid,))
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            _map_and_exit(pem, account, self._environment(), writer)
+        os.close(writer)
         try:
-            user = self._user()
-            done = subprocess.run(
-                [sys.executable, "-IS", str(_PROGRAM)],
-                input=pem.reveal(),
-                capture_output=True,
-                timeout=_TIMEOUT_S,
-                env=self._environment(),
-                cwd="/",
-                user=user.pw_uid,
-                group=user.pw_gid,
-                extra_groups=[],
-            )
-        except OSError as error:
-            raise ConfigurationError(f"LCMAPS cannot be asked as {self._config.lcmaps_user}: {error}") from error
-        except subprocess.TimeoutExpired as error:
-            raise ConfigurationError(f"LCMAPS did not answer within {_TIMEOUT_S} s") from error
-        if done.returncode == 0:
-            answer: dict[str, Any] = json.loads(done.stdout)
-            return answer
-        if done.returncode == INTERNAL_ERROR or done.returncode < 0:
-            raise ConfigurationError(f"LCMAPS failed with {done.returncode}; its own log says why")
-        raise NotAuthorisedError("LCMAPS does not map this proxy; its own log says why")
+            answer = _read_all(reader, time.monotonic() + _TIMEOUT_S)
+        finally:
+            os.close(reader)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # it has said all it will, or nothing in time
+            os.waitpid(pid, 0)
+        return _understand(answer)
 
     def _environment(self) -> dict[str, str]:
         """Constants of the site only. Nothing of a caller's environment steers LCMAPS."""
@@ -112,3 +114,51 @@ class LcmapsMapper:
             "X509_CERT_DIR": str(self._config.ca_dir),
             "X509_VOMS_DIR": str(self._config.voms_dir),
         }
+
+
+def _map_and_exit(pem: Secret[bytes], account: Account, environ: dict[str, str], writer: int) -> NoReturn:
+    """Never returns. A code of three digits and the answer as JSON go to ``writer``."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.alarm(_TIMEOUT_S + 1)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(2, 1)  # what a plug-in prints is for the site's log
+        close_others(writer)
+        os.chdir("/")
+        os.environ.clear()
+        os.environ.update(environ)
+        become(account)
+        code, answer = ask_lcmaps(pem.reveal())
+        os.write(writer, b"%03d" % code + json.dumps(answer).encode("ascii"))
+    except (OSError, RuntimeError) as error:
+        print(f"airpanda-glexec: LCMAPS: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
+
+
+def _read_all(reader: int, deadline: float) -> bytes:
+    data = b""
+    while len(data) <= _MAX_ANSWER:
+        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise ConfigurationError(f"LCMAPS did not answer within {_TIMEOUT_S} s")
+        part = os.read(reader, _MAX_ANSWER)
+        if not part:
+            return data
+        data += part
+    raise ConfigurationError("LCMAPS gave an answer that is too long")
+
+
+def _understand(data: bytes) -> dict[str, Any]:
+    code, text = data[:3], data[3:]
+    if code == b"%d" % NOT_AUTHORISED:
+        raise NotAuthorisedError("LCMAPS does not map this proxy; its own log says why")
+    if code != b"000":
+        raise ConfigurationError("LCMAPS cannot be used or has crashed; its own log says why")
+    try:
+        answer: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError("LCMAPS gave an answer that cannot be read") from error
+    return answer

@@ -1,17 +1,16 @@
-"""The process in which the site's LCMAPS maps one proxy: PEM on stdin, the account as JSON on stdout.
+"""Asking the site's LCMAPS about one proxy, in this process: to be called once, in a process of its own.
 
-It runs as a file of its own, under an unprivileged account, because LCMAPS loads plug-ins and cannot be called twice.
-Exit codes: 0 mapped, 202 LCMAPS cannot start, 203 it does not map this proxy.
+LCMAPS loads plug-ins, cannot be called twice, and may do as it likes; so the caller forks, gives up root, and ends.
 
 Source: lcmaps/lcmaps_return_account_from_pem.h and lcmaps_account.h of LCMAPS 1.6.
 """
 
-import ctypes
-import json
-import os
-import sys
+from __future__ import annotations
 
-_MAX_PEM = 65536
+import ctypes
+from typing import Any, Optional
+
+from airpanda.glexec.contract import INTERNAL_ERROR, NOT_AUTHORISED
 
 
 class _Account(ctypes.Structure):
@@ -27,30 +26,20 @@ class _Account(ctypes.Structure):
     ]
 
 
-def main() -> int:
-    """Map the proxy on stdin."""
-    answer = os.dup(1)
-    os.dup2(2, 1)  # a plug-in that prints must not spoil the answer
+def ask_lcmaps(pem: bytes) -> tuple[int, Optional[dict[str, Any]]]:
+    """0 and the account (uid, gids, lease), or 202 (LCMAPS cannot start) or 203 (it does not map this proxy)."""
     try:
         core = ctypes.CDLL("liblcmaps.so.0", mode=ctypes.RTLD_GLOBAL)
         library = ctypes.CDLL("liblcmaps_return_account_from_pem.so.0")
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 202
+    except OSError:
+        return INTERNAL_ERROR, None
     core.lcmaps_init.argtypes = [ctypes.c_void_p]
     library.lcmaps_return_account_from_pem.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(_Account)]
-    pem, account = sys.stdin.buffer.read(_MAX_PEM), _Account()
+    account = _Account()
     if library.lcmaps_account_info_init(ctypes.byref(account)) or core.lcmaps_init(None):
-        return 202
+        return INTERNAL_ERROR, None
     if library.lcmaps_return_account_from_pem(pem, -1, ctypes.byref(account)) or account.npgid < 1:
-        return 203
+        return NOT_AUTHORISED, None
     lease = account.poolindex.decode("ascii", "replace") if account.poolindex else None
     gids = [*account.pgid_list[: account.npgid], *account.sgid_list[: account.nsgid]]
-    os.write(answer, json.dumps({"uid": account.uid, "gids": gids, "lease": lease}).encode("ascii"))
-    library.lcmaps_account_info_clean(ctypes.byref(account))
-    core.lcmaps_term()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return 0, {"uid": account.uid, "gids": gids, "lease": lease}

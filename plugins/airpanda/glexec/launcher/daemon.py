@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -45,6 +46,8 @@ def main(config_path: Path, socket_path: Path) -> int:
         print(f"airpanda-launcherd: {error}", file=sys.stderr)
         return 1
     os.environ.clear()
+    gc.disable()  # each request ends with its process, and a collection in it would copy the daemon's memory
+    gc.freeze()
     _Daemon(listener, config_path, config.max_runs).serve()
     return 0
 

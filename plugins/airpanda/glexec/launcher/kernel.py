@@ -5,6 +5,7 @@ Source: unshare(2), setns(2), mount(2), mount_setattr(2), prctl(2).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -73,6 +74,15 @@ def die_with_parent(number: signal.Signals, parent: int) -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0), "prctl PDEATHSIG")
     if os.getppid() != parent:
         os._exit(1)
+
+
+def close_others(kept: int) -> None:
+    """Close every descriptor above 2 but one."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != kept:
+            with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
+                os.close(descriptor)
 
 
 def forbid_new_privileges() -> None:

@@ -48,7 +48,7 @@ def _prepare(plan: Plan, status: socket.socket) -> None:
         if number != descriptor:
             os.dup2(descriptor, number)
         os.set_inheritable(number, True)
-    _close_others(status.fileno())
+    kernel.close_others(status.fileno())
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NPROC, plan.max_processes)
     become(plan.account)
@@ -56,14 +56,6 @@ def _prepare(plan: Plan, status: socket.socket) -> None:
     os.umask(0o077)
     _enter(plan)
     _restore_signals()
-
-
-def _close_others(kept: int) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        descriptor = int(name)
-        if descriptor > 2 and descriptor != kept:
-            with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
-                os.close(descriptor)
 
 
 def _limit(kind: int, value: int) -> None:
