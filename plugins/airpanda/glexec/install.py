@@ -227,16 +227,22 @@ def _write_programs(installed: Installed, python: Path) -> None:
     starts = {
         "glexec": ("client", "main({socket!r}, sys.argv[1:])", "-IS"),
         "airpanda-launcherd": ("launcher.daemon", "main(Path({config!r}), Path({socket!r}))", "-I"),
+        "glexec_wrapenv": ("twins", "wrapenv(sys.argv[1:])", "-I"),
+        "glexec_unwrapenv": ("twins", "unwrapenv(sys.argv[1:])", "-I"),
+        "mkgltempdir": ("twins", "mkgltempdir(sys.argv[1:])", "-I"),
         "airpanda-launcher": ("launcher.direct", "main(Path({config!r}), sys.argv[1:])", "-I"),
     }
     for name, (module, call, flags) in starts.items():
         start = lib / f"{name}.py"
-        path = "" if name == "glexec" else "from pathlib import Path\n"
-        body = f"import sys\n{path}sys.path.insert(0, {str(lib)!r})\nfrom airpanda.glexec.{module} import main\n"
+        function = call.partition("(")[0]
+        path = "from pathlib import Path\n" if "Path(" in call else ""
+        body = f"import sys\n{path}sys.path.insert(0, {str(lib)!r})\nfrom airpanda.glexec.{module} import {function}\n"
         _write(start, f"{body}sys.exit({call.format(**places)})\n", 0o644)
         # A shell in front, because a #! line holds neither spaces nor long paths.
         command = f"exec {shlex.quote(str(python))} {flags} {shlex.quote(str(start))}"
         _write(installed.prefix / "sbin" / name, f'#!/bin/sh\n{command} "$@"\n', 0o755)
+    for name in ("glexec_wrapenv", "glexec_unwrapenv"):  # gLExec's were perl, and are called by that name
+        shutil.copy2(installed.prefix / "sbin" / name, installed.prefix / "sbin" / f"{name}.pl")
     command = f"exec /usr/bin/sudo -n -- {shlex.quote(str(installed.launcher))}"
     _write(installed.glexec_sudo, f'#!/bin/sh\n{command} "$@"\n', 0o755)
     compiled = subprocess.run([python, "-I", "-m", "compileall", "-q", lib], capture_output=True, timeout=120)
