@@ -2,67 +2,36 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.launcher import ALICE_UID, BOB_UID, POOL, Site, make_site
-from support.need import need_program
+from support.voms import FQAN, VOMSDIR, allow_voms, put_voms_proxy
 
 from airpanda_demo.worker_node import GRID_SECURITY
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
-VOMSDIR = GRID_SECURITY / "vomsdir"
-FQAN = "/testvo/Role=production/Capability=NULL"
-
 
 @pytest.fixture(scope="module", name="site")
 def node_site() -> Iterator[Site]:
     for site in make_site():
-        allow(site)
+        allow_voms(site)
         yield site
-
-
-def allow(site: Site) -> None:
-    """Trust the host certificate as the VO's VOMS server."""
-    directory = site.node.path(VOMSDIR) / "testvo"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "localhost.lsc").write_text(f"{site.pki.demo.dn('host')}\n{site.pki.demo.dn('ca')}\n")
 
 
 @pytest.fixture(scope="module")
 def voms_proxy(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Alice as a producer of testvo; its path on the node."""
-    out = tmp_path_factory.mktemp("voms") / "proxy"
-    cert, key = site.pki.user("alice")
-    argv = [need_program("voms-proxy-fake", "voms-clients"), "-cert", cert, "-key", key, "-certdir", site.pki.ca_dir]
-    argv += ["-hostcert", site.pki.host().cert, "-hostkey", site.pki.host().key, "-voms", "testvo"]
-    argv += [
-        "-uri",
-        "localhost:15000",
-        "-fqan",
-        FQAN,
-        "-rfc",
-        "-newformat",
-        "-bits",
-        "2048",
-        "-hours",
-        "12",
-        "-out",
-        out,
-    ]
-    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=60)
-    assert out.exists(), done
-    return site.put(out.read_bytes())
+    return put_voms_proxy(site, tmp_path_factory.mktemp("voms"))
 
 
 @pytest.fixture(name="remap")
 def restored_mapfile(site: Site) -> Iterator[Site]:
     yield site
     site.node.set_mapfile(site.mapfile)
-    allow(site)
+    allow_voms(site)
 
 
 def test_attributes_of_a_server_that_is_not_trusted_refuse(remap: Site, voms_proxy: Path) -> None:
