@@ -9,6 +9,7 @@ _USAGE = """\
 usage: python -m airpanda COMMAND ...
 
   glexec install|check|uninstall   the launcher that runs payloads as their owners (site administrators)
+  pilot bundle                     the program on the worker nodes in one file (whoever sends pilots)
   token key|client                 the dispatcher's signing key, and tokens for Airflow Connections
   proxy stage|info|consent|revoke|destroy   what payload owners do with their staged proxies
   ban add|lift|list                whose jobs are dispatched no more
@@ -23,6 +24,10 @@ def main(argv: Sequence[str]) -> int:
         from airpanda.glexec.cli import main as glexec_main
 
         return glexec_main(list(argv[1:]))
+    if argv[:1] == ["pilot"]:
+        from airpanda.pilot.cli import main as pilot_main
+
+        return pilot_main(list(argv[1:]))
     if argv[:1] == ["token"]:
         from airpanda.dispatcher.cli import main as token_main
 
