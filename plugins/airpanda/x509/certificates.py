@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Optional, TypeVar, Union, cast
 
 from cryptography import x509
@@ -71,6 +72,7 @@ class ProxyCertInfo:
         return der.wrap(der.SEQUENCE, length + policy)
 
 
+@lru_cache(maxsize=1024)  # a verification asks for each certificate's several times
 def proxy_cert_info(certificate: x509.Certificate) -> Optional[ProxyCertInfo]:
     """The proxy information, or None for a certificate that is no RFC 3820 proxy.
 

@@ -131,7 +131,7 @@ def _sort(
         raise MalformedChainError("empty", "", "there is no certificate")
     if len(certs) > policy.max_certificates:
         raise MalformedChainError("too-long", "", f"{len(certs)} certificates, over {policy.max_certificates}")
-    if len({facts.fingerprint(certificate) for certificate in certs}) != len(certs):
+    if len(set(certs)) != len(certs):
         raise MalformedChainError("cycle", "", "a certificate is in it twice")
     count = 0
     while count < len(certs) and facts.proxy_cert_info(certs[count]) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from cryptography import x509
 
@@ -40,6 +41,7 @@ _SHORT = {
     "1.2.840.113549.1.9.2": "unstructuredName",
 }
 _WIDE_TAGS = (0x1B, 0x1C)  # GeneralString, UniversalString
+_REMEMBERED = 1024  # a verification asks for the same names a dozen times, and the next one for the CA's again
 _AMBIGUOUS = re.compile(r"/[A-Za-z0-9.]+=")
 
 
@@ -62,6 +64,7 @@ def issuer_dn(certificate: x509.Certificate) -> str:
     return dn_from_der(raw_names(certificate)[0])
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def dn_from_der(name: bytes) -> str:
     """One-line form of a DER name, as grid-mapfiles have had it for decades: ``/CN=host/server.example``.
 
@@ -84,6 +87,7 @@ def ambiguous(name: bytes) -> bool:
     return any(_AMBIGUOUS.search(value) for _, value in _attributes(name))
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def raw_names(certificate: x509.Certificate) -> tuple[bytes, bytes]:
     """Issuer and subject exactly as encoded: what RFC 5280 compares, untouched by any parser.
 
