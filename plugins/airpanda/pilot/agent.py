@@ -10,13 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from airpanda.core.errors import AirpandaError, IdentitySwitchError, NotAuthorisedError, ServiceError
+from airpanda.core.errors import (
+    AirpandaError,
+    ConfigurationError,
+    IdentitySwitchError,
+    NotAuthorisedError,
+    ServiceError,
+)
 from airpanda.pilot import errors, wire
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.config import PilotConfig
 from airpanda.pilot.credentials import Retrieve
 from airpanda.pilot.job import Attempt, Tools, Verdict
 from airpanda.pilot.probe import Probe, free_disk_mib, run_probe
+from airpanda.pilot.sitechecks import run_checks
 from airpanda.pilot.stopping import Stop
 
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_REMAINING_S = 60.0
+MAX_BENCH_SLEEP_S = 3600.0
 _RETIRE_SPREAD = 0.05
 _STATUS_PATIENCE_S = 60.0
 
@@ -63,12 +71,13 @@ class Agent:
                 "seconds": round(seconds, 4),
                 "clock_skew_s": round(client.clock_offset_s),
             }
+            self._ask_the_site(probe)
             switcher = self._preflight(probe)
             if self._tell(client, probe, "started") == "drain":
                 code, reason = errors.EXIT_OK, "drained by the dispatcher"
             else:
                 code, reason = self._loop(client, probe, switcher)
-        except IdentitySwitchError as error:
+        except (IdentitySwitchError, ConfigurationError) as error:
             code, reason = errors.EXIT_BENCHED, str(error)
         except AirpandaError:
             raise
@@ -82,6 +91,20 @@ class Agent:
         return DispatcherClient(
             config.dispatcher_url, config.token, ca_dir=config.ca_dir, proxy=config.proxy, stop=stop
         )
+
+    def _ask_the_site(self, probe: Probe) -> None:
+        """The site's own checks, whose words go into the transcript.
+
+        Raises:
+            ConfigurationError: one has not passed, or they are not the site's alone.
+        """
+        checks = run_checks(Path(self.config.checks)) if self.config.checks else []
+        if checks:
+            probe.transcript["checks"] = checks
+        for check in checks:
+            if not check["passed"]:
+                said = " ".join(check.get("output", "").split())[:300]
+                raise ConfigurationError(f"the site's check {check['name']} has not passed: {check['reason']}; {said}")
 
     def _preflight(self, probe: Probe) -> IdentitySwitcher:
         """The switch, proved on this node before any job is asked for.
@@ -110,7 +133,10 @@ class Agent:
 
     def _loop(self, client: DispatcherClient, probe: Probe, switcher: IdentitySwitcher) -> tuple[int, str]:
         tools = Tools(self.config, probe.node, switcher, self.retrieve, self._client, self.stop)
-        retire_s = self.config.slot.walltime_s * random.uniform(1 - _RETIRE_SPREAD, 1)  # noqa: S311 - no secret
+        slot_s = self.config.slot.walltime_s
+        if probe.time_left_s is not None:  # the batch system knows better than the queue file
+            slot_s = min(slot_s, int(probe.time_left_s))
+        retire_s = slot_s * random.uniform(1 - _RETIRE_SPREAD, 1)  # noqa: S311 - no secret
         idle_since = time.monotonic()
         while self.stop.signal is None:
             remaining_s = retire_s - (time.monotonic() - self.began)
@@ -184,5 +210,6 @@ class Agent:
         except AirpandaError as error:
             log.error("the end could not be told: %s", error)
         if benched:
-            self.stop.event.wait(self.config.idle_limit_s)
+            sleep_s = self.config.bench_sleep_s
+            self.stop.event.wait(min(MAX_BENCH_SLEEP_S, self.config.idle_limit_s if sleep_s < 0 else sleep_s))
         return code

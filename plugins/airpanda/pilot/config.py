@@ -38,6 +38,8 @@ class PilotConfig:
     accounts must be able to pass through it). ``glexec`` empty: look where pilots look. ``looping_s``: a payload that
     has shown no sign of life for so long makes no progress (PanDA: two hours). ``scan_every_s``: how often a sandbox
     is measured. ``proxy_margin_s``: a payload never runs on a proxy that is closer to its end than this.
+    ``benchmark_s``: how long the probe may measure the processor, 0 not at all. ``checks``: a directory of the site's
+    own checks. ``bench_sleep_s``: how long a pilot on a bad node holds its slot; negative: ``idle_limit_s``.
     """
 
     pilot_id: int
@@ -59,6 +61,9 @@ class PilotConfig:
     looping_s: float = 7200.0
     scan_every_s: float = 60.0
     proxy_margin_s: float = 600.0
+    benchmark_s: float = 0.0
+    checks: str = "/etc/airpanda/node-checks"
+    bench_sleep_s: float = -1.0
     environment: Mapping[str, str] = field(default_factory=dict)
     hide: tuple[Path, ...] = ()
     show: tuple[Path, ...] = ()
@@ -128,6 +133,9 @@ _KEYS: dict[str, Any] = {
     "looping_s": (int, float),
     "scan_every_s": (int, float),
     "proxy_margin_s": (int, float),
+    "benchmark_s": (int, float),
+    "checks": str,
+    "bench_sleep_s": (int, float),
     "environment": dict,
     "hide": list,
     "show": list,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 from airpanda.pilot.config import PilotConfig
 
-_PROGRAMS = ("python3", "bwrap", "apptainer", "singularity", "podman", "sudo", "xrdcp", "curl")
+_PROGRAMS = ("python3", "bwrap", "apptainer", "singularity", "podman", "docker", "sudo", "xrdcp", "curl")
 _MIB = 1024 * 1024
 
 
@@ -27,6 +30,7 @@ class Probe:
     cores: int
     memory_mib: int
     disk_mib: int
+    time_left_s: Optional[float] = None
     transcript: dict[str, Any] = field(default_factory=dict)
 
 
@@ -34,7 +38,7 @@ def run_probe(config: PilotConfig) -> Probe:
     """Look at the node. Never fails: what cannot be found out is absent from the transcript."""
     node = platform.node()[:200] or "unknown"
     cores, memory, disk = usable_cores(), usable_memory_mib(), free_disk_mib(config.scratch)
-    transcript = {
+    transcript: dict[str, Any] = {
         "os": _os_name(),
         "kernel": platform.release(),
         "machine": platform.machine(),
@@ -50,6 +54,13 @@ def run_probe(config: PilotConfig) -> Probe:
         "groups": os.getgroups(),
         "soft_limits": _soft_limits(),
     }
+    if gpus := find_gpus():
+        transcript["gpus"] = gpus
+    if config.benchmark_s > 0:
+        transcript["benchmark"] = {"sha256_mib_per_s": round(benchmark(config.benchmark_s), 1)}
+    left_s = batch_time_left_s(os.environ, time.time())
+    if left_s is not None:
+        transcript["batch_time_left_s"] = round(left_s)
     if config.myproxy:
         transcript["myproxy"] = reach(config.myproxy)
     slot = config.slot
@@ -58,6 +69,7 @@ def run_probe(config: PilotConfig) -> Probe:
         cores=min(slot.cores, cores),
         memory_mib=min(slot.memory_mib, memory),
         disk_mib=min(slot.disk_mib, disk),
+        time_left_s=left_s,
         transcript=transcript,
     )
 
@@ -89,6 +101,41 @@ def user_namespaces() -> bool:
     """Whether the kernel lets this account make them, as far as its settings say."""
     allowed = _read("/proc/sys/kernel/unprivileged_userns_clone").strip() != "0"
     return allowed and _read("/proc/sys/user/max_user_namespaces").strip() not in ("", "0")
+
+
+def batch_time_left_s(environment: Mapping[str, str], now: float) -> Optional[float]:
+    """What the batch system says is left of this job's time, by its variables; None where it says nothing.
+
+    Source: sbatch(1) ``SLURM_JOB_END_TIME`` (Unix time); qsub(1B) ``PBS_WALLTIME`` (seconds from the start, which is
+    about now).
+    """
+    end, whole = environment.get("SLURM_JOB_END_TIME", ""), environment.get("PBS_WALLTIME", "")
+    if end.isascii() and end.isdigit():
+        return max(0.0, int(end[:18]) - now)
+    return float(int(whole[:18])) if whole.isascii() and whole.isdigit() else None
+
+
+def benchmark(seconds: float) -> float:
+    """MiB of SHA-256 in a second on one core: compares nodes with each other, and means nothing else."""
+    block, n = bytes(_MIB), 0
+    begin = time.monotonic()
+    while time.monotonic() - begin < seconds:
+        hashlib.sha256(block).digest()
+        n += 1
+    return n / (time.monotonic() - begin)
+
+
+def find_gpus() -> list[str]:
+    """NVIDIA's devices as ``nvidia-smi -L`` names them, without their serial numbers; none where it is absent."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        done = subprocess.run([program, "-L"], stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = done.stdout.decode("utf-8", "replace").splitlines() if done.returncode == 0 else []
+    return [line.partition(" (UUID")[0][:200] for line in lines[:64] if line.startswith("GPU ")]
 
 
 def reach(address: str, timeout_s: float = 5.0) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""What a pilot finds out about its node, and a site's own checks of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.fake_dispatcher import fake_dispatcher, make_job
+from support.pilot_rig import Rig
+
+from airpanda.core.errors import ConfigurationError
+from airpanda.pilot import errors, probe, sitechecks
+from airpanda.pilot.sitechecks import run_checks
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with fake_dispatcher() as fake:
+        yield Rig(fake, tmp_path)
+        assert fake.errors == [], "the pilot sent what the dispatcher does not accept"
+
+
+@pytest.fixture
+def checks(tmp_path: Path) -> Path:
+    directory = tmp_path / "node checks"
+    directory.mkdir(mode=0o755)
+    return directory
+
+
+def put(directory: Path, name: str, text: str, mode: int = 0o755) -> Path:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(mode)
+    return path
+
+
+def test_a_check_that_fails_benches_the_node_and_tells_why(rig: Rig, checks: Path) -> None:
+    put(checks, "10-good", "echo fine")
+    put(checks, "20-cvmfs", "echo the software is not mounted >&2; exit 3")
+    rig.options["checks"] = str(checks)
+    rig.fake.jobs = [make_job()]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.fake.offers == []
+    (worker,) = rig.fake.workers
+    assert (worker.status, "the software is not mounted" in worker.reason) == ("benched", True)
+    assert [(check["name"], check["passed"]) for check in worker.probe["checks"]] == [
+        ("10-good", True),
+        ("20-cvmfs", False),
+    ]
+
+
+@pytest.mark.parametrize("what", ["directory", "file"])
+def test_checks_that_others_may_change_are_not_run(rig: Rig, checks: Path, tmp_path: Path, what: str) -> None:
+    path = put(checks, "evil", f"touch '{tmp_path}/ran'")
+    (checks if what == "directory" else path).chmod(0o777)
+    rig.options["checks"] = str(checks)
+    assert rig.run() == errors.EXIT_BENCHED
+    assert "may be changed by others" in rig.fake.workers[-1].reason
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_check_without_end_is_ended_with_all_it_started(checks: Path, tmp_path: Path) -> None:
+    put(checks, "slow", f"sleep 1000 & echo $! > '{tmp_path}/pid'; wait")
+    (answer,) = run_checks(checks, limit_s=1.0)
+    assert (answer["passed"], answer["reason"]) == (False, "it took over 1 s")
+    pid = (tmp_path / "pid").read_text().strip()
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_output_is_cut_and_storable(checks: Path) -> None:
+    put(checks, "loud", "head -c 100000 /dev/zero")
+    put(checks, "plain", "exit 0", mode=0o644)
+    put(checks, ".hidden", "exit 1")
+    (answer,) = run_checks(checks)
+    assert answer["passed"] is True
+    assert len(answer["output"]) == sitechecks.MAX_OUTPUT
+    assert "\0" not in answer["output"]
+
+
+def test_something_that_cannot_be_started_has_not_passed(checks: Path) -> None:
+    path = checks / "broken"
+    path.write_text("#!/nonexistent/interpreter\n")
+    path.chmod(0o755)
+    (answer,) = run_checks(checks)
+    assert (answer["passed"], "cannot be started" in answer["reason"]) == (False, True)
+
+
+def test_too_many_checks_and_none(checks: Path, tmp_path: Path) -> None:
+    assert run_checks(tmp_path / "nowhere") == []
+    assert run_checks(checks) == []
+    for number in range(sitechecks.MAX_CHECKS + 1):
+        put(checks, f"c{number}", "exit 0")
+    with pytest.raises(ConfigurationError, match="keep it to 32"):
+        run_checks(checks)
+
+
+@pytest.mark.parametrize(
+    ("variables", "left"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_END_TIME": "1600"}, 600.0),
+        ({"SLURM_JOB_END_TIME": "400"}, 0.0),
+        ({"SLURM_JOB_END_TIME": "soon", "PBS_WALLTIME": "-5"}, None),
+        ({"SLURM_JOB_END_TIME": "\u0661"}, None),
+        ({"PBS_WALLTIME": "3600"}, 3600.0),
+    ],
+)
+def test_the_batch_systems_time(variables: dict[str, str], left: float | None) -> None:
+    assert probe.batch_time_left_s(variables, 1000.0) == left
+
+
+def test_a_pilot_offers_no_more_time_than_the_batch_system_leaves(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 900))
+    rig.run()
+    assert 0 < rig.fake.offers[0].remaining_time <= 900
+    assert rig.fake.workers[0].probe["batch_time_left_s"] <= 900
+
+
+def test_a_node_without_gpus_and_one_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert probe.find_gpus() == []
+    text = "echo 'GPU 0: NVIDIA A100 (UUID: GPU-1234)'; echo 'GPU 1: NVIDIA A100 (UUID: GPU-5)'; echo other"
+    put(tmp_path, "nvidia-smi", text)
+    assert probe.find_gpus() == ["GPU 0: NVIDIA A100", "GPU 1: NVIDIA A100"]
+    put(tmp_path, "nvidia-smi", "echo 'GPU 0: no driver'; exit 9")
+    assert probe.find_gpus() == []
+
+
+def test_the_benchmark_is_off_unless_asked_for(rig: Rig) -> None:
+    rig.run()
+    assert "benchmark" not in rig.fake.workers[0].probe
+    rig.options["benchmark_s"] = 0.05
+    rig.run()
+    assert rig.fake.workers[-1].probe["benchmark"]["sha256_mib_per_s"] > 0
+
+
+def test_a_bad_node_holds_its_slot_as_long_as_told(rig: Rig, checks: Path) -> None:
+    put(checks, "no", "exit 1")
+    rig.options.update(checks=str(checks), bench_sleep_s=1.5)
+    begin = time.monotonic()
+    rig.run()
+    assert time.monotonic() - begin >= 1.5
