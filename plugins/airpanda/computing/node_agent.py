@@ -29,6 +29,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import sys
 import time
 from typing import Any, Optional
@@ -48,6 +49,8 @@ rm -f pilot.json
 echo "$code" > exit.new && mv exit.new exit
 """
 
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 
 class Refusal(Exception):
     """The answer is an error: ``kind`` is ``invalid``, ``throttled`` or ``unavailable``."""
@@ -62,24 +65,67 @@ def become(account: str, directory: str) -> None:
     if os.geteuid() != 0:
         if account and pwd.getpwuid(os.geteuid()).pw_name != account:
             raise Refusal("invalid", f"only root can start pilots as {account!r}; submit as root or as that account")
-        with contextlib.suppress(FileExistsError):
-            os.makedirs(directory, 0o711)
-        return
-    if not account:
+    else:
+        entry = pilots_account(account)
+        make_as_root(directory, entry.pw_uid, entry.pw_gid)
+        os.initgroups(account, entry.pw_gid)
+        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    try:
+        os.makedirs(directory, 0o711, exist_ok=True)
+    except OSError as error:
+        raise Refusal("invalid", f"[ce] directory = {directory!r} cannot be made: {error.strerror}") from None
+
+
+def pilots_account(name: str) -> pwd.struct_passwd:
+    if not name:
         raise Refusal("invalid", "pilots do not run as root: set [ce] account to an unprivileged account of the node")
     try:
-        entry = pwd.getpwnam(account)
+        entry = pwd.getpwnam(name)
     except KeyError:
-        raise Refusal("invalid", f"[ce] account = {account!r} does not exist on the node") from None
+        raise Refusal("invalid", f"[ce] account = {name!r} does not exist on the node") from None
     if entry.pw_uid == 0:
-        raise Refusal("invalid", f"pilots do not run as root: [ce] account = {account!r} has uid 0")
-    if not os.path.isdir(directory):
-        os.makedirs(os.path.dirname(directory), 0o755, exist_ok=True)
-        os.mkdir(directory, 0o711)
-        os.chown(directory, entry.pw_uid, entry.pw_gid)
-    os.initgroups(account, entry.pw_gid)
-    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+        raise Refusal("invalid", f"pilots do not run as root: [ce] account = {name!r} has uid 0")
+    return entry
+
+
+def make_as_root(directory: str, uid: int, gid: int) -> None:
+    """Make a missing directory for the account, in places that root alone can change.
+
+    Where a link stands, or anybody else could put one, root makes and changes nothing: the account may do it itself.
+    """
+    *parents, last = [name for name in directory.split("/") if name]
+    with contextlib.ExitStack() as held:
+        here = os.open("/", DIRECTORY)
+        held.callback(os.close, here)
+        for name in parents:
+            if not roots_alone(here):
+                return
+            make_at(here, name, 0o755)
+            try:
+                here = os.open(name, DIRECTORY, dir_fd=here)
+            except OSError:  # a link, or no directory
+                return
+            held.callback(os.close, here)
+        if roots_alone(here) and make_at(here, last, 0o711):
+            made = os.open(last, DIRECTORY, dir_fd=here)
+            held.callback(os.close, made)
+            os.fchown(made, uid, gid)
+
+
+def roots_alone(descriptor: int) -> bool:
+    """Whether only root can rename or replace root's entries in this directory."""
+    status = os.fstat(descriptor)
+    return status.st_uid == 0 and (not status.st_mode & 0o022 or bool(status.st_mode & stat.S_ISVTX))
+
+
+def make_at(parent: int, name: str, mode: int) -> bool:
+    """Make a directory; False where the name is taken."""
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+    except FileExistsError:
+        return False
+    return True
 
 
 def check_directory(directory: str) -> None:
