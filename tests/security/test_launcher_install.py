@@ -198,3 +198,16 @@ def test_what_a_site_gets_besides_the_programs(site: Site) -> None:
     assert "SETENV" not in sudoers
     assert f"ListenStream={INSTALLED.socket}" in (share / "airpanda-glexec.socket").read_text()
     assert str(INSTALLED.launcherd) in (share / "airpanda-glexec.service").read_text()
+
+
+def test_monitor_lines_where_the_site_wants_them(site: Site) -> None:
+    config, log = site.node.path(INSTALLED.config), PREFIX / "log" / "gratia"
+    text = config.read_text()
+    config.write_text(f"{text}gratia_log = {log}\n")
+    try:
+        assert site.glexec_run("/bin/sh", "-c", "exit 3").code == 3
+    finally:
+        config.write_text(text)
+    lines = site.read(log).splitlines()
+    assert [line.split("]: ")[1].split()[0] for line in lines] == ["Started", "New", "Used", "Terminated"]
+    assert f'Used DN: "{site.pki.dn("alice")}"' in lines[2]

@@ -45,6 +45,7 @@ class LauncherConfig:
     max_runs: int = 256
     cgroup: bool = True
     syslog: bool = True
+    gratia_log: Optional[Path] = None
     authorised: Optional[Path] = None
     uid_range: tuple[int, int] = (0, 0)
     lease_dir: Optional[Path] = None
@@ -172,6 +173,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "max_runs": _count,
     "cgroup": _flag,
     "syslog": _flag,
+    "gratia_log": _path,
     "authorised": _path,
     "uid_range": _uid_range,
     "lease_dir": _path,

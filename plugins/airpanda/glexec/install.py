@@ -56,6 +56,7 @@ _OPTIONS = (
     ("cgroup", "A cgroup v2 for each payload where the kernel has them, to count, limit and kill it.", "yes"),
     ("log_file", "One JSON object for each request: who asked, who ran as whom, for how long.", ""),
     ("syslog", "The same to syslog (authpriv), as key=value.", "yes"),
+    ("gratia_log", "A file of gLExec monitor lines, for the Gratia glexec probe.", ""),
 )
 
 _SERVICE = """[Unit]

@@ -47,7 +47,8 @@ def run_init(plan: Plan, control: socket.socket, status: socket.socket, cgroup: 
         wait_status = _end_all(payload, wait_status)
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         remove_proxy(plan)
-        report = {"status": wait_status, "cpu_s": usage.ru_utime + usage.ru_stime, "max_rss_kib": usage.ru_maxrss}
+        cpu = {"user_s": usage.ru_utime, "system_s": usage.ru_stime}
+        report = {"status": wait_status, **cpu, "max_rss_kib": usage.ru_maxrss}
         control.send(json.dumps(report).encode())
     except OSError as error:
         with contextlib.suppress(OSError):

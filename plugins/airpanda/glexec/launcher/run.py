@@ -26,6 +26,7 @@ from airpanda.glexec.launcher import kernel
 from airpanda.glexec.launcher.audit import Audit, CallerRecord, Value
 from airpanda.glexec.launcher.cgroup import PayloadCgroup
 from airpanda.glexec.launcher.credential import Identity, identify
+from airpanda.glexec.launcher.gratia import MonitorLog
 from airpanda.glexec.launcher.identity import open_as
 from airpanda.glexec.launcher.init import remove_proxy, run_init
 from airpanda.glexec.launcher.payload import GO, READY
@@ -42,6 +43,8 @@ _MAPPERS: dict[str, Callable[[LauncherConfig], Mapper]] = {
     "lcmaps": LcmapsMapper,
     "dynamic": DynamicMapper,
 }
+_TOLD = ("dn", "fqans", "issuer", "serial", "fingerprint", "lease", "launcher")
+"""What the caller's record says about the identity besides the account."""
 _PREPARATION_S = 30
 _CREDENTIALS = struct.Struct("3i")
 _MESSAGE = re.compile(rb"(\d{3}) (.*)", re.DOTALL)
@@ -55,9 +58,11 @@ class Ended:
     wall_s: float
     cpu_s: float
     max_rss_kib: int
-    reaped_cpu_s: float
+    user_s: float
+    system_s: float
+    """Of all processes that were reaped."""
     cgroup: str
-    """CPU time is the cgroup's where there is one (its path), else that of all processes that were reaped."""
+    """Its path; ``cpu_s`` is the cgroup's figure where there is one, else user and system together."""
 
 
 def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, str]:
@@ -72,6 +77,7 @@ def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, s
         config = read_config(config_path)
         check_caller(request.caller, config)
         audit = Audit(config.log_file, to_syslog=config.syslog)
+        monitor = None if config.gratia_log is None else MonitorLog(config.gratia_log)
     except AirpandaError as error:
         refused = refusal(error)
         return refused.exit_code or contract.INTERNAL_ERROR, str(refused)
@@ -87,8 +93,11 @@ def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, s
         audit.write({**fields, "identity_switched": False, "rc": code, "reason": str(refused)}, now=utcnow())
         return code, str(refused)
     usage: dict[str, Value] = {"wall": ended.wall_s, "cpu": ended.cpu_s, "maxrss_kb": ended.max_rss_kib}
-    usage.update(cpu_reaped=ended.reaped_cpu_s, cgroup=ended.cgroup or None)
-    audit.write({**fields, "identity_switched": True, "rc": ended.exit_code, **usage}, now=utcnow())
+    usage.update(cpu_user=ended.user_s, cpu_system=ended.system_s, cgroup=ended.cgroup or None)
+    done = {**fields, "identity_switched": True, "rc": ended.exit_code, **usage}
+    audit.write(done, now=utcnow())
+    if monitor is not None:
+        monitor.write(done, utcnow())
     return contract.payload_code(ended.exit_code), ""
 
 
@@ -135,7 +144,8 @@ def _run(
     plan = make_plan(request, config, mapping, given.pem)
     cgroup = PayloadCgroup.make(max_processes=config.max_processes) if config.cgroup else None
     try:
-        return _Run(plan, source, record, cgroup).conduct()
+        told = {name: fields[name] for name in _TOLD}
+        return _Run(plan, source, record, cgroup, told).conduct()
     finally:
         if cgroup is not None:
             cgroup.remove()
@@ -170,9 +180,17 @@ def _open_record(request: Request) -> Optional[int]:
 class _Run:
     """The parent's side of one payload: start, prove, forward, wait, account."""
 
-    def __init__(self, plan: Plan, source: Source, record: CallerRecord, cgroup: Optional[PayloadCgroup]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        record: CallerRecord,
+        cgroup: Optional[PayloadCgroup],
+        identity: dict[str, Value],
+    ) -> None:
         signal.alarm(0)  # what follows has its own limits
         self._cgroup = cgroup
+        self._identity = identity
         self._plan = plan
         self._source = source
         self._record = record
@@ -207,9 +225,8 @@ class _Run:
             raise _not_started(message)
         prove_switched(pid, self._plan.account)
         account = self._plan.account
-        self._record.write(
-            {"event": "started", "pid": pid, "uid": account.uid, "gid": account.gids[0], "account": account.name}
-        )
+        started: dict[str, Value] = {"pid": pid, "uid": account.uid, "gid": account.gids[0], "account": account.name}
+        self._record.write({"event": "started", **started, **self._identity})
         if self._cgroup is not None:
             self._cgroup.begin()
         self._started_at = time.monotonic()
@@ -257,16 +274,16 @@ class _Run:
         _, _, usage = os.wait4(self._init, 0)
         if self._report is None:
             remove_proxy(self._plan)
-            cpu, rss, status = usage.ru_utime + usage.ru_stime, usage.ru_maxrss, int(signal.SIGKILL)
+            user, system, rss, status = usage.ru_utime, usage.ru_stime, usage.ru_maxrss, int(signal.SIGKILL)
         else:
-            cpu, rss = self._report["cpu_s"], int(self._report["max_rss_kib"])
+            user, system, rss = self._report["user_s"], self._report["system_s"], int(self._report["max_rss_kib"])
             status = int(self._report["status"])
         code = contract.shell_code(os.waitstatus_to_exitcode(status))
-        reaped, place = cpu, ""
+        cpu, place = user + system, ""
         if self._cgroup is not None:
             self._cgroup.kill()
             cpu, place = self._cgroup.cpu_s(), str(self._cgroup.path)
-        ended = Ended(code, round(wall, 3), round(cpu, 3), rss, round(reaped, 3), place)
+        ended = Ended(code, round(wall, 3), round(cpu, 3), rss, round(user, 3), round(system, 3), place)
         self._record.write(
             {"event": "ended", "exit_code": code, "wall_s": ended.wall_s, "cpu_s": ended.cpu_s, "max_rss_kib": rss}
         )
