@@ -55,6 +55,7 @@ def _run_init(spec: dict[str, Any], supervisor: int) -> NoReturn:
         os.umask(0o022)
         _build(spec)
         launcherd = subprocess.Popen([INSTALLED.launcherd], stdin=subprocess.DEVNULL, stdout=sys.stderr, close_fds=True)
+        _check_interpreter(spec)
         _wait_for_launcher(launcherd)
         print("ready", flush=True)
         _reap(launcherd.pid)
@@ -62,6 +63,21 @@ def _run_init(spec: dict[str, Any], supervisor: int) -> NoReturn:
         print(f"failed {' '.join(str(error).split())}", flush=True)
     finally:
         os._exit(1)
+
+
+def _check_interpreter(spec: dict[str, Any]) -> None:
+    """From in here: a program that comes from outside holds the node's end up when its parent is killed."""
+    _, uid, _ = spec["accounts"][0]
+    command = [spec["python"], "-I", "-c", "import ssl, cryptography"]
+    try:
+        tried = subprocess.run(
+            command, user=uid, group=uid, extra_groups=[], capture_output=True, text=True, timeout=60
+        )
+        reason = "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["no message"])[-1]
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        raise ConfigurationError(f"{spec['python']} cannot be used by the node's accounts: {reason}")
 
 
 def _wait_for_launcher(launcherd: subprocess.Popen[bytes]) -> None:
