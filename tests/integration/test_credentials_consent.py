@@ -338,3 +338,92 @@ async def test_the_list_finds_by_owner_task_instance_and_end_and_shows_no_others
     assert await found({"owner": "alice"}, headers=headers(world, "b", ("bob",))) == []
     await world.sql("UPDATE panda_credential SET expires_at = now() WHERE credential_id = $1", ids[0])
     assert await found({"owner": "alice", "ti": ti(1)}) == ids[1:]
+
+
+# --- names as people have them, and as attackers write them ----------------------------------------------------------
+
+ODD = [
+    '/O=Test Grid/CN=it\'s "quoted" (x)',
+    "/O=Test Grid/CN=host/with/slashes",
+    "/DC=org/CN=Jürgen 日本",
+    "/O=Test Grid/CN=" + "a" * 1000,
+    "/O=Test Grid/CN=%s; DROP TABLE panda_credential; --",
+    "/O=Test Grid/CN={0} ${HOME} `id` \\",
+]
+
+
+@pytest.mark.parametrize("dn", ODD)
+async def test_odd_names_are_data_from_registration_to_audit(world: World, dn: str) -> None:
+    number = (await world.credential(dn=dn, username=dn, consent=None))["credential_id"]
+    wanted = ConsentGrant(client="tests", queues=["*"], until=utcnow() + timedelta(hours=1))
+    await world.services.consents.give(wanted, owner_dn=dn, now=utcnow())
+    assert (await submit(world, number)).is_success
+    await world.good("POST", "/v1/bans", {"dn": dn, "reason": dn[:20]})
+    pilot = await world.pilot()
+    assert await pilot.acquire() == []
+    await world.good("POST", "/v1/bans/lift", {"dn": dn})
+    (job,) = await pilot.acquire()
+    assert (job["owner_dn"], job["credential"]["username"]) == (dn, dn)
+    assert await actions(world, dn) == ["staged", "consented", "banned", "unbanned", "released"]
+
+
+@pytest.mark.parametrize("dn", ["/O=x/CN=a\nb", "/O=x/CN=a\0b", "/O=x/CN=\x7f", "CN=x", "/" + "O=" + "x" * 1100, ""])
+async def test_names_that_are_none_are_refused_and_nothing_is_stored(world: World, dn: str) -> None:
+    wanted = {
+        "owner": "alice",
+        "owner_dn": dn,
+        "server": "h:1",
+        "username": "u",
+        "cred_name": "0" * 32,
+        "passphrase": "p",
+        "retriever_dn": ALICE_DN,
+        "expires_at": "2100-01-01T00:00:00Z",
+    }
+    assert (await world.call("POST", "/v1/creds/register", wanted)).status_code in (400, 422)
+    swapped = wanted | {"owner_dn": ALICE_DN, "retriever_dn": dn}
+    assert (await world.call("POST", "/v1/creds/register", swapped)).status_code in (400, 422)
+    assert await world.sql("SELECT FROM panda_credential") == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"expires_at": "2100-01-01T00:00:00"},
+        {"consent": {"queues": []}},
+        {"consent": {"queues": ["*", "a b"]}},
+        {"consent": {"queues": ["*"], "client": "another"}},
+        {"scope": "everything"},
+        {"cred_name": "../../etc/passwd"},
+        {"server": "localhost:7512\nCOMMAND=3"},
+    ],
+)
+async def test_registrations_that_cannot_be(world: World, change: dict[str, Any]) -> None:
+    wanted = {
+        "owner": "alice",
+        "owner_dn": ALICE_DN,
+        "server": "h:1",
+        "username": "u",
+        "cred_name": "0" * 32,
+        "passphrase": "p",
+        "retriever_dn": ALICE_DN,
+        "expires_at": "2100-01-01T00:00:00Z",
+    }
+    assert (await world.call("POST", "/v1/creds/register", wanted | change)).status_code == 422
+
+
+async def test_colliding_names_are_a_conflict_that_shows_nothing(world: World) -> None:
+    first = await world.credential(cred_name="a" * 32, passphrase="first-secret-phrase")
+    assert first["state"] == "staged"
+    wanted = {
+        "owner": "bob",
+        "owner_dn": BOB_DN,
+        "server": "localhost:7512",
+        "username": ALICE_DN,
+        "cred_name": "a" * 32,
+        "passphrase": "p",
+        "retriever_dn": ALICE_DN,
+        "expires_at": "2100-01-01T00:00:00Z",
+    }
+    refused = await world.call("POST", "/v1/creds/register", wanted)
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert "first-secret" not in refused.text
