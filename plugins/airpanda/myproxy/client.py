@@ -10,7 +10,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Optional
 
@@ -31,7 +31,7 @@ from airpanda.x509.chain import ChainPolicy, verify_chain
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.errors import ChainError, CredentialFileError
 from airpanda.x509.proxy import make_request, sign_request
-from airpanda.x509.trust import TrustDirectory
+from airpanda.x509.trust import TrustDirectory, TrustStore
 
 DEFAULT_TIMEOUT = timedelta(seconds=30)
 _HOST_POLICY = ChainPolicy(require_client_usage=False)
@@ -74,6 +74,8 @@ class MyProxyClient:
         self._keys = keys or KeyPool()
         self._trust = TrustDirectory(ca_dir)
         self._context = tls.client_context(ca_dir, credential, check_hostname=expect_dn is None)
+        # The same certificate under the same snapshot of trust, which lives a minute, is not verified again.
+        self._server_seen: Optional[tuple[TrustStore, bytes, datetime]] = None
         self._slots = threading.BoundedSemaphore(max_concurrent)
 
     @property
@@ -333,14 +335,18 @@ class MyProxyClient:
 
     def _check_server(self, connection: tls.Connection) -> None:
         """Revocation and signing policy, which TLS does not check; and the exact DN where one is expected."""
-        certificate = connection.tls.getpeercert(True)
+        certificate, trust, now = connection.tls.getpeercert(True) or b"", self._trust.current(), utcnow()
+        seen = self._server_seen  # one read: other threads may replace it
+        if seen is not None and seen[0] is trust and seen[1] == certificate and now < seen[2]:
+            return
         try:
-            parsed = pem.parse_certificates([certificate or b""], encoding="DER")
-            verified = verify_chain(parsed, trust=self._trust.current(), now=utcnow(), policy=_HOST_POLICY)
+            parsed = pem.parse_certificates([certificate], encoding="DER")
+            verified = verify_chain(parsed, trust=trust, now=now, policy=_HOST_POLICY)
         except (ChainError, CredentialFileError) as error:
             raise errors.UntrustedServerError(f"the certificate of {self.server} is refused: {error}") from error
         if self._expect_dn is not None and verified.identity_dn != self._expect_dn:
             raise errors.UntrustedServerError(f"{self.server} is {verified.identity_dn}, not {self._expect_dn}")
+        self._server_seen = (trust, certificate, verified.not_after)
 
     def _fault(self, error: OSError) -> AirpandaError:
         if isinstance(error, ssl.SSLCertVerificationError):
