@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,7 +35,7 @@ from airpanda.pilot.probe import free_disk_mib
 from airpanda.pilot.renewal import MARGINS_AHEAD, Renewal
 from airpanda.pilot.staging import MIB, collect, stage_in, store
 from airpanda.pilot.stopping import Stop
-from airpanda.pilot.sweep import PROXY, SANDBOX_NOTE
+from airpanda.pilot.sweep import PROXY, remove_sandbox
 from airpanda.pilot.watch import Watch
 
 if TYPE_CHECKING:
@@ -167,7 +166,6 @@ class Attempt:
         files = stage_in(client, self.job, place / "in", max_bytes=spec.disk_mib * MIB)
         self._check_going_on(beat)
         self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / PROXY)
-        (place / SANDBOX_NOTE).write_text(str(self.sandbox), encoding="utf-8")
         if files:
             self.tools.switcher.put(self.sandbox, place / PROXY, files)
         self._check_going_on(beat)
@@ -383,19 +381,12 @@ class Attempt:
         return FINAL_PATIENCE_S if self.tools.stop.signal is None else STOPPING_PATIENCE_S
 
     def _clean(self, place: Path) -> None:
-        """Sandbox as its owner, the rest as the pilot. A remainder is logged, not hidden."""
+        """Sandbox as its owner, the rest as the pilot. Where that fails the proxy stays too: the sweep needs it."""
         if self.capture is not None:
             self.capture.finish()
-        if self.sandbox is not None:
-            with _logged(f"{self.job}: the sandbox {self.sandbox} is not removed"):
-                self.tools.switcher.remove(self.sandbox, place / PROXY)
-        with _logged(f"{self.job}: {place} is not removed"):
+        if self.sandbox is not None and not remove_sandbox(self.tools.switcher, self.sandbox, place / PROXY):
+            return
+        try:
             shutil.rmtree(place)
-
-
-@contextlib.contextmanager
-def _logged(text: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, AirpandaError) as error:
-        log.error("%s: %s", text, error)
+        except OSError as error:
+            log.error("%s: %s is not removed: %s", self.job, place, error)

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTES = "sweep.json"
-SANDBOX_NOTE = "sandbox"
 PROXY = "payload.proxy"
 _GRACE_S = 10.0
+_TRIES, _PAUSE_S = 3, 0.5
 
 
 def begin(config: PilotConfig) -> None:
@@ -49,16 +49,45 @@ def end(config: PilotConfig) -> None:
 def sweep(config: PilotConfig, choose: Callable[[], IdentitySwitcher]) -> None:
     """End payloads and remove sandboxes of the killed pilot. What cannot be removed is logged and left."""
     end_processes(config.scratch)
-    for place in config.workdir.glob("job-*"):
-        note = place / SANDBOX_NOTE
-        if note.exists():
-            sandbox = Path(note.read_text(encoding="utf-8"))
-            try:
-                choose().remove(sandbox, place / PROXY)
-            except AirpandaError as error:
-                log.error("the sandbox %s is not removed: %s", sandbox, error)
-        shutil.rmtree(place, ignore_errors=True)
+    places = sorted(config.workdir.glob("job-*"))
+    left = [_remove_all(outer, [place / PROXY for place in places], choose) for outer in _outer(config.scratch)]
+    if all(left):
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
     end(config)
+
+
+def remove_sandbox(switcher: IdentitySwitcher, sandbox: Path, proxy: Path) -> bool:
+    """Remove it as its owner, with some patience: a launcher that was killed just now is no reason to leave it."""
+    for attempt in range(_TRIES):
+        try:
+            switcher.remove(sandbox, proxy)
+        except (AirpandaError, OSError) as error:
+            log.log(logging.ERROR if attempt + 1 == _TRIES else logging.INFO, "%s is not removed: %s", sandbox, error)
+            time.sleep(_PAUSE_S)
+        else:
+            return True
+    return False
+
+
+def _outer(scratch: Path) -> list[Path]:
+    """The directories around sandboxes. A pilot killed in a bad moment has noted none of them anywhere."""
+    return sorted(path for path in scratch.iterdir() if path.is_dir()) if scratch.is_dir() else []
+
+
+def _remove_all(outer: Path, proxies: Sequence[Path], choose: Callable[[], IdentitySwitcher]) -> bool:
+    """One such directory with what is in it; whose sandbox it is, the proxies that are left decide."""
+    try:
+        switcher = choose()
+        outer.chmod(0o711)
+        for inner in [path for path in outer.iterdir() if path.is_dir()]:
+            if not any(remove_sandbox(switcher, inner, proxy) for proxy in proxies if proxy.exists()):
+                log.error("the sandbox %s is left behind; the site must remove it", inner)
+                return False
+        shutil.rmtree(outer, ignore_errors=True)
+    except (AirpandaError, OSError) as error:
+        log.error("%s is left behind: %s", outer, error)
+    return not outer.exists()
 
 
 def end_processes(scratch: Path) -> None:

@@ -1,0 +1,217 @@
+"""Everything real but Airflow, for tests of pilots: PostgreSQL, gateway over mutual TLS, MyProxy, a worker node.
+
+``gateway`` and ``myproxy`` can be killed and started again at the same place, as an operator or a crash would.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg2
+from cryptography.fernet import Fernet
+
+import airpanda
+from airpanda.computing.elements import Handle, PilotBatch, PilotJobState, make_element
+from airpanda.computing.queues import PandaQueue, load_queue
+from airpanda.core.clock import to_wire, utcnow
+from airpanda.core.secret import Secret
+from airpanda.dispatcher.tokens import Issuer
+from airpanda.myproxy.staging import stage
+from airpanda.x509.credential import ProxyCredential
+from airpanda_demo.worker_node import GRID_SECURITY
+from support.dispatcher import make_settings, ti
+from support.launcher import Site, wait_for
+from support.myproxy_server import ServerProcess
+from support.postgres import Database
+
+PLUGINS = Path(airpanda.__file__).parent.parent
+WRAPPER = PLUGINS.parent / "include/pilot/wrapper.sh"
+PILOTS = "/home/pilot/pilots"
+LEASE_S = 4
+QUEUE = """
+[queue]
+name = "DEMO"
+[ce]
+kind = "local"
+enter = ["{enter}"]
+account = "pilot"
+directory = "{directory}"
+[pilot]
+python = "{python}"
+code = "{code}"
+dispatcher_url = "https://localhost:{port}"
+ca_dir = "{ca_dir}"
+proxy = "{proxy}"
+glexec = "{glexec}"
+idle_limit_s = 8
+"""
+
+
+class Gateway:
+    """One gateway process on a port that stays the same over restarts."""
+
+    def __init__(self, directory: Path, argv: list[str], environment: dict[str, str]) -> None:
+        self._directory, self._argv, self._environment = directory, argv, environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        self.start()
+        wait_for(lambda: (directory / "port").exists() or not self.is_running, 60)
+        assert self.is_running, self.log
+        self.port = int((directory / "port").read_text())
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        return (self._directory / "gateway.log").read_text()
+
+    def start(self) -> None:
+        with (self._directory / "gateway.log").open("ab") as log:
+            argv = [*self._argv, "--port", str(self.port), "--port-file", str(self._directory / "port")]
+            self._process = subprocess.Popen(argv, env=self._environment, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing can be put in order. A repeat is no error."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(20)
+
+
+@dataclass
+class Chain:
+    """A client of the gateway, with what a test does through it."""
+
+    site: Site
+    myproxy: ServerProcess
+    http: httpx.Client
+    queue: PandaQueue
+    database: Database
+    gateway: Gateway
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        response = self.http.request(method, path, json=body)
+        assert response.is_success, response.text
+        return response.json()
+
+    def submit(self, who: str, *jobs: dict[str, Any]) -> dict[str, Any]:
+        """Stage the owner's proxy, register it, submit jobs with it."""
+        owner = ProxyCredential.from_files(*self.site.pki.user(who))
+        retriever = self.site.pki.dn("pilot")
+        staged = stage(self.myproxy.client(who), owner, retriever_dn=retriever, lifetime=timedelta(hours=5))
+        registration = {
+            "owner": who,
+            "owner_dn": self.site.pki.dn(who),
+            "fqans": ["/test"],
+            "server": staged.server,
+            "username": staged.username,
+            "cred_name": staged.cred_name,
+            "passphrase": staged.passphrase.reveal(),
+            "retriever_dn": retriever,
+            "expires_at": to_wire(staged.expires_at),
+            "consent": {"queues": ["DEMO"]},
+        }
+        credential = self.call("POST", "/v1/creds/register", registration)
+        submission = {
+            "task_key": os.urandom(8).hex(),
+            "task_name": "chain",
+            "owner": who,
+            "credential_id": credential["credential_id"],
+            "queue": "DEMO",
+            "ti": ti(),
+            "jobs": list(jobs),
+        }
+        reply: dict[str, Any] = self.call("POST", "/v1/job/submit", submission)
+        return reply
+
+    def send_pilots(self, n: int) -> list[Handle]:
+        """Intent, submission, record: as the operator does."""
+        batch = self.call("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": n})
+        element = make_element(PandaQueue.from_wire(batch["queue"]), WRAPPER)
+        tokens = {each["pilot_id"]: Secret(each["token"]) for each in batch["pilots"]}
+        handles = element.submit(PilotBatch(batch["tag"], tokens)).handles
+        record = {"state": "submitted", "ce": "local", "handles": {str(k): v for k, v in handles.items()}}
+        self.call("POST", f"/v1/batch/{batch['batch_id']}/record", record)
+        return list(handles.values())
+
+    def wait(self, task_id: int, limit_s: float = 90) -> dict[str, int]:
+        found = wait_for(lambda: (p := self.call("GET", f"/v1/task/{task_id}/progress"))["done"] and p, limit_s)
+        counts: dict[str, int] = found["counts"]
+        return {status: n for status, n in counts.items() if n}
+
+    def jobs(self, task_id: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.call("GET", f"/v1/task/{task_id}/jobs?limit=100&offset=0")
+        return found
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg2.connect(self.database.url()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall()
+
+    def logs(self, handles: list[Handle]) -> str:
+        element = make_element(self.queue, WRAPPER)
+        return "\n".join(element.fetch(handle).decode() for handle in handles)  # type: ignore[attr-defined]
+
+    def pilots_end(self, handles: list[Handle]) -> set[PilotJobState]:
+        element = make_element(self.queue, WRAPPER)
+        wait_for(lambda: all(status.state.is_final for status in element.status(handles).values()), 60)
+        return {status.state for status in element.status(handles).values()}
+
+
+@contextmanager
+def running_chain(site: Site, myproxy: ServerProcess, database: Database, directory: Path) -> Iterator[Chain]:
+    """A gateway for this database, a queue on this node, and a client that may do everything."""
+    settings = make_settings(directory)
+    (directory / "queues").mkdir()
+    queue_file = directory / "queues" / "DEMO.toml"
+    values = {
+        "enter": site.node.enter,
+        "directory": PILOTS,
+        "python": sys.executable,
+        "code": PLUGINS,
+        "ca_dir": GRID_SECURITY / "certificates",
+        "proxy": site.put_proxy("pilot"),
+        "glexec": site.glexec,
+    }
+    queue_file.write_text(QUEUE.format(port=1, **values))
+    environment = os.environ | {
+        "PYTHONPATH": str(PLUGINS),
+        "AIRFLOW_HOME": str(directory / "airflow"),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url("postgresql+psycopg2"),
+        "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
+        "AIRFLOW__AIRPANDA__SIGNING_KEY": str(settings.signing_key),
+        "AIRFLOW__AIRPANDA__FILE_STORE": str(settings.file_store),
+        "AIRFLOW__AIRPANDA__INCLUDE_DIR": str(directory),
+        "AIRFLOW__AIRPANDA__LEASE": str(LEASE_S),
+        "AIRFLOW__AIRPANDA__HEARTBEAT_INTERVAL": "1",
+    }
+    host, key = site.pki.host()
+    argv = [sys.executable, "-m", "airpanda.dispatcher.gateway"]
+    argv += ["--cert", str(host), "--key", str(key), "--ca-dir", str(site.pki.ca_dir)]
+    gateway = Gateway(directory, argv, environment)
+    try:
+        queue_file.write_text(QUEUE.format(port=gateway.port, **values))
+        token = Issuer(settings.signing_key).client_token(
+            "tests", ["*"], ["*"], timedelta(hours=1), utcnow(), pilots=True
+        )
+        with httpx.Client(
+            base_url=f"https://localhost:{gateway.port}",
+            headers={"Authorization": f"Bearer {token.reveal()}"},
+            verify=ssl.create_default_context(capath=str(site.pki.ca_dir)),
+            trust_env=False,
+            timeout=30,
+        ) as http:
+            yield Chain(site, myproxy, http, load_queue(queue_file), database, gateway)
+    finally:
+        gateway.kill()
