@@ -31,7 +31,8 @@ def record(
     """
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     load = os.getloadavg()[0]
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, load {load:.1f}, {datetime.now(UTC):%Y-%m-%d}"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, load {load:.1f}, nice {os.nice(0)}"
+    machine = f"{machine}, {datetime.now(UTC):%Y-%m-%d}"
     results[name] = {
         "value": round(value, 4),
         "unit": unit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from bench.record import record
-from support.launcher import HOME, PILOT_UID, WORK, Site
+from support.launcher import HOME, PILOT_UID, WORK, Site, host_pids, host_status, wait_for
 from support.launcher_mappings import DATABASE, MAPPINGS, authorise, mapped_site, write
 from support.need import need_program
 from support.voms import allow_voms, put_voms_proxy
@@ -47,6 +48,15 @@ for _ in range(runs + 2):
     if code:
         sys.exit(f"{argv} ended with {code}")
 print(json.dumps(times[2:]))
+"""
+CPU = """
+import json, os, resource, sys
+argv, runs = json.loads(sys.argv[1]), int(sys.argv[2])
+for _ in range(runs):
+    if os.waitpid(os.posix_spawn(argv[0], argv, os.environ), 0)[1]:
+        sys.exit("a launch failed")
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([(usage.ru_utime + usage.ru_stime) / runs * 1000]))
 """
 SUSTAIN = """
 import json, os, sys, time
@@ -125,6 +135,35 @@ def test_start_up(site: Site, kind: str, tmp_path: Path) -> None:
             against["bar"] = bar
         name = f"glexec.start.{site.mapping}.{kind}.{way}"
         record(name, value, "ms", against=against, ratio=value / sudo, conditions="median of /usr/bin/true")
+
+
+def test_cpu_of_a_launch(site: Site) -> None:
+    """What a launch by the socket costs in CPU time, client and daemon side: hardly depends on who else is busy."""
+    env = {"GLEXEC_CLIENT_CERT": str(site.put_proxy())}
+    daemon = next(pid for pid in host_pids() if is_daemon(site, pid))
+    before = cpu_s(daemon)
+    [client_ms] = measured(site, CPU, [str(site.glexec), "/usr/bin/true"], env, SUSTAINED, root=False)
+    wait_for(lambda: not children(daemon))
+    value = client_ms + (cpu_s(daemon) - before) / SUSTAINED * 1000
+    against = {"client": round(client_ms, 2)}
+    record(f"glexec.cpu.{site.mapping}", value, "ms", against=against, conditions="CPU of one launch by the socket")
+
+
+def is_daemon(site: Site, pid: int) -> bool:
+    status = host_status(pid)
+    if not status or int(status["PPid"]) != site.node.init_pid:
+        return False
+    return b"airpanda-launcherd.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def children(pid: int) -> list[int]:
+    return [other for other in host_pids() if (status := host_status(other)) and int(status["PPid"]) == pid]
+
+
+def cpu_s(pid: int) -> float:
+    """Of a process and all it has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_launches_a_second(site: Site) -> None:
