@@ -19,6 +19,7 @@ from airpanda_demo.worker_node import GRID_SECURITY, INSTALLED
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 DATABASE = GRID_SECURITY / "lcmaps.db"
+BAN_FILE = GRID_SECURITY / "our-bans"
 MODULES = Path("/usr/lib/lcmaps")
 NEEDED = ("verify_proxy", "localaccount", "poolaccount", "ban_dn", "dummy_good")
 
@@ -41,8 +42,13 @@ def node_site() -> Iterator[Site]:
     if missing:
         absent(f"NOT TESTED: LCMAPS plug-ins {', '.join(missing)} are missing (tests/install-system-packages)")
     for site in make_site(
-        mapping="lcmaps", lcmaps_db=str(DATABASE), lcmaps_user="mapper", lease_dir="/run/airpanda/leases"
+        mapping="lcmaps",
+        lcmaps_db=str(DATABASE),
+        lcmaps_user="mapper",
+        lease_dir="/run/airpanda/leases",
+        ban_file=str(BAN_FILE),
     ):
+        site.node.path(BAN_FILE).touch(0o644)
         database = site.node.path(DATABASE)
         database.write_text(TEXT)
         database.chmod(0o644)
@@ -77,6 +83,18 @@ def test_unmapped_is_203_and_our_own_checks_come_first(site: Site) -> None:
     assert site.glexec_run("/usr/bin/id", proxy=site.put_proxy("carol")).code == 203
     assert site.glexec_run("/usr/bin/id", proxy=site.put_proxy(limited=True)).code == 203
     assert site.glexec_run("/usr/bin/id", proxy=site.put(b"garbage")).code == 201
+
+
+def test_our_ban_file_holds_where_the_policy_has_none(site: Site) -> None:
+    bans = site.node.path(BAN_FILE)
+    bans.write_text(f'"{site.pki.dn("alice")}"\n')
+    try:
+        ran = site.glexec_run("/usr/bin/id")
+        assert (ran.code, ran.out) == (203, "")
+        assert "banned" in ran.err
+    finally:
+        bans.write_text("")
+    assert site.glexec_run("/usr/bin/id").code == 0
 
 
 @pytest.mark.parametrize("account", ["root", "pilot", "low", "system"])

@@ -11,6 +11,7 @@ from airpanda.glexec.gridmap import (
     Target,
     find,
     is_banned,
+    is_listed,
     lease_name,
     parse_banfile,
     parse_gridmap,
@@ -73,6 +74,18 @@ def test_bans_match_any_name_of_a_credential() -> None:
     assert is_banned(bans, ["/CN=Mallory"])
     assert not is_banned(bans, [ALICE, "/atlas/Role=NULL/Capability=NULL"])
     assert not is_banned([], [ALICE])
+
+
+@pytest.mark.parametrize("banned", ["/O=x/Email=m@x.example", "/O=x/E=m@x.example", "/O=x/emailAddress=m@*"])
+def test_a_ban_is_not_lost_by_an_older_name_of_an_attribute(banned: str) -> None:
+    assert is_banned(parse_banfile(f'"{banned}"\n', where="ban"), ["/O=x/emailAddress=m@x.example"])
+    assert is_banned(parse_banfile('"/O=x/USERID=m"\n', where="ban"), ["/O=x/UID=m"])
+    assert not is_banned(parse_banfile(f'"{banned}"\n', where="ban"), ["/O=x/emailAddress=n@x.example"])
+
+
+def test_a_permission_is_meant_to_the_letter() -> None:
+    assert is_listed(["/O=x/*"], ["/O=x/CN=a"])
+    assert not is_listed(["/O=x/Email=m"], ["/O=x/emailAddress=m"])
 
 
 def test_lease_names_are_those_of_lcmaps() -> None:

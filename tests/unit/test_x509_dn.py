@@ -39,6 +39,14 @@ def test_names_that_read_like_others() -> None:
     assert not ambiguous(name("Robot: https://example/?a=b").public_bytes())
 
 
+def test_a_component_with_several_attributes_is_no_name_for_anybody() -> None:
+    """The encoding sorts them, so the same text can be another person's two components."""
+    pair = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Grid"), x509.NameAttribute(NameOID.COMMON_NAME, "Bob")]
+    together = x509.Name([x509.RelativeDistinguishedName(pair)])
+    assert ambiguous(together.public_bytes())
+    assert not ambiguous(x509.Name(pair).public_bytes())
+
+
 @pytest.mark.parametrize("data", [b"", b"\x30", b"\x30\x80\x00\x00", b"\x30\x05\x00", b"\x31\x00", b"\x30\x02\x30\x00"])
 def test_what_is_no_name(data: bytes) -> None:
     with pytest.raises(der.DerError):

@@ -57,13 +57,13 @@ def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) 
     yield Step(True, f"its chain is valid until {identity.not_after.isoformat()} and stands for {identity.dn}")
     if identity.fqans:
         yield Step(True, f"its VOMS attributes are verified: {', '.join(identity.fqans)}")
+    check_ban(config, identity.dn, identity.fqans)
+    yield Step(True, f"{config.ban_file} does not ban it" if config.ban_file else "there is no ban file")
     if config.mapping == "lcmaps":
         mapping = LcmapsMapper(config).map(identity.dn, identity.fqans, identity.pem)
         check_mapping(mapping, caller_uid=who.uid, config=config)
         yield Step(True, f"LCMAPS ({config.lcmaps_db}) maps it to {_words(mapping)}")
         return
-    check_ban(config, identity.dn, identity.fqans)
-    yield Step(True, "this identity is not banned" if config.ban_file else "there is no ban file")
     if config.mapping == "dynamic":
         DynamicMapper(config).check_authorised(identity.dn, identity.fqans)
         first, last = config.uid_range

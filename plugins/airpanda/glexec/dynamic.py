@@ -24,8 +24,8 @@ from airpanda.core.errors import ConfigurationError, NotAuthorisedError
 from airpanda.core.identity import Account
 from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig
-from airpanda.glexec.gridmap import is_banned, parse_banfile
-from airpanda.glexec.mapping import Mapping, check_ban
+from airpanda.glexec.gridmap import is_listed, parse_banfile
+from airpanda.glexec.mapping import Mapping
 from airpanda.glexec.remains import has_processes, remove_files
 from airpanda.glexec.trusted import check_trusted, read_trusted
 
@@ -172,7 +172,6 @@ class DynamicMapper:
         self._config = config
 
     def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
-        check_ban(self._config, dn, fqans)
         self.check_authorised(dn, fqans)
         uid, lease, held = self._range().lease(Owner(dn, tuple(fqans)))
         _check_nobodys(uid)
@@ -183,7 +182,7 @@ class DynamicMapper:
         path = self._config.authorised
         if path is None:
             raise ConfigurationError("mapping = dynamic needs authorised")
-        if not is_banned(parse_banfile(read_trusted(path), where=str(path)), [dn, *fqans]):
+        if not is_listed(parse_banfile(read_trusted(path), where=str(path)), [dn, *fqans]):
             raise NotAuthorisedError(f"{path} has no line for this identity")
 
     def _range(self) -> UidRange:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from airpanda.core.errors import ConfigurationError
+from airpanda.x509.policy import normal_dn
 
 _LINE = re.compile(r'\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+))(?:\s+(?P<target>\S+))?\s*')
 _ACCOUNT = re.compile(r"\.?[A-Za-z_][A-Za-z0-9_.-]{0,31}")
@@ -86,10 +87,16 @@ def find(lines: Sequence[Line], name: str) -> Optional[Target]:
     return next((line.target for line in lines if line.matches(name)), None)
 
 
-def is_banned(patterns: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether a ban names any of these: the DN and the FQANs of one credential."""
-    lines = [Line(pattern, Target("banned")) for pattern in patterns]
+def is_listed(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a pattern names any of these: the DN and the FQANs of one credential. Compared to the letter."""
+    lines = [Line(pattern, Target("listed")) for pattern in patterns]
     return any(line.matches(name) for line in lines for name in names)
+
+
+def is_banned(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    """As ``is_listed``, and whatever older programs called an attribute: a ban for ``/Email=`` is one for
+    ``/emailAddress=``."""
+    return is_listed(patterns, names) or is_listed([*map(normal_dn, patterns)], [*map(normal_dn, names)])
 
 
 def lease_name(dn: str) -> str:

@@ -39,25 +39,24 @@ class Mapping:
 
 
 class Mapper(Protocol):
-    """One way of mapping. Safe to repeat: the same credential gets the same account."""
+    """One way of mapping, for identities that ``check_ban`` let pass. The same credential gets the same account."""
 
     def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
         """The account of a verified identity; ``pem`` is the credential behind it, for a mapper that reads it itself.
 
         Raises:
-            NotAuthorisedError: banned, unmapped, or no account left (203).
+            NotAuthorisedError: unmapped, or no account left (203).
             ConfigurationError: the site's files are missing, malformed or unsafe (202).
         """
 
 
 class MapfileMapper:
-    """Our own mapping: ban file, grid-mapfile, gridmapdir. Files are read anew each time and must be root's."""
+    """Our own mapping: grid-mapfile, gridmapdir. Files are read anew each time and must be root's."""
 
     def __init__(self, config: LauncherConfig) -> None:
         self._config = config
 
     def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
-        check_ban(self._config, dn, fqans)
         found, target = self.target(dn, fqans)
         if not target.pool:
             return account_of(target.name)
@@ -91,7 +90,7 @@ class MapfileMapper:
 
 
 def check_ban(config: LauncherConfig, dn: str, fqans: Sequence[str]) -> None:
-    """Raises NotAuthorisedError where the DN or one of the FQANs is banned."""
+    """Raises NotAuthorisedError where the DN or one of the FQANs is banned. To be asked before any way of mapping."""
     path = config.ban_file
     if path is not None and is_banned(parse_banfile(read_trusted(path), where=str(path)), [dn, *fqans]):
         raise NotAuthorisedError(f"this identity is banned by {path}")

@@ -80,10 +80,14 @@ def dn_from_der(name: bytes) -> str:
 
 
 def ambiguous(name: bytes) -> bool:
-    """Whether a value of this DER name reads like another attribute, as in ``CN=x/CN=Somebody Else``.
+    """Whether another name has the same one-line form, so that this one must not become an identity.
 
-    Such a name has the one-line form of a different name, so it must not become an identity.
+    Either a value reads like another attribute, as in ``CN=x/CN=Somebody Else``, or one component has several
+    attributes, whose order the encoding decides and not the person.
     """
+    components = der.children(der.read(name, der.SEQUENCE).content)
+    if any(len(der.children(der.expect(component, der.SET).content)) != 1 for component in components):
+        return True
     return any(_AMBIGUOUS.search(value) for _, value in _attributes(name))
 
 

@@ -16,7 +16,7 @@ class SigningPolicy:
     """The subjects that each CA of one policy file may certify; whom it does not name may certify nobody."""
 
     def __init__(self, subjects: Mapping[str, Iterable[str]]) -> None:
-        self._rules = {_normal(ca): [_pattern(text) for text in patterns] for ca, patterns in subjects.items()}
+        self._rules = {normal_dn(ca): [_pattern(text) for text in patterns] for ca, patterns in subjects.items()}
 
     @classmethod
     def parse(cls, text: str) -> SigningPolicy:
@@ -44,8 +44,8 @@ class SigningPolicy:
 
     def allows(self, ca_dn: str, subject_dn: str) -> bool:
         """Whether the CA may certify the subject."""
-        subject = _normal(subject_dn)
-        return any(pattern.fullmatch(subject) for pattern in self._rules.get(_normal(ca_dn), ()))
+        subject = normal_dn(subject_dn)
+        return any(pattern.fullmatch(subject) for pattern in self._rules.get(normal_dn(ca_dn), ()))
 
 
 def _words(line: str) -> list[str]:
@@ -55,10 +55,11 @@ def _words(line: str) -> list[str]:
 def _pattern(text: str) -> re.Pattern[str]:
     """``*`` is any text and ``?`` any character; all else is itself."""
     parts = {"*": ".*", "?": "."}
-    return re.compile("".join(parts.get(c, re.escape(c)) for c in _normal(text)), re.DOTALL)
+    return re.compile("".join(parts.get(c, re.escape(c)) for c in normal_dn(text)), re.DOTALL)
 
 
-def _normal(dn: str) -> str:
+def normal_dn(dn: str) -> str:
+    """The DN with the present names of attributes for those that older programs printed."""
     for old, new in _SYNONYMS:
         dn = dn.replace(old, new)
     return dn

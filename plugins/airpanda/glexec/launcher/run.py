@@ -36,7 +36,7 @@ from airpanda.glexec.launcher.refusal import client_error, internal_error, refus
 from airpanda.glexec.launcher.request import Request, check_caller, check_command
 from airpanda.glexec.launcher.sources import Source
 from airpanda.glexec.lcmaps import LcmapsMapper
-from airpanda.glexec.mapping import MapfileMapper, Mapper, Mapping, check_mapping
+from airpanda.glexec.mapping import MapfileMapper, Mapper, Mapping, check_ban, check_mapping
 
 _MAPPERS: dict[str, Callable[[LauncherConfig], Mapper]] = {
     "own": MapfileMapper,
@@ -127,6 +127,7 @@ def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) 
     identity = identify(proxy, config, utcnow())
     fields.update(dn=identity.dn, issuer=identity.issuer, serial=identity.serial, fingerprint=identity.fingerprint)
     fields["fqans"] = list(identity.fqans)
+    check_ban(config, identity.dn, identity.fqans)
     mapping = _MAPPERS[config.mapping](config).map(identity.dn, identity.fqans, identity.pem)
     check_mapping(mapping, caller_uid=request.caller.uid, config=config)
     account = mapping.account

@@ -1,0 +1,58 @@
+"""What the launcher asks before it maps anybody, in whatever way; no process, no file of a site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from airpanda.core.errors import NotAuthorisedError
+from airpanda.core.secret import Secret
+from airpanda.glexec import mapping
+from airpanda.glexec.config import LauncherConfig
+from airpanda.glexec.launcher import run
+from airpanda.glexec.launcher.credential import Identity
+from airpanda.glexec.launcher.identity import Caller
+from airpanda.glexec.launcher.request import Request
+
+DN, FQAN = "/O=Grid/CN=Mallory", "/vo/Role=bad/Capability=NULL"
+IDENTITY = Identity(DN, "/O=Grid/CN=CA", "1", "ff", (FQAN,), False, datetime.now(UTC), Secret(b"pem"))
+REQUEST = Request(Caller(1001, 1001, (), "pilot", "/home/pilot"), ("/bin/true",), {}, (0, 1, 2), 3, "socket")
+
+
+class Asked(Exception):
+    """A mapper was asked for an account."""
+
+
+class NoMapper:
+    def __init__(self, config: LauncherConfig) -> None:
+        pass
+
+    def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> mapping.Mapping:
+        raise Asked
+
+
+@pytest.fixture(name="resolve")
+def _resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    monkeypatch.setattr(run, "read_proxy", lambda *args: Secret(b"proxy"))
+    monkeypatch.setattr(run, "identify", lambda *args: IDENTITY)
+    monkeypatch.setattr(run, "_MAPPERS", dict.fromkeys(run._MAPPERS, NoMapper))
+
+    def resolve(way: str, banned: str) -> None:
+        monkeypatch.setattr(mapping, "read_trusted", lambda path: banned)
+        place = Path("/etc/x")
+        config = LauncherConfig(("pilot",), place, place, mapping=way, ban_file=place)
+        run.resolve(REQUEST, config, {})
+
+    return resolve
+
+
+@pytest.mark.parametrize("way", list(run._MAPPERS))
+@pytest.mark.parametrize("banned", [f'"{DN}"\n', f'"{FQAN}"\n', '"/O=Grid/*"\n'])
+def test_a_ban_comes_before_every_way_of_mapping(resolve: Callable[[str, str], None], way: str, banned: str) -> None:
+    with pytest.raises(NotAuthorisedError, match="banned"):
+        resolve(way, banned)
+    with pytest.raises(Asked):
+        resolve(way, '"/O=Grid/CN=Somebody Else"\n')
