@@ -1,0 +1,72 @@
+"""Monitor lines as gLExec wrote them, which the Gratia glexec probe of that time reads from a file.
+
+Source: the patterns of the probe's parser: ``Started ... uid N``, ``New uid ... N``, ``Used DN: "..."``,
+``Used VO: "..."``, ``Used FQAN: "..."``, ``Terminated ... user N system N``, each behind a syslog prefix with
+``glexec.mon[MONITOR#GLEXEC]``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Union
+
+from airpanda.core.errors import ConfigurationError
+from airpanda.glexec.trusted import check_trusted
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+Value = Union[str, int, float, bool, None, list[int], list[str]]
+
+
+def monitor_lines(record: Mapping[str, Value], *, ended: datetime, host: str, pid: int) -> list[str]:
+    """The lines of one run whose audit record this is. Times are UTC; CPU seconds are whole."""
+    began = ended - timedelta(seconds=float(str(record["wall"])))
+    fqans = record["fqans"] if isinstance(record["fqans"], list) else []
+    first = [
+        f"Started by caller uid {record['caller_uid']}",
+        f"New uid is {record['uid']}",
+        f"Used DN: {_quoted(record['dn'])}",
+    ]
+    if fqans:
+        primary = str(fqans[0])
+        first += [f"Used VO: {_quoted(primary.split('/')[1])}", f"Used FQAN: {_quoted(primary)}"]
+    user, system = (round(float(str(record[name]))) for name in ("cpu_user", "cpu_system"))
+    last = f"Terminated with code {record['rc']}, CPU user {user} system {system}"
+    prefix = f"{host} glexec.mon[{pid}#{pid}]: "
+    return [f"{_time(began)} {prefix}{text}" for text in first] + [f"{_time(ended)} {prefix}{last}"]
+
+
+class MonitorLog:
+    """The open file. Opened before anything runs, like the audit log, whose copy it is.
+
+    Raises:
+        ConfigurationError: the file is unsafe or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_trusted(path.parent)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(path, flags, 0o640)
+        except OSError as error:
+            raise ConfigurationError(f"gratia_log {path}: {error.strerror}") from error
+
+    def write(self, record: Mapping[str, Value], now: datetime) -> None:
+        """Append the lines of one run in one write, so that simultaneous runs do not mix."""
+        lines = monitor_lines(record, ended=now, host=socket.gethostname(), pid=os.getpid())
+        with contextlib.suppress(OSError):  # the disk is full: the payload has run, and its code is what counts now
+            os.write(self._descriptor, "".join(f"{line}\n" for line in lines).encode("ascii"))
+
+
+def _time(moment: datetime) -> str:
+    return f"{_MONTHS[moment.month - 1]} {moment.day:2d} {moment:%H:%M:%S}"
+
+
+def _quoted(value: Value) -> str:
+    """On one line and without a bare quote, whatever is in it."""
+    return json.dumps(str(value))
