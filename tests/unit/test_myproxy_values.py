@@ -16,6 +16,8 @@ from airpanda.core.errors import AirpandaError, ConfigurationError, CredentialEr
 from airpanda.myproxy import errors, policy
 from airpanda.myproxy.config import ServerPolicies
 from airpanda.myproxy.keys import KeyPool
+from airpanda.x509.certificates import same_key
+from airpanda.x509.proxy import request_key
 
 DNS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60).map(lambda text: f"/O=x/CN={text}")
 
@@ -136,9 +138,12 @@ def test_each_key_is_handed_out_once() -> None:
 
     pool = KeyPool(size=3, make=make)  # type: ignore[arg-type]
     taken = [pool.take() for _ in range(10)]
-    assert len({id(key) for key in taken}) == 10
+    assert len({id(key) for key, _ in taken}) == 10
+    for key, request in taken:
+        assert same_key(request_key(request), key.public_key())
     pool.close()
-    assert all(pool.take() is not key for key in taken)
+    last, _ = pool.take()
+    assert all(last is not key for key, _ in taken)
 
 
 def test_configuration() -> None:

@@ -30,7 +30,7 @@ from airpanda.x509.certificates import PrivateKey
 from airpanda.x509.chain import ChainPolicy, verify_chain
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.errors import ChainError, CredentialFileError
-from airpanda.x509.proxy import make_request, sign_request
+from airpanda.x509.proxy import sign_request
 from airpanda.x509.trust import TrustDirectory, TrustStore
 
 DEFAULT_TIMEOUT = timedelta(seconds=30)
@@ -105,8 +105,7 @@ class MyProxyClient:
             UnfitCredentialError: another key, another owner, too short, or a chain that does not verify.
         """
         request = self._request(Command.GET, username, passphrase, lifetime=lifetime, cred_name=cred_name)
-        key = self._keys.take()
-        csr = make_request(key)
+        key, csr = self._keys.take()
         if not passphrase.reveal() or renew is not None:
             chain = self._delegation(request, csr, renew, early=False)
         else:  # no challenge will come: the certificate request can go out with the request, a round trip less

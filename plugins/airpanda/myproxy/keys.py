@@ -8,7 +8,7 @@ from collections import deque
 from typing import Callable
 
 from airpanda.x509.certificates import PrivateKey
-from airpanda.x509.proxy import new_key
+from airpanda.x509.proxy import make_request, new_key
 
 
 class KeyPool:
@@ -23,15 +23,19 @@ class KeyPool:
         self._make = make
         self._reset()
 
-    def take(self) -> PrivateKey:
-        """A key nobody has had; made on the spot when the pool is empty."""
+    def take(self) -> tuple[PrivateKey, bytes]:
+        """A key nobody has had, and the certificate request it has signed; made on the spot when the pool is empty."""
         if self._pid != os.getpid():
             self._reset()
         with self._wanted:
-            key = self._keys.popleft() if self._keys else None
+            ready = self._keys.popleft() if self._keys else None
             self._start()
             self._wanted.notify()
-        return self._make() if key is None else key
+        return self._prepare() if ready is None else ready
+
+    def _prepare(self) -> tuple[PrivateKey, bytes]:
+        key = self._make()
+        return key, make_request(key)
 
     def close(self) -> None:
         """Stop refilling and forget the keys; a later ``take`` makes its own key."""
@@ -42,7 +46,7 @@ class KeyPool:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._keys: deque[PrivateKey] = deque()
+        self._keys: deque[tuple[PrivateKey, bytes]] = deque()
         self._wanted = threading.Condition()
         self._running = False
         self._closed = False
@@ -59,7 +63,7 @@ class KeyPool:
                 wanted.wait_for(lambda: self._closed or len(keys) < self._size)
                 if self._closed:
                     return
-            key = self._make()
+            ready = self._prepare()
             with wanted:
                 if not self._closed:
-                    keys.append(key)
+                    keys.append(ready)

@@ -35,7 +35,6 @@ from airpanda.x509.chain import verify_chain
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.errors import ChainError
 from airpanda.x509.files import read_public
-from airpanda.x509.proxy import make_request
 from airpanda.x509.trust import TrustDirectory
 
 log = logging.getLogger(__name__)
@@ -180,9 +179,9 @@ class MyProxyServer:
     def _put(self, talk: _Talk, peer: Peer, request: Request) -> None:
         machine = talk.protocol
         self._service.check_store(peer, request)
-        key = self._keys.take()
+        key, csr = self._keys.take()
         talk.connection.send(machine.send_ok())
-        talk.connection.send(machine.send_csr(make_request(key)))
+        talk.connection.send(machine.send_csr(csr))
         self._service.put(peer, request, talk.expect(protocol.ChainReceived).chain, key, utcnow())
         talk.connection.send(machine.send_final())
 

@@ -85,14 +85,15 @@ def proxy_cert_info(certificate: x509.Certificate) -> Optional[ProxyCertInfo]:
     return None
 
 
-def extensions_of(certificate: x509.Certificate) -> list[x509.Extension[x509.ExtensionType]]:
+@lru_cache(maxsize=1024)
+def extensions_of(certificate: x509.Certificate) -> tuple[x509.Extension[x509.ExtensionType], ...]:
     """All extensions.
 
     Raises:
         ValueError: one of them cannot be read, or is there twice.
     """
     try:
-        return list(certificate.extensions)
+        return tuple(certificate.extensions)
     except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise ValueError("a duplicate or unreadable extension") from error
 
@@ -164,6 +165,7 @@ def digest_of(certificate: Union[x509.Certificate, x509.CertificateRevocationLis
     return "none" if algorithm is None else algorithm.name
 
 
+@lru_cache(maxsize=1024)  # a matter of two certificates' bytes: the same upper links are met again and again
 def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether the signature was made with the issuer's key. Names and everything else are not looked at."""
     return signature_is_by(
