@@ -1,0 +1,135 @@
+"""The pilot's own cost: what a job takes that is neither payload nor data, the pilot's memory, and its start.
+
+Compared with the meaning of PanDA's ``pilotTiming``: its getjob, stage-in, payload set-up, stage-out and final
+update are whole phases of a pilot; here the first figure is from the answer of ``acquire_jobs`` to the payload's
+first instruction (MyProxy retrieval, sandbox, stage-in of one script, and switch included), the second from the
+payload's last instruction to the accepted final report (output and log stored included).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from bench.record import record
+from support.dispatcher import job_database, spec, template_database
+from support.fake_dispatcher import TOKEN, fake_dispatcher
+from support.launcher import PILOT_UID, Site, make_site, wait_for
+from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.node_processes import processes_of
+from support.pilot_chain import WRAPPER, Chain, running_chain
+from support.postgres import Database, postgres
+
+from airpanda.pilot.bundle import write_bundle
+
+__all__ = ["job_database", "postgres", "template_database"]
+pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(600)]
+
+JOBS, STARTS = 30, 10
+LINE = re.compile(r"^(\S+ \S+)Z INFO job (\d+) attempt 1: (begins|finished)", re.MULTILINE)
+
+
+@pytest.fixture(scope="module", name="site")
+def _site() -> Iterator[Site]:
+    for site in make_site():
+        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
+        yield site
+
+
+@pytest.fixture(scope="module", name="myproxy")
+def _myproxy(site: Site) -> Iterator[ServerProcess]:
+    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
+        yield server
+
+
+@pytest.fixture
+def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: Path) -> Iterator[Chain]:
+    with running_chain(site, myproxy, job_database, tmp_path) as chain:
+        yield chain
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def put_down(name: str, values: list[float], bar: float, conditions: str) -> None:
+    median = statistics.median(values)
+    against = {"bar": bar, "p95": round(percentile(values, 0.95), 4)}
+    record(f"pilot: {name}", median, "s", against=against, ratio=median / bar, conditions=conditions)
+    print(f"{name}: median {median:.3f} s, p95 {percentile(values, 0.95):.3f} s, bar {bar} s")
+
+
+def peak_rss_mib(site: Site) -> float:
+    """The most that a pilot of this node has ever had in memory, as far as it still lives."""
+    found = [0.0]
+    for pid in processes_of(site, PILOT_UID):
+        if b"airpanda.pilot" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            text = Path(f"/proc/{pid}/status").read_text()
+            found += [int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")]
+    return max(found)
+
+
+def test_overhead_of_a_job_and_memory(chain: Chain) -> None:
+    argv = ["sh", "-c", "date +%s.%N; echo x > out.txt; date +%s.%N"]
+    jobs = [spec(f"j{i}", argv=argv, outputs=[{"lfn": "out.txt"}], walltime_s=120) for i in range(JOBS)]
+    task = chain.submit("alice", *jobs)
+    handles = chain.send_pilots(1)
+    chain.wait(task["task_id"], 240)
+    rss_mib = peak_rss_mib(chain.site)
+    chain.pilots_end(handles)
+    times: dict[tuple[int, str], float] = {}
+    for moment, panda_id, what in LINE.findall(chain.logs(handles)):
+        parsed = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC)
+        times[int(panda_id), what] = parsed.timestamp()
+    before, after = [], []
+    for panda_id in range(task["first_panda_id"], task["first_panda_id"] + JOBS):
+        first, last = map(float, chain.http.get(f"/v1/job/{panda_id}/log").text.split())
+        before.append(first - times[panda_id, "begins"])
+        after.append(times[panda_id, "finished"] - last)
+    how = f"{JOBS} jobs of one pilot; real gateway, PostgreSQL, Debian's MyProxy and launcher on the same machine"
+    put_down("acquire to the payload's first instruction", before, 0.6, how)
+    put_down("the payload's last instruction to the final report", after, 0.4, how)
+    record(
+        "pilot: memory",
+        rss_mib,
+        "MiB RSS",
+        against={"bar": 80},
+        ratio=rss_mib / 80,
+        conditions=f"peak over {JOBS} jobs",
+    )
+    print(f"memory: {rss_mib:.1f} MiB, bar 80")
+    assert rss_mib > 0
+
+
+def test_start_from_a_bundle(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "airpanda.pyz")
+    record("pilot: bundle", bundle.size / 1024, "KiB", conditions=f"{bundle.files} files, without cryptography")
+    ca_dir = tmp_path / "ca"
+    ca_dir.mkdir()
+    seconds = []
+    for number in range(STARTS):
+        place = tmp_path / f"p{number}"
+        place.mkdir(mode=0o700)
+        with fake_dispatcher() as fake:
+            slot = {"cores": 1, "memory_mib": 100, "disk_mib": 100, "walltime_s": 3600}
+            values = {"pilot_id": 1, "tag": "t", "token": TOKEN, "queue": "TEST", "dispatcher_url": fake.url}
+            values |= {"ca_dir": str(ca_dir), "proxy": "/nowhere", "identity_policy": "OPTIONAL", "slot": slot}
+            config = place / "pilot.json"
+            config.touch(mode=0o600)
+            config.write_text(json.dumps(values | {"idle_limit_s": 0.1}))
+            argv = ["sh", str(WRAPPER), "--code", str(bundle.path), "--python", sys.executable, str(config)]
+            begin = time.monotonic()
+            process = subprocess.Popen(argv, env={"PATH": "/usr/bin:/bin"}, stderr=subprocess.DEVNULL)
+            wait_for(lambda fake=fake: fake.offers, 60)
+            seconds.append(time.monotonic() - begin)
+            process.wait(60)
+    how = f"{STARTS} cold starts: checksum, unpacking, probe, first acquire; contained switch, no benchmark"
+    put_down("bundle start to first acquire", seconds, 2.0, how)
