@@ -46,8 +46,7 @@ def main(config_path: Path, socket_path: Path) -> int:
         print(f"airpanda-launcherd: {error}", file=sys.stderr)
         return 1
     os.environ.clear()
-    gc.disable()  # each request ends with its process, and a collection in it would copy the daemon's memory
-    gc.freeze()
+    gc.freeze()  # what is loaded now stays: collections need not look at it
     _Daemon(listener, config_path, config.max_runs).serve()
     return 0
 
@@ -115,6 +114,7 @@ class _Daemon:
 def _serve_one(connection: socket.socket, config_path: Path, daemon: int) -> NoReturn:
     """Never returns. Whatever goes wrong, the client's connection ends, and so does the payload."""
     try:
+        gc.disable()  # all ends with this process, and a collection would copy the daemon's memory
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
