@@ -123,3 +123,26 @@ def test_a_payload_that_only_writes_files_is_alive(rig: Rig) -> None:
     rig.fake.jobs = [make_job(argv=["sh", "-c", work])]
     rig.run()
     assert rig.fake.statuses == ["starting", "running", "finished"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'rm -rf "$HOME"; sleep 3',
+        "exec >&- 2>&- <&-; sleep 1",
+        "rm -f .x509up-*; sleep 3",
+        "ln -s /etc/passwd .x509up-00000000; sleep 3",
+        "i=0; while [ $i -lt 3000 ]; do : > f$i; i=$((i+1)); done; sleep 3",
+    ],
+    ids=["sandbox deleted", "descriptors closed", "proxy deleted", "link as a proxy", "many files"],
+)
+def test_a_payload_that_harms_itself_harms_nobody_else(rig: Rig, script: str) -> None:
+    before = Path("/etc/passwd").read_bytes()
+    rig.retrieve = Server(6.0)
+    rig.options.update(proxy_margin_s=1.9, scan_every_s=0.1)
+    rig.fake.jobs = [make_job(7, argv=["sh", "-c", script]), make_job(8, argv=["echo", "next"])]
+    rig.run()
+    assert rig.fake.statuses == ["starting", "running", "finished"] * 2
+    assert rig.fake.files["8/1/payload.log"] == b"next\n"
+    assert Path("/etc/passwd").read_bytes() == before
+    assert [path for path in rig.leftovers() if "job-" in path.name] == []

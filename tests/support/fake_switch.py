@@ -114,4 +114,5 @@ class FakeSwitcher:
         return {name: Path(shutil.copy(sandbox / name, into / name)) for name in found}
 
     def remove(self, sandbox: Path, proxy: Path) -> None:
-        shutil.rmtree(sandbox)
+        if sandbox.exists():
+            shutil.rmtree(sandbox)
