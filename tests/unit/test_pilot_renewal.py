@@ -43,6 +43,7 @@ def wait_for(condition: Callable[[], object], limit_s: float = 10) -> None:
         (JobFault(errors.OWN_PROXY, "expired"), "site"),
         (IdentitySwitchError("203"), "site"),
         (PermissionError(13, "not writable"), "site"),
+        (ValueError("not foreseen"), "system"),
         (JobFault(errors.NO_PROXY, "destroyed"), "user"),
         (JobFault(errors.WRONG_PROXY, "another"), "user"),
     ],

@@ -23,6 +23,7 @@ _ENDED: dict[Kind, Kind] = {
     errors.NOT_SERVED: errors.PROXY_ENDS_SYSTEM,
     errors.OWN_PROXY: errors.PROXY_ENDS_SITE,
     errors.GLEXEC: errors.PROXY_ENDS_SITE,
+    errors.PILOT_ERROR: errors.PROXY_ENDS_SYSTEM,
 }
 
 
@@ -109,6 +110,9 @@ class Renewal:
             self._reason = JobFault(errors.GLEXEC, str(error))
         except OSError as error:
             self._reason = JobFault(errors.OWN_PROXY, f"the pilot cannot keep the new proxy: {error.strerror}")
+        except Exception as error:  # outermost frame of this thread: what it is must reach the job's report
+            log.exception("the renewal failed")
+            self._reason = JobFault(errors.PILOT_ERROR, f"{type(error).__name__}: {error}")
         else:
             self._not_after, self._ends, self._reason = not_after, self._monotonic(not_after), None
             self.renewed += 1
