@@ -241,9 +241,9 @@ class Inside:
         return Path(f"/proc/{found[1]}/root{inside}")
 
     def launcher_records(self) -> list[dict[str, Any]]:
-        """The launcher's own log."""
+        """The launcher's own log: one record for each request that has ended."""
         text = self.node_path("/run/airpanda/log/glexec.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return [event for event in map(json.loads, text.splitlines()) if event.get("event") != "started"]
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         with contextlib.closing(self._connect()) as connection, connection.cursor() as cursor:

@@ -186,7 +186,11 @@ class WorkerNode:
         fresh.replace(target)
 
     def records(self) -> list[dict[str, object]]:
-        """The launcher's records so far, oldest first."""
+        """The launcher's records so far, oldest first: one for each request that has ended."""
+        return [event for event in self.events() if event.get("event") != "started"]
+
+    def events(self) -> list[dict[str, object]]:
+        """All that is in the launcher's log, with the starts."""
         log = self.path(LOG)
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 

@@ -1,12 +1,17 @@
 """One record for each request, run or refused: who asked, who ran as which account, for how long.
 
-The file has a JSON object a line; the syslog line has the same as ``key="value"``. Outside text is escaped.
+The file has a JSON object a line; the syslog line has the same as ``key="value"``. Outside text is escaped. Before a
+payload starts there is one more, with ``"event": "started"`` and without an outcome, so that a launcher that is killed
+leaves a trace too; who counts runs passes it over.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import sys
 import syslog
 from collections.abc import Mapping
 from datetime import datetime
@@ -38,13 +43,52 @@ class Audit:
             raise ConfigurationError(f"log_file {path}: {error.strerror}") from error
         self._to_syslog = to_syslog
 
-    def write(self, fields: Mapping[str, Value], *, now: datetime) -> None:
-        """Append one record; one write, so that simultaneous runs do not mix their lines."""
-        record = {"time": to_wire(now), **fields}
-        os.write(self._descriptor, json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n")
+    def started(self, fields: Mapping[str, Value], *, now: datetime) -> None:
+        """Append the record without which nothing may start.
+
+        Raises:
+            ConfigurationError: it is not in the file, or not whole.
+        """
+        event: dict[str, Value] = {"event": "started", **fields}
+        try:
+            self._append(event, now)
+        except OSError as error:
+            raise ConfigurationError(f"the log_file cannot be written, so nothing may run: {error.strerror}") from error
         if self._to_syslog:
-            syslog.openlog(IDENT, syslog.LOG_PID, syslog.LOG_AUTHPRIV)
-            syslog.syslog(syslog.LOG_NOTICE, key_values(fields))
+            _to_syslog(event)
+
+    def write(self, fields: Mapping[str, Value], *, now: datetime) -> None:
+        """Append the record of what has happened. Where the file takes no more, syslog and stderr get it."""
+        try:
+            self._append(fields, now)
+            lost = False
+        except OSError as error:
+            lost = True
+            fields = {**fields, "log_file": error.strerror}
+            with contextlib.suppress(OSError, ValueError):
+                print(f"{IDENT}: {key_values(fields)}", file=sys.stderr, flush=True)
+        if self._to_syslog or lost:
+            _to_syslog(fields)
+
+    def _append(self, fields: Mapping[str, Value], now: datetime) -> None:
+        """All of a line or nothing of it: under a lock, so that lines do not mix and half of one can be taken back."""
+        line = json.dumps({"time": to_wire(now), **fields}, separators=(",", ":")).encode("ascii") + b"\n"
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        try:
+            before = os.fstat(self._descriptor).st_size
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError:
+                os.ftruncate(self._descriptor, before)
+                raise
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+
+def _to_syslog(fields: Mapping[str, Value]) -> None:
+    syslog.openlog(IDENT, syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+    syslog.syslog(syslog.LOG_NOTICE, key_values(fields))
 
 
 def key_values(fields: Mapping[str, Value]) -> str:

@@ -16,6 +16,7 @@ from airpanda.core.errors import AirpandaError
 from airpanda.glexec.contract import INTERNAL_ERROR
 from airpanda.glexec.launcher import kernel
 from airpanda.glexec.launcher.identity import Caller
+from airpanda.glexec.launcher.limits import lift
 from airpanda.glexec.launcher.refusal import not_authorised, refusal
 from airpanda.glexec.launcher.request import Request, caller_of, keep_known
 from airpanda.glexec.launcher.run import conduct
@@ -31,12 +32,13 @@ def main(config_path: Path, argv: list[str]) -> int:
     try:
         if os.geteuid() != 0:
             raise not_authorised("the direct launcher must be started by root or through sudo")
+        limits = lift()
         source = OwnSignals()
         kernel.forbid_inspection()
         kernel.die_with_parent(signal.SIGTERM, os.getppid())
         directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         kind = "sudo" if "SUDO_UID" in environ else "root"
-        request = Request(_caller(environ), tuple(argv), keep_known(environ), (0, 1, 2), directory, kind)
+        request = Request(_caller(environ), tuple(argv), keep_known(environ), (0, 1, 2), directory, kind, limits)
         code, message = conduct(request, config_path, source)
     except AirpandaError as error:
         refused = refusal(error)

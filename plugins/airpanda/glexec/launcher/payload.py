@@ -13,6 +13,7 @@ from typing import NoReturn, Optional
 from airpanda.glexec.contract import CLIENT_ERROR, EXEC_FAILED, INTERNAL_ERROR
 from airpanda.glexec.launcher import kernel
 from airpanda.glexec.launcher.identity import become
+from airpanda.glexec.launcher.limits import restore
 from airpanda.glexec.launcher.plan import Plan, TargetProxy
 
 READY, GO = b"ready", b"go"
@@ -34,6 +35,7 @@ def start_payload(plan: Plan, status: socket.socket, cgroup: Optional[int]) -> N
         status.send(READY)
         if status.recv(16) == GO:
             code = EXEC_FAILED
+            restore(plan.limits)
             os.execve(plan.argv[0], list(plan.argv), dict(plan.environ))  # noqa: S606
     except (OSError, RuntimeError, ValueError) as error:
         text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

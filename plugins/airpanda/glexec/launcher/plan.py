@@ -14,6 +14,7 @@ from airpanda.core.secret import Secret
 from airpanda.glexec import contract
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.launcher.identity import Caller, open_as
+from airpanda.glexec.launcher.limits import Limit
 from airpanda.glexec.launcher.refusal import client_error
 from airpanda.glexec.launcher.request import Request
 from airpanda.glexec.mapping import Mapping as Mapped
@@ -76,6 +77,7 @@ class Plan:
     private_tmp: bool
     tmp_mib: int
     max_processes: int
+    limits: tuple[Limit, ...]
     transient: bool
     """Its account is no machine's: it exists for this payload, which can write in ``writable`` only."""
     home: str
@@ -105,6 +107,7 @@ def make_plan(request: Request, config: LauncherConfig, mapping: Mapped, pem: Se
         private_tmp=config.private_tmp,
         tmp_mib=config.tmp_mib,
         max_processes=config.max_processes,
+        limits=request.limits,
         transient=transient,
         home=mapping.home,
         writable=tuple(map(str, config.payload_dirs)) if transient else (),

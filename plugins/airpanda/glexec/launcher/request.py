@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.launcher.identity import Caller
+from airpanda.glexec.launcher.limits import Limit
 from airpanda.glexec.launcher.refusal import client_error, not_authorised
 
 KNOWN = ("CLIENT_CERT", "SOURCE_PROXY", "TARGET_PROXY", "ENV", "ID", "MODE", "RECORD")
@@ -26,6 +27,8 @@ class Request:
     standard: tuple[int, int, int]
     directory: int
     launcher_kind: str
+    limits: tuple[Limit, ...] = ()
+    """The caller's own that were lifted for the launcher; the payload gets them back."""
 
 
 def caller_of(uid: int, gid: int, groups: Sequence[int]) -> Caller:

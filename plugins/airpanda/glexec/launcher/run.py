@@ -75,16 +75,16 @@ def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, s
     _bound_preparation()
     try:
         config = read_config(config_path)
-        check_caller(request.caller, config)
         audit = Audit(config.log_file, to_syslog=config.syslog)
-        monitor = None if config.gratia_log is None else MonitorLog(config.gratia_log)
     except AirpandaError as error:
         refused = refusal(error)
         return refused.exit_code or contract.INTERNAL_ERROR, str(refused)
     record = CallerRecord(None)
     try:
+        check_caller(request.caller, config)
+        monitor = None if config.gratia_log is None else MonitorLog(config.gratia_log)
         record = CallerRecord(_open_record(request))
-        ended = _run(request, config, source, record, fields)
+        ended = _run(request, config, source, _Records(audit, record, fields))
     except (AirpandaError, OSError) as error:
         signal.alarm(0)
         refused = refusal(error) if isinstance(error, AirpandaError) else internal_error(f"the launcher: {error}")
@@ -136,17 +136,40 @@ def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) 
     return identity, mapping
 
 
-def _run(
-    request: Request, config: LauncherConfig, source: Source, record: CallerRecord, fields: dict[str, Value]
-) -> Ended:
+class _Records:
+    """The site's record of a run and the caller's, which tell the same."""
+
+    def __init__(self, audit: Audit, caller: CallerRecord, fields: dict[str, Value]) -> None:
+        self._audit = audit
+        self._caller = caller
+        self.fields = fields
+        """What is known of the run by now."""
+
+    def started(self, pid: int, account: Account) -> None:
+        """To be called before the payload may go on.
+
+        Raises:
+            ConfigurationError: the site has no record of it.
+        """
+        self._audit.started({**self.fields, "pid": pid}, now=utcnow())
+        told = {name: self.fields[name] for name in _TOLD}
+        ids: dict[str, Value] = {"pid": pid, "uid": account.uid, "gid": account.gids[0], "account": account.name}
+        self._caller.write({"event": "started", **ids, **told})
+
+    def ended(self, ended: Ended) -> None:
+        """For the caller; the site's record is written when all is cleaned up."""
+        usage: dict[str, Value] = {"wall_s": ended.wall_s, "cpu_s": ended.cpu_s, "max_rss_kib": ended.max_rss_kib}
+        self._caller.write({"event": "ended", "exit_code": ended.exit_code, **usage})
+
+
+def _run(request: Request, config: LauncherConfig, source: Source, records: _Records) -> Ended:
     check_command(request.argv)
-    identity, mapping = resolve(request, config, fields)
+    identity, mapping = resolve(request, config, records.fields)
     given = _payload_proxy(request, config, identity)
     plan = make_plan(request, config, mapping, given.pem)
     cgroup = PayloadCgroup.make(max_processes=config.max_processes) if config.cgroup else None
     try:
-        told = {name: fields[name] for name in _TOLD}
-        return _Run(plan, source, record, cgroup, told).conduct()
+        return _Run(plan, source, records, cgroup).conduct()
     finally:
         if cgroup is not None:
             cgroup.remove()
@@ -181,20 +204,12 @@ def _open_record(request: Request) -> Optional[int]:
 class _Run:
     """The parent's side of one payload: start, prove, forward, wait, account."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        source: Source,
-        record: CallerRecord,
-        cgroup: Optional[PayloadCgroup],
-        identity: dict[str, Value],
-    ) -> None:
+    def __init__(self, plan: Plan, source: Source, records: _Records, cgroup: Optional[PayloadCgroup]) -> None:
         signal.alarm(0)  # what follows has its own limits
         self._cgroup = cgroup
-        self._identity = identity
         self._plan = plan
         self._source = source
-        self._record = record
+        self._records = records
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._status, status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -225,9 +240,7 @@ class _Run:
         if message != READY:
             raise _not_started(message)
         prove_switched(pid, self._plan.account)
-        account = self._plan.account
-        started: dict[str, Value] = {"pid": pid, "uid": account.uid, "gid": account.gids[0], "account": account.name}
-        self._record.write({"event": "started", **started, **self._identity})
+        self._records.started(pid, self._plan.account)
         if self._cgroup is not None:
             self._cgroup.begin()
         self._started_at = time.monotonic()
@@ -285,9 +298,7 @@ class _Run:
             self._cgroup.kill()
             cpu, place = self._cgroup.cpu_s(), str(self._cgroup.path)
         ended = Ended(code, round(wall, 3), round(cpu, 3), rss, round(user, 3), round(system, 3), place)
-        self._record.write(
-            {"event": "ended", "exit_code": code, "wall_s": ended.wall_s, "cpu_s": ended.cpu_s, "max_rss_kib": rss}
-        )
+        self._records.ended(ended)
         return ended
 
 
