@@ -89,12 +89,13 @@ class Demonstration:
         try:
             with Work(self._site, self._api, self._progress) as work:
                 work.run()
-                jobs, peaks = work.jobs(), work.fetch_peaks()
+                jobs, peaks, timeline = work.jobs(), work.fetch_peaks(), work.timeline()
         except httpx.TransportError as error:
             raise DemoError(f"the api-server does not answer ({error}); its log is in {place.logs}") from error
         wrong = report.verdict(jobs, peaks, switches=self._site.switches)
         about: dict[str, Any] = {
             "phases_s": {name: round(seconds, 2) for name, seconds in self._progress.phases.items()},
+            "timeline": timeline,
             "identity_switch": self._site.switches,
             "wrong": wrong,
         }

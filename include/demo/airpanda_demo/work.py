@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import httpx
 
+from airpanda.core.clock import from_wire
 from airpanda.hooks import calls
 from airpanda.hooks.calls import Call
-from airpanda.messages import JobView
+from airpanda.messages import AttemptView, JobView
 from airpanda_demo.airflow_api import FINAL, AirflowApi
 from airpanda_demo.errors import DemoError
 from airpanda_demo.progress import Progress
@@ -126,6 +127,18 @@ class Work:
                 peaks.append(Peak(run.owner, str(picture), json.loads(numbers)))
         return peaks
 
+    def timeline(self) -> list[dict[str, Any]]:
+        """For each run's jobs, seconds since the Airflow task started: first payload, last job's end, task's end.
+
+        The dispatcher's and Airflow's clocks are one here: they share a machine.
+        """
+        return [
+            _lags(run, task, [attempt for job in self._jobs(run) for attempt in job.attempts])
+            for run in self._runs
+            for task in self._api.task_states(run.dag_id, run.run_id)
+            if task["task_id"] == run.task_id and task["state"] == "success"
+        ]
+
     def __enter__(self) -> Work:
         return self
 
@@ -214,3 +227,14 @@ class Work:
 
 def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{state} {n}" for state, n in sorted(counter.items()))
+
+
+def _lags(run: Run, task: Mapping[str, Any], attempts: Sequence[AttemptView]) -> dict[str, Any]:
+    start = from_wire(task["start_date"])
+    times = {
+        "first_payload_s": min(a.started_at for a in attempts if a.started_at is not None),
+        "last_job_final_s": max(a.ended_at for a in attempts if a.ended_at is not None),
+        "task_end_s": from_wire(task["end_date"]),
+    }
+    seconds = {name: round((at - start).total_seconds(), 3) for name, at in times.items()}
+    return {"dag_id": run.dag_id, "task_id": run.task_id, "owner": run.owner, **seconds}
