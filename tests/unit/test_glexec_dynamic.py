@@ -29,6 +29,12 @@ payload_dirs = /p
 """
 
 
+@pytest.fixture(autouse=True)
+def _keyrings_need_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        monkeypatch.setattr(dynamic, "clear_keyrings", lambda uid: True)
+
+
 def leases(where: Path, count: int = 1, *, idle_s: float = 0, places: list[Path] | None = None) -> UidRange:
     return UidRange(where, range(FIRST, FIRST + count), places or [], idle_s=idle_s)
 
@@ -36,6 +42,13 @@ def leases(where: Path, count: int = 1, *, idle_s: float = 0, places: list[Path]
 def release(held: dynamic.Held) -> None:
     """As the kernel does when the last process of a run ends."""
     os.close(held._descriptor)
+
+
+def test_a_uid_whose_keys_cannot_be_dropped_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(leases(tmp_path).lease(ALICE)[2])
+    monkeypatch.setattr(dynamic, "clear_keyrings", lambda uid: False)
+    with pytest.raises(NotAuthorisedError):
+        leases(tmp_path).lease(BOB)
 
 
 # --- configuration --------------------------------------------------------------------------------------------------

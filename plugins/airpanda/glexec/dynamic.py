@@ -2,7 +2,7 @@
 
 A lease is a file ``UID-HASH`` in a directory of root's, with the exact owner in it. While a run lasts, its processes
 hold a shared lock on the file, so a crash can leave neither a lease that is free too early nor one that is taken for
-ever. A uid changes hands only through ``UID-leaving``: nobody's, until no process and no file of it is left.
+ever. A uid changes hands only through ``UID-leaving``: nobody's, until no process, no key and no file of it is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.gridmap import is_listed, parse_banfile
 from airpanda.glexec.mapping import Mapping
-from airpanda.glexec.remains import has_processes, remove_files
+from airpanda.glexec.remains import clear_keyrings, has_processes, remove_files
 from airpanda.glexec.trusted import check_trusted, read_trusted
 
 HOME = "/tmp"  # noqa: S108 - private to each run
@@ -90,7 +90,7 @@ class UidRange:
             uid, lock = leaving
             tried.add(uid)
             try:
-                if not has_processes(uid) and remove_files(uid, self._places):
+                if not has_processes(uid) and clear_keyrings(uid) and remove_files(uid, self._places):
                     with self._locked():
                         (self._directory / f"{uid}-{_LEAVING}").unlink()
             finally:

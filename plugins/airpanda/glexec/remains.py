@@ -7,6 +7,10 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from airpanda.core.identity import Account
+from airpanda.glexec.launcher import kernel
+from airpanda.glexec.launcher.identity import open_as
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -25,6 +29,20 @@ def has_processes(uid: int) -> bool:
         if str(uid) in ids:
             return True
     return False
+
+
+def clear_keyrings(uid: int) -> bool:
+    """Whether the kernel now holds no key for this uid; its processes must have ended. To be called by root."""
+
+    def clear() -> int:
+        kernel.clear_own_keyrings()
+        return os.open(os.devnull, os.O_RDONLY)
+
+    try:
+        os.close(open_as(Account(str(uid), uid, (uid,)), clear))
+    except OSError:
+        return False
+    return True
 
 
 def remove_files(number: int, directories: Iterable[Path]) -> bool:

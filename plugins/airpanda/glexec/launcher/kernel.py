@@ -1,12 +1,13 @@
 """The few system calls that Python 3.9 does not have, by ctypes.
 
-Source: unshare(2), setns(2), mount(2), mount_setattr(2), prctl(2).
+Source: unshare(2), setns(2), mount(2), mount_setattr(2), prctl(2), keyctl(2), persistent-keyring(7).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -23,6 +24,21 @@ MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
+
+_SYS_KEYCTL = {
+    "x86_64": 250,
+    "aarch64": 219,
+    "riscv64": 219,
+    "loongarch64": 219,
+    "ppc64le": 271,
+    "s390x": 280,
+    "armv7l": 311,
+    "i686": 288,
+}
+_JOIN_SESSION_KEYRING, _SETPERM, _CLEAR, _LINK, _GET_PERSISTENT = 1, 5, 7, 8, 22
+_SESSION_KEYRING, _USER_KEYRING, _USER_SESSION_KEYRING = -3, -4, -5
+_USER_KEYRING_RIGHTS = 0x1F3F0000  # as the kernel makes them; a payload may have changed its own
+_NO_KEYRINGS = (errno.ENOSYS, errno.EPERM)  # not built in, or forbidden for all of a container
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,3 +109,49 @@ def forbid_new_privileges() -> None:
 def forbid_inspection() -> None:
     """Nobody but root may trace this process, read its memory or dump its core."""
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl DUMPABLE")
+
+
+def join_fresh_session_keyring() -> bool:
+    """Leave the session keyring that this process has inherited; False where the kernel has no keyrings at all.
+
+    Raises:
+        OSError: it cannot be left.
+    """
+    try:
+        _keyctl(_JOIN_SESSION_KEYRING, 0)
+    except OSError as error:
+        if error.errno in _NO_KEYRINGS:
+            return False
+        raise
+    return True
+
+
+def clear_own_keyrings() -> None:
+    """Drop every key that outlives this account's processes: user, user session and persistent keyring.
+
+    Raises:
+        OSError: one of them could not be emptied.
+    """
+    if not join_fresh_session_keyring():
+        return
+    for keyring in (_USER_KEYRING, _USER_SESSION_KEYRING):
+        _keyctl(_SETPERM, keyring, _USER_KEYRING_RIGHTS)
+        _keyctl(_CLEAR, keyring)
+    _keyctl(_LINK, _USER_KEYRING, _USER_SESSION_KEYRING)  # as the kernel makes them
+    try:
+        _keyctl(_CLEAR, _keyctl(_GET_PERSISTENT, -1, _SESSION_KEYRING))
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+
+
+def _keyctl(operation: int, *arguments: int) -> int:
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOTSUP, f"keyctl on {os.uname().machine}: not known to the launcher")
+    words = [ctypes.c_long(word) for word in (number, operation, *arguments, *[0] * (4 - len(arguments)))]
+    _libc.syscall.restype = ctypes.c_long
+    result = int(_libc.syscall(*words))
+    if result < 0:
+        _check(result, "keyctl")
+    return result

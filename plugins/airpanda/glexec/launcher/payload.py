@@ -53,6 +53,7 @@ def _prepare(plan: Plan, status: socket.socket) -> None:
     kernel.close_others(status.fileno())
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NPROC, plan.max_processes)
+    kernel.join_fresh_session_keyring()
     become(plan.account)
     kernel.forbid_new_privileges()
     os.umask(0o077)
