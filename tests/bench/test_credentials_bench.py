@@ -200,9 +200,7 @@ def medians(
 def test_retrievals(rig: Rig, clients: int) -> None:
     found = medians({"ours": rig.ours, "c": rig.c, "myproxyclient": rig.myproxyclient}, clients)
     (ours, cpu_ms), (c, c_cpu_ms), (theirs, _) = found["ours"], found["c"], found["myproxyclient"]
-    how = (
-        f"{clients} clients, keys and requests in stock, RSA-2048, median of {ROUNDS} rounds; server on the same cores"
-    )
+    how = f"{clients} clients, keys and requests in stock, RSA-2048, median of {ROUNDS} rounds; server on these cores"
     name = f"myproxy.retrievals.{clients}_clients"
     bars = {"bar_times_c": BAR_C, "bar_times_myproxyclient": BAR_MYPROXYCLIENT} if clients == 4 else {}
     record(name, ours, "1/s", against={"myproxy-logon": round(c, 2), **bars}, ratio=ours / c, conditions=how)
