@@ -19,7 +19,7 @@ class AirpandaPlugin(AirflowPlugin):
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:
-        """The dispatcher's application; pilots with X.509 proxies use the gateway instead."""
+        """The dispatcher's application without the pilots' verbs: the gateway alone proves who a pilot is."""
         from airpanda.dispatcher.edge import airflow_app
 
-        return [{"app": airflow_app(), "url_prefix": "/panda", "name": "PanDA dispatcher"}]
+        return [{"app": airflow_app(pilots=False), "url_prefix": "/panda", "name": "PanDA dispatcher"}]

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
-from support.dispatcher import ALICE_DN, World, job_database, spec, template_database, ti, world
+from support.dispatcher import ALICE_DN, PILOT_DN, World, job_database, spec, template_database, ti, world
 from support.postgres import postgres
 
 from airpanda.core.clock import utcnow
@@ -45,7 +45,7 @@ async def test_every_route_refuses_who_has_no_token_or_the_other_kind(world: Wor
         if (method, path) in OPEN:
             assert (await world.http.request(method, path)).json() == {"status": "ok"}
             continue
-        wrong = world.client_headers() if path.startswith("/v1/pilot/") else pilot.headers
+        wrong = world.client_headers() if path.startswith("/v1/pilot/") else {"Authorization": f"Bearer {pilot.token}"}
         for headers in ({}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer x.y.z"}, wrong):
             response = await world.http.request(method, path, headers=headers, json={})
             assert response.status_code == 401, (method, path, headers)
@@ -88,6 +88,14 @@ async def test_a_client_stays_inside_its_owners_and_queues(world: World) -> None
         "retriever_dn": ALICE_DN,
         "expires_at": "2100-01-01T00:00:00Z",
     }
+    sender = world.client_headers(owners=("bob",), queues=("OTHER",), pilots=True)
+    for method, path, body in (
+        ("GET", f"/v1/batch/{batch['batch_id']}", None),
+        ("POST", f"/v1/batch/{batch['batch_id']}/record", {"state": "failed", "ce": "x"}),
+    ):
+        assert (await world.call(method, path, body, headers=sender)).status_code == 404
+    response = await world.call("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": 1}, headers=sender)
+    assert (response.status_code, "queue 'DEMO'" in response.text) == (403, True)
     refused: list[tuple[str, str, Any, int]] = [
         ("GET", f"/v1/creds/{number}", None, 404),
         ("POST", f"/v1/creds/{number}/destroyed", None, 404),
@@ -98,8 +106,8 @@ async def test_a_client_stays_inside_its_owners_and_queues(world: World) -> None
         ("GET", f"/v1/task/{task['task_id']}/jobs", None, 404),
         ("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "mine"}, 404),
         ("POST", f"/v1/task/{task['task_id']}/retry", None, 404),
-        ("GET", f"/v1/batch/{batch['batch_id']}", None, 404),
-        ("POST", f"/v1/batch/{batch['batch_id']}/record", {"state": "failed", "ce": "x"}, 404),
+        ("GET", f"/v1/batch/{batch['batch_id']}", None, 403),
+        ("POST", f"/v1/batch/{batch['batch_id']}/record", {"state": "failed", "ce": "x"}, 403),
         ("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": 1}, 403),
         ("POST", "/v1/job/submit", submission, 403),
         ("POST", "/v1/job/submit", submission | {"owner": "bob"}, 404),
@@ -146,8 +154,11 @@ async def test_an_offline_queue_sends_pilots_home(world: World) -> None:
 async def test_no_header_stands_in_for_mutual_tls(world: World) -> None:
     await world.submit()
     pilot = await world.pilot()
-    pilot.headers.update({"X-SSL-Client-S-DN": "/O=Test Grid/CN=Mallory"})
-    await pilot.acquire()
+    said = dict.fromkeys(("X-SSL-Client-S-DN", "X-Client-Cert", "SSL_CLIENT_S_DN", "X-Tests-Proven-Dn"), PILOT_DN)
+    offer = {"site_name": "DEMO", "node": "wn", "memory": 8000, "disk_space": 8000, "remaining_time": 7200}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://gateway") as http:
+        headers = {"Authorization": f"Bearer {pilot.token}"} | said
+        assert (await http.post("/v1/pilot/acquire_jobs", json=offer, headers=headers)).status_code == 403
     assert (await world.sql("SELECT dn FROM panda_pilot"))[0]["dn"] == ""
 
 

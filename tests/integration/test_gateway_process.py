@@ -64,7 +64,7 @@ class Gateway:
         return httpx.Client(base_url=self.url, verify=context, trust_env=False)
 
     def client_headers(self) -> dict[str, str]:
-        token = self.issuer.client_token("tests", ["*"], ["*"], timedelta(hours=1), utcnow())
+        token = self.issuer.client_token("tests", ["*"], ["*"], timedelta(hours=1), utcnow(), pilots=True)
         return {"Authorization": f"Bearer {token.reveal()}"}
 
 
@@ -176,6 +176,8 @@ def test_a_pilot_shows_its_proxy_and_gets_what_its_dn_may_retrieve(
     gateway: Gateway, make_proxy: Callable[..., Path]
 ) -> None:
     token = staged_job(gateway, gateway.pki.dn("pilot"))
+    unproven = acquire(gateway, token, None)
+    assert (unproven.status_code, "showed no proxy" in unproven.json()["detail"]) == (403, True)
     assert acquire(gateway, token, make_proxy("pilot2")).json()["jobs"] == []
     assert acquire(gateway, token, make_proxy("alice")).json()["jobs"] == []
     (job,) = acquire(gateway, token, make_proxy("pilot", limited=True)).json()["jobs"]
@@ -216,7 +218,7 @@ def test_old_tls_and_plain_http_are_refused(gateway: Gateway) -> None:
         httpx.get(f"http://localhost:{gateway.port}/v1/health", trust_env=False)
 
 
-async def test_sigterm_lets_running_requests_end(gateway: Gateway) -> None:
+async def test_sigterm_lets_running_requests_end(gateway: Gateway, make_proxy: Callable[..., Path]) -> None:
     token = staged_job(gateway, gateway.pki.dn("pilot"))
     arrived, go_on = asyncio.Event(), asyncio.Event()
 
@@ -227,6 +229,7 @@ async def test_sigterm_lets_running_requests_end(gateway: Gateway) -> None:
         yield b'"disk_space": 9000, "remaining_time": 7200}'
 
     context = ssl.create_default_context(capath=str(gateway.pki.ca_dir))
+    context.load_cert_chain(make_proxy("pilot"))
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     async with httpx.AsyncClient(base_url=gateway.url, verify=context, trust_env=False) as http:
         request = asyncio.create_task(http.post("/v1/pilot/acquire_jobs", content=slow_body(), headers=headers))

@@ -85,7 +85,7 @@ def submit(gateway: RunningGateway, credential_id: int, client: str = "airflow",
 
 def acquire(gateway: RunningGateway) -> list[dict[str, Any]]:
     offer = {"site_name": "DEMO", "node": "wn1", "memory": 4000, "disk_space": 9000, "remaining_time": 7200}
-    with gateway.http(token=gateway.pilot()["token"]) as http:
+    with gateway.as_pilot() as http:
         jobs: list[dict[str, Any]] = good(http.post("/v1/pilot/acquire_jobs", json=offer))["jobs"]
         return jobs
 

@@ -106,7 +106,10 @@ async def test_32_claimers_and_a_watchdog_never_share_an_attempt(world: World) -
 
     async def claim(pilot_id: int) -> None:
         while jobs := await world.services.jobs.acquire(
-            offer.model_copy(update={"n_jobs": chance.randint(1, 3)}), pilot_id=pilot_id, queue="DEMO"
+            offer.model_copy(update={"n_jobs": chance.randint(1, 3)}),
+            pilot_id=pilot_id,
+            queue="DEMO",
+            pilot_dn=PILOT_DN,
         ):
             taken.extend((job.panda_id, job.attempt_nr) for job in jobs)
             if chance.random() < 0.2:  # this pilot dies with what it holds
@@ -123,7 +126,7 @@ async def test_32_claimers_and_a_watchdog_never_share_an_attempt(world: World) -
     await asyncio.gather(watch(), watch(), *(claim(pilot.pilot_id) for pilot in pilots))
     await world.services.jobs.expire()
     while jobs := await world.services.jobs.acquire(
-        offer.model_copy(update={"n_jobs": 100}), pilot_id=pilots[0].pilot_id, queue="DEMO"
+        offer.model_copy(update={"n_jobs": 100}), pilot_id=pilots[0].pilot_id, queue="DEMO", pilot_dn=PILOT_DN
     ):
         taken.extend((job.panda_id, job.attempt_nr) for job in jobs)
 
@@ -460,10 +463,20 @@ async def test_counts_are_the_same_folded_or_not(world: World) -> None:
     assert (await world.sql("SELECT count(*) AS n FROM panda_task_delta"))[0]["n"] == 0
 
 
-async def test_retriever_dn_decides_where_tls_proved_one(world: World) -> None:
-    await world.submit()
+async def test_only_the_retriever_gets_the_job(world: World) -> None:
+    await world.submit(2)
     offer = PilotOffer(site_name="DEMO", node="wn", cores=1, memory=8000, disk_space=8000, remaining_time=7200)
     pilot = await world.pilot()
     ask = world.services.jobs.acquire
-    assert await ask(offer, pilot_id=pilot.pilot_id, queue="DEMO", pilot_dn="/O=Test Grid/CN=Mallory") == []
-    assert len(await ask(offer, pilot_id=pilot.pilot_id, queue="DEMO", pilot_dn=PILOT_DN)) == 1
+    mallory = "/O=Test Grid/CN=Mallory"
+    for dn, token_only, n in (
+        (None, False, 0),
+        ("", False, 0),
+        ("", True, 0),
+        (mallory, False, 0),
+        (mallory, True, 0),
+        (PILOT_DN, False, 1),
+        (None, True, 1),
+    ):
+        jobs = await ask(offer, pilot_id=pilot.pilot_id, queue="DEMO", pilot_dn=dn, token_only=token_only)
+        assert len(jobs) == n, (dn, token_only)

@@ -51,7 +51,20 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
         await connection.execute("ALTER TABLE panda_job DISABLE TRIGGER panda_job_inserted")
         await connection.execute(FILL)
         await connection.execute("ANALYZE panda_job")
-        offer = ("Q3", 1, 4000, 4000, 7200, None, [b"a" * 32], 1, LEASE, "wn", world.services.credentials.key_ids)
+        offer = (
+            "Q3",
+            1,
+            4000,
+            4000,
+            7200,
+            None,
+            [b"a" * 32],
+            1,
+            LEASE,
+            "wn",
+            world.services.credentials.key_ids,
+            False,
+        )
         for statement, values, index in (
             (sql.ACQUIRE, offer, "panda_job_claim_ix"),
             (sql.HEARTBEAT, (*KEY, "running", LEASE), "panda_job_leased_ix"),

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -27,13 +28,17 @@ from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.db.models import metadata
 from airpanda.dispatcher.app import create_app
+from airpanda.dispatcher.auth import PEER_CHAIN
 from airpanda.dispatcher.services import Services
 from airpanda.dispatcher.tokens import create_key
 from support.postgres import Database, Server
 
 ALICE_DN = "/O=Test Grid/CN=Alice Analyst"
 BOB_DN = "/O=Test Grid/CN=Bob Analyst"
+OWNERS = {"alice": ALICE_DN, "bob": BOB_DN}
 PILOT_DN = "/O=Test Grid/CN=Robot: pilot factory 1"
+PROVEN = "x-tests-proven-dn"
+"""Header by which a test says what the gateway's TLS would have proven; the app under test never sees it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Queue:
     name: str
     is_online: bool = True
     slot: Slot = field(default_factory=Slot)
+    token_only: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         return {"queue": {"name": self.name}}
@@ -71,13 +77,20 @@ class World:
         services: Services = self.app.state.services
         return services
 
-    def client_headers(self, owners: tuple[str, ...] = ("*",), queues: tuple[str, ...] = ("*",)) -> dict[str, str]:
-        token = self.services.issuer.client_token("tests", owners, queues, timedelta(hours=1), utcnow())
+    def client_headers(
+        self,
+        owners: tuple[str, ...] = ("*",),
+        queues: tuple[str, ...] = ("*",),
+        *,
+        name: str = "tests",
+        pilots: bool = False,
+    ) -> dict[str, str]:
+        token = self.services.issuer.client_token(name, owners, queues, timedelta(hours=1), utcnow(), pilots=pilots)
         return {"Authorization": f"Bearer {token.reveal()}"}
 
     async def call(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
         """As a client that may do everything, unless ``headers`` says otherwise."""
-        options.setdefault("headers", self.client_headers())
+        options.setdefault("headers", self.client_headers(pilots=True))
         return await self.http.request(method, path, json=body, **options)
 
     async def good(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
@@ -86,9 +99,15 @@ class World:
         assert response.is_success, response.text
         return response.json()
 
-    async def credential(self, owner: str = "alice", dn: str = ALICE_DN, **changes: Any) -> dict[str, Any]:
+    async def credential(self, owner: str = "alice", dn: str = "", **changes: Any) -> dict[str, Any]:
         """Register a staged credential."""
-        wanted = {
+        wanted = self.registration(owner, dn) | changes
+        return await self.good("POST", "/v1/creds/register", wanted)
+
+    def registration(self, owner: str = "alice", dn: str = "") -> dict[str, Any]:
+        """What a client says of a credential it has staged."""
+        dn = dn or OWNERS.get(owner, f"/O=Test Grid/CN={owner}")
+        return {
             "owner": owner,
             "owner_dn": dn,
             "fqans": ["/test/Role=production"],
@@ -99,8 +118,7 @@ class World:
             "retriever_dn": PILOT_DN,
             "expires_at": to_wire(utcnow() + timedelta(hours=12)),
             "consent": {"queues": ["*"]},
-        } | changes
-        return await self.good("POST", "/v1/creds/register", wanted)
+        }
 
     async def submit(self, n: int = 1, *, key: str = "", headers: Any = None, **changes: Any) -> dict[str, Any]:
         """Submit n jobs; without ``credential_id`` a credential is registered for them."""
@@ -150,10 +168,12 @@ class Pilot:
     pilot_id: int
     token: str = field(repr=False)
     queue: str
+    dn: str = PILOT_DN
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"}
+        proven = {PROVEN: self.dn} if self.dn else {}
+        return {"Authorization": f"Bearer {self.token}"} | proven
 
     async def post(self, verb: str, body: Any) -> httpx.Response:
         return await self.world.http.post(f"/v1/pilot/{verb}", json=body, headers=self.headers)
@@ -249,6 +269,21 @@ def make_settings(directory: Path, **changes: Any) -> Settings:
     )
 
 
+class Proven:
+    """The gateway's TLS for tests without TLS: turns the header into what the protocol of ``mtls`` hands over."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        proven = [value.decode() for name, value in scope["headers"] if name.decode() == PROVEN]
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name.decode() != PROVEN]
+        if proven:
+            chain = SimpleNamespace(identity_dn=proven[0], limited=False, proxies=())
+            scope.setdefault("extensions", {})["tls"] = {PEER_CHAIN: lambda: chain}
+        await self._app(scope, receive, send)
+
+
 @contextlib.asynccontextmanager
 async def running(database: Database, settings: Settings, **options: Any) -> AsyncIterator[World]:
     """A dispatcher in this process, without a watchdog unless asked for."""
@@ -257,10 +292,10 @@ async def running(database: Database, settings: Settings, **options: Any) -> Asy
         settings,
         dsn=Secret(database.url()),
         queues=lambda: queues,
-        **{"watchdog": False, "fernet_keys": [Secret(Fernet.generate_key().decode())]} | options,
+        **{"watchdog": False, "pilots": True, "fernet_keys": [Secret(Fernet.generate_key().decode())]} | options,
     )
     async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app=app)
+        transport = httpx.ASGITransport(app=Proven(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://dispatcher") as http:
             yield World(app, database, settings, queues, http)
 

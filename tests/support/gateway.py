@@ -22,6 +22,7 @@ from cryptography.fernet import Fernet
 
 from airpanda.core.clock import utcnow
 from airpanda.dispatcher.tokens import Issuer
+from airpanda.x509.files import write_private
 from support.dispatcher import make_settings
 from support.pki import Pki
 from support.postgres import Database
@@ -64,11 +65,19 @@ class RunningGateway:
         return httpx.Client(base_url=self.url, verify=context, trust_env=False, headers=headers, timeout=30)
 
     def client_token(self, name: str = "airflow", owners: tuple[str, ...] = ("*",)) -> str:
-        return self.issuer.client_token(name, owners, ["*"], timedelta(hours=1), utcnow()).reveal()
+        return self.issuer.client_token(name, owners, ["*"], timedelta(hours=1), utcnow(), pilots=True).reveal()
 
     def client(self, name: str = "airflow", owners: tuple[str, ...] = ("*",)) -> httpx.Client:
         """A submitting client."""
         return self.http(token=self.client_token(name, owners))
+
+    def as_pilot(self) -> httpx.Client:
+        """A fresh pilot that shows the pilots' certificate."""
+        shown = self.log.with_name("pilot.pem")
+        if not shown.exists():
+            cert, key = self.pki.user("pilot")
+            write_private(shown, cert.read_bytes() + key.read_bytes())
+        return self.http(shown, self.pilot()["token"])
 
     def pilot(self) -> dict[str, Any]:
         """A fresh pilot: its id and token."""

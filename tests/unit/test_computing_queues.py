@@ -66,6 +66,8 @@ def refused(text: str) -> str:
         ("https://panda", "https://user:pw@panda", 11, "https"),
         ('"/opt/airpanda/plugins"', '"plugins"', 10, "absolute path"),
         ('"/etc/grid-security/pilot.proxy"', '"/p"\nmyproxy = "host"', 14, "host:port"),
+        ('"/etc/grid-security/pilot.proxy"', '"/p"\ntoken_only = "yes"', 14, "true or false"),
+        ('"/etc/grid-security/pilot.proxy"', '"/p"\ntoken_only = 1', 14, "true or false"),
         ('"/etc/grid-security/pilot.proxy"', '"/p"\nhide = ["x"]', 14, "absolute path"),
         ('PATH = "/usr/bin:/bin"', '"A B" = "x"', 15, "environment variable"),
         ('PATH = "/usr/bin:/bin"', "PATH = 1", 15, "must be a text"),
@@ -119,6 +121,8 @@ def test_defaults_are_the_safe_ones() -> None:
     queue = parse_queue(GOOD, "DEMO.toml")
     assert queue.identity_policy is IdentityPolicy.REQUIRED
     assert queue.is_online
+    assert not queue.token_only
+    assert parse_queue(GOOD.replace("[environment]", "token_only = true\n[environment]"), "DEMO.toml").token_only
     assert (queue.slot.cores, queue.slot.walltime_s) == (2, 7200)
     assert queue.ce.enter == ("/sbin/enter", "a b")
 

@@ -42,6 +42,13 @@ def test_a_token_is_in_its_file_and_says_what_it_is_for(
     assert not canaries.shown_in("".join(capsys.readouterr()))
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_token_may_send_pilots_only_where_asked(key: Path, asked: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(client(key, "--owners", "*", "--queues", "*", *["--pilots"][: int(asked)])) == 0
+    assert Issuer(key).verify_client(Secret((key.parent / "token").read_text()), utcnow()).pilots is asked
+    assert ("to send pilots" in capsys.readouterr().out) is asked
+
+
 def test_an_existing_token_file_stays(key: Path) -> None:
     (key.parent / "token").write_text("mine")
     assert main(client(key, "--owners", "*", "--queues", "*")) == 1

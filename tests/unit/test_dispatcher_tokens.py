@@ -36,6 +36,15 @@ def test_what_valid_tokens_say(issuer: Issuer) -> None:
     assert issuer.verify_client(token, NOW) == ClientIdentity("dags", frozenset({"alice"}), None)
 
 
+def test_sending_pilots_is_a_right_of_its_own(issuer: Issuer) -> None:
+    for asked in (True, False):
+        token = issuer.client_token("dags", ["*"], ["*"], HOUR, NOW, pilots=asked)
+        assert issuer.verify_client(token, NOW).pilots is asked
+    for odd in ("yes", 1, [True], None):
+        claims = {"aud": CLIENT_AUDIENCE, "sub": "dags", "owners": ["*"], "queues": ["*"], "pilots": odd}
+        assert issuer.verify_client(issuer._mint(claims, HOUR, NOW), NOW).pilots is False
+
+
 def test_the_other_audience_is_refused(issuer: Issuer) -> None:
     with pytest.raises(NotAuthorisedError):
         issuer.verify_client(issuer.pilot_token(7, "DEMO", HOUR, NOW), NOW)

@@ -113,7 +113,7 @@ class Site:
             proxy.write(self._proxy_of(owner))
         key = self.place.airflow / "signing.pem"
         create_key(key)
-        self._client_token = Issuer(key).client_token("demo", ["*"], ["*"], LIFETIME, utcnow())
+        self._client_token = Issuer(key).client_token("demo", ["*"], ["*"], LIFETIME, utcnow(), pilots=True)
 
     def copy_code(self) -> None:
         """What the node runs of airpanda, readable for its accounts whatever the checkout's modes are."""

@@ -122,6 +122,8 @@ class PilotStart:
 
     ``hide``: directories that a payload without a switch of its account must not see; ``show``: what it needs of them.
     ``myproxy`` (``host:port``) is only probed for reachability; the job names the server that is used.
+    ``token_only``: pilots get jobs, with the passphrases of their credentials, on their tokens alone; without it they
+    must prove their DN by mutual TLS.
     """
 
     code: str
@@ -134,6 +136,7 @@ class PilotStart:
     idle_limit_s: int = 60
     hide: tuple[str, ...] = ()
     show: tuple[str, ...] = ()
+    token_only: bool = False
 
     def __post_init__(self) -> None:
         _absolute("code", self.code)
@@ -169,6 +172,10 @@ class PandaQueue:
     @property
     def is_online(self) -> bool:
         return self.state == "online"
+
+    @property
+    def token_only(self) -> bool:
+        return self.pilot.token_only
 
     def to_wire(self) -> dict[str, Any]:
         """Plain JSON values, for ``IntendedBatch.queue``."""
@@ -334,6 +341,10 @@ def _typed(section: str, key: str, value: Any, hint: Any, wrong: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         raise wrong(f"[{section}] {key} = {value!r} must be a whole number", section, key)
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong(f"[{section}] {key} = {value!r} must be true or false", section, key)
     if hint is str:
         if isinstance(value, str) and "\0" not in value:
             return value

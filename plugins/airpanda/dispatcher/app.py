@@ -12,7 +12,8 @@ from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.dispatcher import problems
 from airpanda.dispatcher.limits import Limits
-from airpanda.dispatcher.routes import bans, batches, credentials, health, jobs, owners, pilots
+from airpanda.dispatcher.routes import bans, batches, credentials, health, jobs, owners
+from airpanda.dispatcher.routes import pilots as pilot_routes
 from airpanda.dispatcher.services import Queues, make_services
 from airpanda.dispatcher.watchdog import watch
 
@@ -23,6 +24,7 @@ def create_app(
     dsn: Secret[str],
     fernet_keys: Sequence[Secret[str]],
     queues: Queues,
+    pilots: bool,
     watchdog: bool = True,
 ) -> FastAPI:
     """The application. Its lifespan opens the database pool and runs the watchdog.
@@ -31,6 +33,7 @@ def create_app(
         dsn: PostgreSQL as asyncpg wants it.
         fernet_keys: Airflow's, the newest first.
         queues: gives the queues as they are now.
+        pilots: serve pilots. Only where mutual TLS proves who they are: in the gateway.
 
     Raises:
         ConfigurationError: signing key or Fernet keys cannot be used.
@@ -53,8 +56,9 @@ def create_app(
     # No documentation routes: they would be open to everybody.
     app = FastAPI(title="airpanda dispatcher", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.services = services
-    for room in (health, pilots, owners, credentials, bans, jobs, batches):
+    for room in (health, owners, credentials, bans, jobs, batches):
         app.include_router(room.router)
+    app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)
     problems.install(app)
     app.add_middleware(Limits, max_upload_bytes=settings.max_upload_bytes)
     return app

@@ -1,7 +1,7 @@
 """Who calls. Every route but ``/v1/health`` hangs on one of the dependencies here; without them it is refused.
 
-A pilot may show two things: its token, always; and its own X.509 proxy, through the gateway. Where it shows a
-proxy, that must be valid, and only jobs whose credential names its DN as retriever are for it.
+A pilot shows two things: its token, always; and its own X.509 proxy, through the gateway. Only jobs whose credential
+names the DN of that proxy as retriever are for it. Without a proxy it gets jobs only where the queue file says so.
 """
 
 from __future__ import annotations
@@ -102,6 +102,17 @@ def demand_queue(client: ClientIdentity, queue: str) -> None:
         raise NotAuthorisedError(f"client {client.name} may not use queue {queue!r}")
 
 
+def demand_proven(pilot: Pilot, *, token_only: bool) -> None:
+    """Raises:
+    NotAuthorisedError: the pilot has proven no DN, and its queue does not serve such pilots.
+    """
+    if pilot.dn is None and not token_only:
+        raise NotAuthorisedError(
+            f"pilot {pilot.pilot_id} showed no proxy: queue {pilot.queue} gives jobs only to pilots that prove their DN"
+            " at the gateway"
+        )
+
+
 def _peer_dn(request: Request) -> str | None:
     chain = _peer_chain(request)
     return None if chain is None else chain.identity_dn
@@ -140,3 +151,13 @@ def demand_all_owners(client: TheClient) -> None:
     """
     if client.owners is not None:
         raise NotAuthorisedError(f"client {client.name} does not act for all owners, which this needs")
+
+
+def demand_pilot_sender(client: TheClient) -> None:
+    """Raises:
+    NotAuthorisedError: the client may not send pilots.
+    """
+    if not client.pilots:
+        raise NotAuthorisedError(
+            f"client {client.name} may not send pilots: it needs a token that says so (airpanda token client --pilots)"
+        )

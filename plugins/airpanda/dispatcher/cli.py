@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     client.add_argument("--signing-key", type=Path, required=True, help="[airpanda] signing_key")
     client.add_argument("--owners", type=_names, required=True, help="payload owners, separated by commas; * for all")
     client.add_argument("--queues", type=_names, required=True, help="PanDA queues, separated by commas; * for all")
+    client.add_argument("--pilots", action="store_true", help="it may send pilots to these queues, too")
     client.add_argument("--days", type=_days, default=timedelta(days=30), help="how long it lasts (default 30)")
     client.add_argument("--output", type=Path, required=True, help="file to make; it must not exist")
     client.set_defaults(run=_client)
@@ -50,13 +51,17 @@ def _key(arguments: argparse.Namespace) -> int:
 def _client(arguments: argparse.Namespace) -> int:
     now = utcnow()
     issuer = Issuer(arguments.signing_key)
-    token = issuer.client_token(arguments.name, arguments.owners, arguments.queues, arguments.days, now)
+    token = issuer.client_token(
+        arguments.name, arguments.owners, arguments.queues, arguments.days, now, pilots=arguments.pilots
+    )
     descriptor = os.open(arguments.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(token.reveal())
+    pilots = ", and to send pilots" if arguments.pilots else ""
     print(
         f"{arguments.output} holds a token of {arguments.name!r} for owners {','.join(arguments.owners)} and queues"
-        f" {','.join(arguments.queues)}, valid until {to_wire(now + arguments.days)}; remove it once it is in place"
+        f" {','.join(arguments.queues)}{pilots}, valid until {to_wire(now + arguments.days)}; remove it once it is in"
+        " place"
     )
     return 0
 

@@ -21,8 +21,8 @@ from airpanda.dispatcher.app import create_app
 QUEUES_MAX_AGE_S = 30.0
 
 
-def airflow_app() -> FastAPI:
-    """The application for this Airflow.
+def airflow_app(*, pilots: bool) -> FastAPI:
+    """The application for this Airflow; ``pilots``: it serves them, which only the gateway does.
 
     Raises:
         ConfigurationError: names the option that is missing or wrong.
@@ -33,7 +33,7 @@ def airflow_app() -> FastAPI:
         raise ConfigurationError("[database] sql_alchemy_conn: airpanda's job store needs PostgreSQL")
     keys = [Secret(key) for key in conf.get("core", "fernet_key").split(",") if key.strip()]
     queues = QueueDirectory(settings.include_dir / "queues")
-    return create_app(settings, dsn=Secret(dsn_of(url)), fernet_keys=keys, queues=queues.current)
+    return create_app(settings, dsn=Secret(dsn_of(url)), fernet_keys=keys, queues=queues.current, pilots=pilots)
 
 
 def read_settings() -> Settings:

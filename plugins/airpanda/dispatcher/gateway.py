@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Airflow takes a second to import: not for --help and wrong options.
         from airpanda.dispatcher.edge import airflow_app
 
-        serve(airflow_app(), options)
+        serve(airflow_app(pilots=True), options)
     except ConfigurationError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2

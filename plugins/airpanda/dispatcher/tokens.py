@@ -1,6 +1,7 @@
 """Bearer tokens: JWTs signed with the dispatcher's own Ed25519 key, one audience for each kind of caller.
 
-A pilot token is worth one pilot on one queue; a client token names the owners and queues its bearer may act for.
+A pilot token is worth one pilot on one queue; a client token names the owners and queues its bearer may act for, and
+whether it may send pilots.
 """
 
 from __future__ import annotations
@@ -38,11 +39,19 @@ class PilotIdentity:
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """Whom a valid client token speaks for; ``owners`` and ``queues`` are None where it may act for all."""
+    """Whom a valid client token speaks for; ``owners`` and ``queues`` are None where it may act for all.
+
+    ``pilots``: it may send pilots to its queues. That is a right of its own, since pilots serve every owner.
+    """
 
     name: str
     owners: frozenset[str] | None
     queues: frozenset[str] | None
+    pilots: bool = False
+
+    @property
+    def is_unrestricted(self) -> bool:
+        return self.owners is None and self.queues is None
 
 
 class Issuer:
@@ -57,10 +66,23 @@ class Issuer:
         self._public = self._key.public_key()
 
     def client_token(
-        self, name: str, owners: Iterable[str], queues: Iterable[str], lifetime: timedelta, now: datetime
+        self,
+        name: str,
+        owners: Iterable[str],
+        queues: Iterable[str],
+        lifetime: timedelta,
+        now: datetime,
+        *,
+        pilots: bool = False,
     ) -> Secret[str]:
         """For an operator's Connection or a person. ``["*"]`` stands for all owners, or all queues."""
-        claims = {"aud": CLIENT_AUDIENCE, "sub": name, "owners": list(owners), "queues": list(queues)}
+        claims = {
+            "aud": CLIENT_AUDIENCE,
+            "sub": name,
+            "owners": list(owners),
+            "queues": list(queues),
+            "pilots": pilots,
+        }
         return self._mint(claims, lifetime, now)
 
     def pilot_token(self, pilot_id: int, queue: str, lifetime: timedelta, now: datetime) -> Secret[str]:
@@ -82,7 +104,8 @@ class Issuer:
         NotAuthorisedError: not a valid client token now.
         """
         claims = self._verify(token, CLIENT_AUDIENCE, now)
-        return ClientIdentity(claims["sub"], _names(claims.get("owners")), _names(claims.get("queues")))
+        owners, queues = _names(claims.get("owners")), _names(claims.get("queues"))
+        return ClientIdentity(claims["sub"], owners, queues, claims.get("pilots") is True)
 
     def _mint(self, claims: dict[str, Any], lifetime: timedelta, now: datetime) -> Secret[str]:
         whole = {**claims, "iss": ISSUER, "iat": now, "exp": now + lifetime}

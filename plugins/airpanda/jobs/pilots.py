@@ -16,7 +16,7 @@ SERVED = frozenset({"started"})
 
 
 class PilotRegistry:
-    """Writes and reads batches and pilots. ``queues`` bounds what a caller sees; None is everything."""
+    """Writes and reads batches and pilots. ``queues`` and ``by`` (who intended) bound what a caller sees; None: all."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -30,25 +30,27 @@ class PilotRegistry:
             rows = await connection.fetch(sql.INTEND_PILOTS, batch_id, intent.queue, intent.n_pilots)
         return batch_id, tag, [row["pilot_id"] for row in rows]
 
-    async def record(self, batch_id: int, record: BatchRecord, *, queues: Collection[str] | None) -> BatchView:
+    async def record(
+        self, batch_id: int, record: BatchRecord, *, queues: Collection[str] | None, by: str | None
+    ) -> BatchView:
         """Note what a submission returned. A repeat changes nothing.
 
         Raises:
             NotFoundError: there is no such batch for this caller.
         """
         async with self._database.transaction() as connection:
-            await self._batch(connection, batch_id, queues)
+            await self._batch(connection, batch_id, queues, by)
             await connection.execute(sql.RECORD_BATCH, batch_id, record.state, record.ce, record.reason)
             ids, handles = list(record.handles), list(record.handles.values())
             await connection.execute(sql.RECORD_HANDLES, batch_id, record.ce, ids, handles)
             if record.state != "uncertain":
                 await connection.execute(sql.RECORD_FAILURE, batch_id, record.ce, record.reason, ids)
-            return await self._view(connection, batch_id, queues)
+            return await self._view(connection, batch_id, queues, by)
 
-    async def batch(self, batch_id: int, *, queues: Collection[str] | None) -> BatchView:
+    async def batch(self, batch_id: int, *, queues: Collection[str] | None, by: str | None) -> BatchView:
         """One batch with its pilots. Raises as ``record``."""
         async with self._database.connection() as connection:
-            return await self._view(connection, batch_id, queues)
+            return await self._view(connection, batch_id, queues, by)
 
     async def seen(self, pilot_id: int, queue: str, *, node: str, dn: str) -> bool:
         """Note that a pilot asks for work; answer whether it is to be served.
@@ -78,14 +80,15 @@ class PilotRegistry:
             )
         return state is not None
 
-    async def _batch(self, connection: Any, batch_id: int, queues: Collection[str] | None) -> Any:
+    async def _batch(self, connection: Any, batch_id: int, queues: Collection[str] | None, by: str | None) -> Any:
         row = await connection.fetchrow(sql.BATCH, batch_id)
-        if row is None or (queues is not None and row["queue"] not in queues):
+        others = row is not None and by is not None and row["intended_by"] != by
+        if row is None or others or (queues is not None and row["queue"] not in queues):
             raise NotFoundError(f"there is no batch {batch_id} for this caller")
         return row
 
-    async def _view(self, connection: Any, batch_id: int, queues: Collection[str] | None) -> BatchView:
-        batch = await self._batch(connection, batch_id, queues)
+    async def _view(self, connection: Any, batch_id: int, queues: Collection[str] | None, by: str | None) -> BatchView:
+        batch = await self._batch(connection, batch_id, queues, by)
         pilots = [
             PilotView(**{key: value for key, value in row.items() if key in _PILOT_FIELDS})
             for row in await connection.fetch(sql.PILOTS, batch_id)

@@ -83,13 +83,16 @@ class JobStore:
         self._heartbeat_s = heartbeat.total_seconds()
 
     async def acquire(
-        self, offer: PilotOffer, *, pilot_id: int, queue: str, pilot_dn: str | None = None
+        self, offer: PilotOffer, *, pilot_id: int, queue: str, pilot_dn: str | None, token_only: bool = False
     ) -> list[AcquiredJob]:
         """Move matching jobs from ``activated`` to ``sent``, leased to this pilot. Never one job to two pilots.
 
         Args:
-            pilot_dn: the identity proven by mutual TLS; then only jobs whose credential this DN may retrieve.
+            pilot_dn: the identity proven by mutual TLS: only jobs whose credential this DN may retrieve.
+            token_only: the queue also serves pilots that have proven none, with whatever credential.
         """
+        if pilot_dn is None and not token_only:
+            return []
         tokens = [Secret.random() for _ in range(offer.n_jobs)]
         for _ in range(_UNREADABLE):
             try:
@@ -115,6 +118,7 @@ class JobStore:
                 self._lease,
                 offer.node,
                 self._credentials.key_ids,
+                pilot_dn is None,
             )
             return [self._acquired(row, tokens[row["nr"] - 1]) for row in rows]
 

@@ -58,7 +58,7 @@ WITH candidate AS MATERIALIZED (
     WHERE j.status = 'activated' AND j.queue = $1
       AND j.cores <= $2 AND j.memory_mib <= $3 AND j.disk_mib <= $4 AND j.walltime_s <= $5
       AND (SELECT c.state = 'staged' AND c.expires_at >= now() + j.walltime_s * interval '1 second'
-                  AND ($6::text IS NULL OR c.retriever_dn = $6) AND c.sealed_by = ANY ($11::text[])
+                  AND ($12::boolean OR c.retriever_dn = $6::text) AND c.sealed_by = ANY ($11::text[])
                   AND (c.scope = 'user' OR c.task_id = j.task_id) AND NOT {BANNED} AND {CONSENTED}
            FROM panda_credential c WHERE c.credential_id = j.credential_id)
     ORDER BY j.priority DESC, j.panda_id

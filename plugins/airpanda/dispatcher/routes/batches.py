@@ -6,11 +6,12 @@ from fastapi import APIRouter, Depends
 from pydantic import SecretStr
 
 from airpanda.core.clock import utcnow
-from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_queue
+from airpanda.dispatcher.auth import TheClient, TheServices, demand_pilot_sender, demand_queue
 from airpanda.dispatcher.routes import Id
+from airpanda.dispatcher.tokens import ClientIdentity
 from airpanda.messages import BatchIntent, BatchRecord, BatchView, IntendedBatch, PilotTicket
 
-router = APIRouter(prefix="/v1/batch", dependencies=[Depends(client_caller)])
+router = APIRouter(prefix="/v1/batch", dependencies=[Depends(demand_pilot_sender)])
 
 
 @router.post("/intend")
@@ -31,10 +32,15 @@ async def intend(intent: BatchIntent, client: TheClient, services: TheServices) 
 @router.post("/{batch_id}/record")
 async def record(batch_id: Id, record: BatchRecord, client: TheClient, services: TheServices) -> BatchView:
     """Note the handles that the submission returned."""
-    return await services.pilots.record(batch_id, record, queues=client.queues)
+    return await services.pilots.record(batch_id, record, queues=client.queues, by=_bound_to(client))
 
 
 @router.get("/{batch_id}")
 async def batch(batch_id: Id, client: TheClient, services: TheServices) -> BatchView:
     """A batch with its pilots."""
-    return await services.pilots.batch(batch_id, queues=client.queues)
+    return await services.pilots.batch(batch_id, queues=client.queues, by=_bound_to(client))
+
+
+def _bound_to(client: ClientIdentity) -> str | None:
+    """Whose batches it may touch: its own; all of them where it is unrestricted."""
+    return None if client.is_unrestricted else f"client:{client.name}"

@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import FileResponse
 
-from airpanda.core.errors import RequestError
+from airpanda.core.errors import NotFoundError, RequestError
 from airpanda.core.secret import Secret
-from airpanda.dispatcher.auth import Pilot, ThePilot, TheServices, pilot_caller
+from airpanda.dispatcher.auth import Pilot, ThePilot, TheServices, demand_proven, pilot_caller
 from airpanda.dispatcher.routes import AttemptNr, Id, LfnInPath
 from airpanda.jobs.files import Stored
 from airpanda.jobs.store import Lease
@@ -25,6 +25,7 @@ from airpanda.messages import (
 
 IDLE_WAIT_S = 5.0
 router = APIRouter(prefix="/v1/pilot", dependencies=[Depends(pilot_caller)])
+elsewhere = APIRouter(prefix="/v1/pilot")
 LeaseToken = Annotated[str, Header(alias="X-Airpanda-Lease", min_length=1, max_length=200)]
 Sha256 = Annotated[str, Header(alias="X-Airpanda-Sha256", pattern=r"^[0-9a-f]{64}$")]
 
@@ -38,7 +39,10 @@ async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices
     queue = services.queues().get(pilot.queue)
     if not served or queue is None or not queue.is_online:
         return AcquireReply(jobs=[], wait_s=0, command="drain")
-    jobs = await services.jobs.acquire(offer, pilot_id=pilot.pilot_id, queue=pilot.queue, pilot_dn=pilot.dn)
+    demand_proven(pilot, token_only=queue.token_only)
+    jobs = await services.jobs.acquire(
+        offer, pilot_id=pilot.pilot_id, queue=pilot.queue, pilot_dn=pilot.dn, token_only=queue.token_only
+    )
     return AcquireReply(jobs=jobs, wait_s=0 if jobs else IDLE_WAIT_S)
 
 
@@ -78,6 +82,12 @@ async def put_file(
     """Store a declared output or ``payload.log`` of a leased job."""
     held = _lease(panda_id, attempt_nr, pilot, lease)
     return await services.files.put(held, lfn, request.stream(), sha256=sha256)
+
+
+@elsewhere.api_route("/{verb:path}", methods=["GET", "POST", "PUT"])
+async def not_here(verb: str) -> None:
+    """Where no TLS of ours proves who calls."""
+    raise NotFoundError("pilots are not served here: their dispatcher_url must be that of a gateway")
 
 
 def send_file(stored: Stored, lfn: str) -> FileResponse:
