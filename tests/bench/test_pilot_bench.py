@@ -9,6 +9,7 @@ payload's last instruction to the accepted final report (output and log stored i
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -107,6 +108,31 @@ def test_overhead_of_a_job_and_memory(chain: Chain) -> None:
     )
     print(f"memory: {rss_mib:.1f} MiB, bar 80")
     assert rss_mib > 0
+
+
+def pilots_cpu_s(site: Site) -> float:
+    """CPU time of this node's pilots with that of the children they have waited for."""
+    ticks = 0
+    for pid in processes_of(site, PILOT_UID):
+        if b"airpanda.pilot" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def test_cost_of_watching(chain: Chain) -> None:
+    task = chain.submit("alice", spec("long", argv=["sh", "-c", "sleep 45"], walltime_s=120))
+    handles = chain.send_pilots(1)
+    wait_for(lambda: chain.call("GET", f"/v1/task/{task['task_id']}/progress")["counts"].get("running"), 60)
+    time.sleep(3)
+    before, begin = pilots_cpu_s(chain.site), time.monotonic()
+    time.sleep(30)
+    share = (pilots_cpu_s(chain.site) - before) / (time.monotonic() - begin)
+    chain.wait(task["task_id"])
+    chain.pilots_end(handles)
+    how = "one quiet payload, 30 s, a heartbeat every second; the sandbox's own measurement (each minute) not in it"
+    against = {"bar": 1.0}
+    record("pilot: cost of watching", 100 * share, "% of a core", against=against, ratio=100 * share, conditions=how)
+    print(f"watching: {100 * share:.2f} % of a core, bar 1 %")
 
 
 def test_start_from_a_bundle(tmp_path: Path) -> None:
