@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import secrets
@@ -492,17 +493,18 @@ def test_root_in_a_user_namespace_is_still_the_target_outside(site: Site, proxy:
 
 
 def test_the_launcher_is_not_for_payloads(site: Site, proxy: str) -> None:
-    """A payload has no proxy file of a listed caller, and is none itself."""
+    """It is no listed caller, and cannot even knock."""
     ran = attempt(site, proxy, f"GLEXEC_CLIENT_CERT=$X509_USER_PROXY {site.glexec} /usr/bin/id")
     assert (ran.code, ran.out) == (204, "")
-    assert ("has no account" if site.mapping == "dynamic" else "not among the callers") in ran.err
+    assert "Connection refused" in ran.err
+    assert str(INSTALLED.socket) in ran.err
 
 
 def test_the_log_cannot_be_forged(site: Site, proxy: str) -> None:
     before = len(site.node.records())
     site.glexec_run("/bin/true", proxy=proxy, env={"GLEXEC_ID": 'x\n{"dn":"/CN=forged"}\nuser=root "'})
     records = site.node.records()
-    assert len(records) == before + 2, "one at the start, one at the end"
+    assert len(records) == before + 1
     assert records[-1]["id"] == 'x\n{"dn":"/CN=forged"}\nuser=root "'
     assert records[-1]["dn"] == site.pki.dn("alice")
 
@@ -567,7 +569,8 @@ def test_a_caller_cannot_name_another_uid(site: Site, proxy: str) -> None:
         connection.connect(str(site.node.path(INSTALLED.socket)))
         here = os.open("/", os.O_PATH)
         rights = array.array("i", [0, 1, 2, here])
-        connection.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        with contextlib.suppress(BrokenPipeError):  # root is no caller here: it may be answered before it has asked
+            connection.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         os.close(here)
         connection.settimeout(30)
         answer = connection.recv(65536)[4:]
