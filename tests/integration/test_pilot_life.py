@@ -313,7 +313,7 @@ def test_a_kill_command_ends_the_payload(rig: Rig) -> None:
 
 
 def test_heartbeats_carry_the_live_log_and_use(rig: Rig) -> None:
-    rig.fake.jobs = [make_job(argv=[SH, "-c", "echo early; sleep 1"])]
+    rig.fake.jobs = [make_job(argv=[SH, "-c", "sleep 1; echo early; sleep 1"])]
     rig.run()
     beats = [report for report in rig.fake.reports if report.job_status == "running"]
     assert len(beats) >= 4
