@@ -9,6 +9,7 @@ import pytest
 from airpanda.core.errors import ConfigurationError
 from airpanda.glexec.config import parse_config
 from airpanda.glexec.install import render_config
+from airpanda.glexec.launcher.admission import Admission
 
 GOOD = "[glexec]\ncallers = pilot, %pilots\nca_dir = /ca\nmapfile = /m\nlog_file = /l\n"
 
@@ -56,3 +57,21 @@ def test_the_installed_file_reads_back() -> None:
     assert (config.ca_dir, config.hide) == (Path("/c d"), (Path("/x y"), Path("/z")))
     with pytest.raises(ConfigurationError, match="no option"):
         render_config({**options, "hidee": "/x"})
+
+
+@pytest.mark.parametrize(
+    ("callers", "more", "share"),
+    [("pilot", "", 7), ("pilot other", "", 4), ("%pilots", "", 4), ("pilot", "allow_root = yes\n", 4)],
+)
+def test_one_of_several_callers_cannot_have_all_runs(callers: str, more: str, share: int) -> None:
+    text = GOOD.replace("pilot, %pilots", callers) + "max_runs = 7\n" + more
+    config = parse_config(text, where="file")
+    admission = Admission(Path("/missing"), config)
+    peers = [(1001, 1001, ())] * share
+    for pid, peer in enumerate(peers):
+        assert admission.refusal_of(peer) is None
+        admission.begin(pid, peer)
+    assert admission.refusal_of(peers[0]) is not None
+    assert (admission.refusal_of((1002, 1002, ())) is None) == (share < 7)
+    admission.end(0)
+    assert admission.refusal_of(peers[0]) is None

@@ -72,7 +72,7 @@ def _send(connection: socket.socket, request: bytes, rights: bytes) -> None:
         sent = connection.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         if sent < len(request):
             connection.sendall(request[sent:])
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):
         return
 
 

@@ -43,6 +43,7 @@ class LauncherConfig:
     tmp_mib: int = 1024
     max_processes: int = 4096
     max_runs: int = 256
+    max_runs_per_caller: int = 0
     cgroup: bool = True
     syslog: bool = True
     gratia_log: Optional[Path] = None
@@ -171,6 +172,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "tmp_mib": _count,
     "max_processes": _count,
     "max_runs": _count,
+    "max_runs_per_caller": _count,
     "cgroup": _flag,
     "syslog": _flag,
     "gratia_log": _path,

@@ -53,6 +53,7 @@ _OPTIONS = (
     ("tmp_mib", "each at most this large.", "1024"),
     ("max_processes", "Most processes of one account.", "4096"),
     ("max_runs", "Most payloads at a time.", "256"),
+    ("max_runs_per_caller", "Most of them for one caller; not set: half, or all where there is one caller.", ""),
     ("cgroup", "A cgroup v2 for each payload where the kernel has them, to count, limit and kill it.", "yes"),
     ("log_file", "One JSON object for each request: who asked, who ran as whom, for how long.", ""),
     ("syslog", "The same to syslog (authpriv), as key=value.", "yes"),

@@ -43,6 +43,9 @@ class Audit:
             raise ConfigurationError(f"log_file {path}: {error.strerror}") from error
         self._to_syslog = to_syslog
 
+    def close(self) -> None:
+        os.close(self._descriptor)
+
     def started(self, fields: Mapping[str, Value], *, now: datetime) -> None:
         """Append the record without which nothing may start.
 

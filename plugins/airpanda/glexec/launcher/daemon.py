@@ -24,6 +24,7 @@ from airpanda.glexec import wire
 from airpanda.glexec.config import read_config
 from airpanda.glexec.contract import INTERNAL_ERROR
 from airpanda.glexec.launcher import kernel
+from airpanda.glexec.launcher.admission import Admission, peer_of
 from airpanda.glexec.launcher.refusal import client_error, refusal
 from airpanda.glexec.launcher.request import Request, caller_of, keep_known
 from airpanda.glexec.launcher.run import conduct
@@ -31,9 +32,6 @@ from airpanda.glexec.launcher.sources import ClientSource, catch_signals
 
 _REQUEST_S = 10
 _RECOVERY_S = 0.1
-_SO_PEERGROUPS = 59
-_MAX_GROUPS_BYTES = 1024  # the most that Python reads; a caller with over 256 groups is refused
-_UCRED = struct.Struct("3i")
 _SYSTEMD_DESCRIPTOR = 3
 
 
@@ -47,7 +45,7 @@ def main(config_path: Path, socket_path: Path) -> int:
         return 1
     os.environ.clear()
     gc.freeze()  # what is loaded now stays: collections need not look at it
-    _Daemon(listener, config_path, config.max_runs).serve()
+    _Daemon(listener, config_path, Admission(config_path, config)).serve()
     return 0
 
 
@@ -64,11 +62,10 @@ def _listen(path: Path) -> socket.socket:
 
 
 class _Daemon:
-    def __init__(self, listener: socket.socket, config_path: Path, max_runs: int) -> None:
+    def __init__(self, listener: socket.socket, config_path: Path, admission: Admission) -> None:
         self._listener = listener
         self._config_path = config_path
-        self._max_runs = max_runs
-        self._runs: set[int] = set()
+        self._admission = admission
 
     def serve(self) -> None:
         signals = catch_signals(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
@@ -90,17 +87,19 @@ class _Daemon:
                     time.sleep(_RECOVERY_S)
 
     def _accept(self, connection: socket.socket) -> None:
-        if len(self._runs) >= self._max_runs:
-            answer = {"exit": INTERNAL_ERROR, "message": f"the launcher already serves {self._max_runs} runs"}
+        peer = peer_of(connection)
+        refused = self._admission.refusal_of(peer)
+        if refused is not None:
+            answer = {"exit": refused.exit_code, "message": str(refused)}
             with contextlib.suppress(OSError):
                 connection.send(wire.frame(answer), socket.MSG_DONTWAIT)
             return
-        daemon = os.getpid()
+        daemon, place = os.getpid(), self._listener.getsockname()
         pid = os.fork()
         if pid == 0:
             self._listener.close()
-            _serve_one(connection, self._config_path, daemon)
-        self._runs.add(pid)
+            _serve_one(connection, self._config_path, daemon, place)
+        self._admission.begin(pid, peer)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -108,10 +107,10 @@ class _Daemon:
                 pid, _ = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                self._runs.discard(pid)
+                self._admission.end(pid)
 
 
-def _serve_one(connection: socket.socket, config_path: Path, daemon: int) -> NoReturn:
+def _serve_one(connection: socket.socket, config_path: Path, daemon: int, place: str) -> NoReturn:
     """Never returns. Whatever goes wrong, the client's connection ends, and so does the payload."""
     try:
         gc.disable()  # all ends with this process, and a collection would copy the daemon's memory
@@ -122,7 +121,7 @@ def _serve_one(connection: socket.socket, config_path: Path, daemon: int) -> NoR
         kernel.die_with_parent(signal.SIGTERM, daemon)
         source = ClientSource(connection)
         try:
-            code, message = conduct(_receive_request(connection), config_path, source)
+            code, message = conduct(_receive_request(connection, place), config_path, source)
         except AirpandaError as error:
             refused = refusal(error)
             code, message = refused.exit_code or INTERNAL_ERROR, str(refused)
@@ -134,24 +133,24 @@ def _serve_one(connection: socket.socket, config_path: Path, daemon: int) -> NoR
         os._exit(0)
 
 
-def _receive_request(connection: socket.socket) -> Request:
-    _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    groups = array.array("i", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES))
-    caller = caller_of(uid, gid, groups)
+def _receive_request(connection: socket.socket, place: str) -> Request:
+    """The request, in one time for all of it; ``place`` is the launcher's socket."""
+    caller = caller_of(*peer_of(connection))
+    deadline = time.monotonic() + _REQUEST_S
     connection.settimeout(_REQUEST_S)
     try:
         size = wire.HEADER.size
         room = socket.CMSG_SPACE(4 * wire.DESCRIPTORS)
         header, ancillary, _, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
         descriptors = _descriptors(ancillary)
-        header += _receive(connection, size - len(header))
-        body = _receive(connection, wire.body_length(header))
+        header += _receive(connection, size - len(header), deadline)
+        body = _receive(connection, wire.body_length(header), deadline)
         argv, environ = wire.parse_request(body)
     except (OSError, EOFError, ValueError, struct.error, RecursionError) as error:
         raise client_error("the request could not be read") from error
     connection.settimeout(None)
     standard = (descriptors[0], descriptors[1], descriptors[2])
-    return Request(caller, tuple(argv), keep_known(environ), standard, descriptors[3], "socket")
+    return Request(caller, tuple(argv), keep_known(environ), standard, descriptors[3], "socket", hide=(place,))
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
@@ -164,9 +163,13 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(found)
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
+def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < size:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
         part = connection.recv(size - len(data))
         if not part:
             raise EOFError

@@ -102,7 +102,7 @@ def make_plan(request: Request, config: LauncherConfig, mapping: Mapped, pem: Se
         standard=request.standard,
         directory=Place.of(request.directory),
         proxy=proxy,
-        hide=_hidden(request.caller, config),
+        hide=(*request.hide, *_hidden(request.caller, config)),
         show=tuple(map(str, config.show)),
         private_tmp=config.private_tmp,
         tmp_mib=config.tmp_mib,

@@ -29,6 +29,8 @@ class Request:
     launcher_kind: str
     limits: tuple[Limit, ...] = ()
     """The caller's own that were lifted for the launcher; the payload gets them back."""
+    hide: tuple[str, ...] = ()
+    """The launcher's own places, which are nothing for a payload."""
 
 
 def caller_of(uid: int, gid: int, groups: Sequence[int]) -> Caller:
