@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo demo-once demo-clean venv system-packages lint format test test-quick bench clean
+.PHONY: help demo demo-once demo-clean venv system-packages lint format test test-quick fuzz bench clean
 
 help:
 	@echo 'make demo        run the whole chain on this machine, with the web UI, until Ctrl-C'
@@ -12,6 +12,7 @@ help:
 	@echo 'make test        install what the tests need (Debian packages as root) and run all of them'
 	@echo 'make test-quick  only the tests without daemons'
 	@echo 'make lint        ruff, mypy, the arrows between the rooms'
+	@echo 'make fuzz        the property tests of protocols and parsers, for minutes'
 	@echo 'make bench       measure; writes tests/bench/results.json'
 
 demo:
@@ -49,6 +50,10 @@ test: venv system-packages
 
 test-quick: venv
 	$(RUN) -m pytest tests/unit tests/architecture tests/contract
+
+fuzz: venv
+	AIRPANDA_FUZZ=60 $(RUN) -m pytest -q tests/unit --timeout 1800 \
+	    -k "damaged or survives or reads or requests_come or anything or exactly or wrap"
 
 bench: venv
 	$(RUN) -m pytest -q tests/bench --bench
