@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 from airpanda.core.errors import AirpandaError, ConfigurationError
 from airpanda.glexec.install import install
 from airpanda.glexec.launcher import kernel
-from airpanda.glexec.launcher.view import is_below, outermost
+from airpanda.glexec.launcher.plan import is_below
+from airpanda.glexec.launcher.view import outermost
 from airpanda_demo.worker_node import GRID_SECURITY, INSTALLED, LOG, PREFIX
 
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - each is replaced by an empty one

@@ -69,9 +69,13 @@ def mount(source: str, target: str, kind: Optional[str], flags: int, data: str =
 
 
 def bind(source: str, target: str, *, read_only: bool = False) -> None:
-    """Show ``source`` at ``target``, without device files and setuid bits; both exist and are of one type."""
+    """Show ``source`` at ``target``, without device files and setuid bits; both exist and are of one type.
+
+    What its own mount forbids stays forbidden.
+    """
+    kept = os.statvfs(source).f_flag & (MS_RDONLY | MS_NOEXEC)  # statvfs(2) has mount's numbers
     mount(source, target, None, MS_BIND)
-    flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
+    flags = MS_NOSUID | MS_NODEV | kept | (MS_RDONLY if read_only else 0)
     mount("none", target, None, MS_REMOUNT | MS_BIND | flags)
 
 

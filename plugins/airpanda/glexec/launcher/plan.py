@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
 from airpanda.core.identity import Account
@@ -18,10 +19,17 @@ from airpanda.glexec.launcher.limits import Limit
 from airpanda.glexec.launcher.refusal import client_error
 from airpanda.glexec.launcher.request import Request
 from airpanda.glexec.mapping import Mapping as Mapped
+from airpanda.glexec.trusted import check_trusted
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - each is replaced by a private one
 _KEPT = (contract.TARGET_PROXY, contract.ENVIRONMENT, contract.LOG_ID)
+
+
+def is_below(path: str, root: str) -> bool:
+    """Whether ``path`` lies strictly below ``root``."""
+    return path.startswith(root.rstrip("/") + "/")
 
 
 @dataclass(frozen=True)
@@ -31,13 +39,14 @@ class Place:
     path: str
     device: int
     inode: int
+    owner: int
 
     @classmethod
     def of(cls, descriptor: int) -> Optional[Place]:
         """The place of an open directory, or None where its path leads elsewhere (another mount namespace)."""
         status = os.fstat(descriptor)
         path = os.readlink(f"/proc/self/fd/{descriptor}")
-        place = cls(path, status.st_dev, status.st_ino)
+        place = cls(path, status.st_dev, status.st_ino, status.st_uid)
         return place if place.is_at(path) else None
 
     def is_at(self, path: str) -> bool:
@@ -71,6 +80,8 @@ class Plan:
     environ: Mapping[str, str]
     standard: tuple[int, int, int]
     directory: Optional[Place]
+    keep_directory: bool
+    """Whether it stays visible in a hidden place."""
     proxy: Optional[TargetProxy]
     hide: tuple[str, ...]
     show: tuple[str, ...]
@@ -89,18 +100,21 @@ def make_plan(request: Request, config: LauncherConfig, mapping: Mapped, pem: Se
 
     Raises:
         IdentitySwitchError: 201, the target proxy has no fit place or a standard descriptor is a directory.
+        ConfigurationError: a hidden path could be changed by others than root.
     """
     account, transient = mapping.account, mapping.held is not None
     for descriptor in request.standard:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise client_error("a standard descriptor is a directory")
     proxy = _target_proxy(request.environ.get(contract.TARGET_PROXY), account, config, pem)
+    directory = Place.of(request.directory)
     return Plan(
         account=account,
         argv=request.argv,
         environ=_environment(request, account, mapping.home, proxy),
         standard=request.standard,
-        directory=Place.of(request.directory),
+        directory=directory,
+        keep_directory=directory is not None and directory.owner in (request.caller.uid, account.uid),
         proxy=proxy,
         hide=(*request.hide, *_hidden(request.caller, config)),
         show=tuple(map(str, config.show)),
@@ -155,10 +169,22 @@ def _environment(request: Request, account: Account, home: str, proxy: Optional[
 
 
 def _hidden(caller: Caller, config: LauncherConfig) -> tuple[str, ...]:
+    for path in config.hide:
+        if not (config.private_tmp and any(is_below(str(path), place) for place in TEMPORARY)):
+            _check_hideable(path)
     hidden = [str(path) for path in config.hide]
     if config.hide_caller_home and caller.uid != 0 and _owns(caller, caller.home):
         hidden.append(os.path.realpath(caller.home))
     return tuple(hidden)
+
+
+def _check_hideable(path: Path) -> None:
+    """Refuse to hide by a name that somebody else could give to another directory meanwhile.
+
+    Raises:
+        ConfigurationError: a directory above it is not root's alone.
+    """
+    check_trusted(next(parent for parent in path.parents if parent.exists()))
 
 
 def _owns(caller: Caller, path: str) -> bool:

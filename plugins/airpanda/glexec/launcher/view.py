@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterable, Sequence
 
 from airpanda.glexec.launcher import kernel
-from airpanda.glexec.launcher.plan import Place, Plan
+from airpanda.glexec.launcher.plan import TEMPORARY, Place, Plan, is_below
 
-TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - each is replaced by a private one
 _FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 
 
 def make_private_view(plan: Plan) -> None:
     """Enter a mount namespace of its own. To be called by the first process of a new PID namespace, as root.
 
-    What the payload needs of a hidden place stays visible: its working directory and its proxy's directory.
+    What the payload needs of a hidden place stays visible: its proxy's directory, and its working directory where that
+    is the caller's or its own.
 
     Raises:
         OSError: the kernel refused a step; nothing may be started then.
@@ -34,7 +34,7 @@ def make_private_view(plan: Plan) -> None:
         os.close(descriptor)
     for place, descriptor in kept:
         _make_path(place.path)
-        kernel.mount(f"/proc/self/fd/{descriptor}", place.path, None, kernel.MS_BIND)
+        kernel.bind(f"/proc/self/fd/{descriptor}", place.path)
         os.close(descriptor)
     if plan.transient:
         _show_account(plan)
@@ -91,18 +91,13 @@ def outermost(paths: Iterable[str]) -> list[str]:
     return found
 
 
-def is_below(path: str, root: str) -> bool:
-    """Whether ``path`` lies strictly below ``root``."""
-    return path.startswith(root.rstrip("/") + "/")
-
-
 def _is_covered(path: str, roots: Sequence[str]) -> bool:
     return os.path.isdir(path) and any(is_below(path, root) for root in roots)
 
 
 def _open_kept(plan: Plan, roots: Sequence[str]) -> list[tuple[Place, int]]:
     """Descriptors of what must stay visible, outermost first; opened before anything is covered."""
-    wanted = [plan.directory, plan.proxy.directory if plan.proxy else None]
+    wanted = [plan.directory if plan.keep_directory else None, plan.proxy.directory if plan.proxy else None]
     places = {p.path: p for p in wanted if p is not None and _is_covered(p.path, roots)}
     kept = []
     for path in outermost(places):
