@@ -47,11 +47,11 @@ def test_the_callers_own_directory_is_kept_without_setuid_and_devices(site: Site
     os.chown(mine, PILOT_UID, PILOT_UID)
     (hidden / "other").mkdir()
     try:
-        out = within(site, OURS / "mine", f'pwd; ls {OURS}; grep " {OURS}/mine " /proc/self/mountinfo')
+        look = f'pwd; test -e {OURS}/other; echo $?; grep " {OURS}/mine " /proc/self/mountinfo'
+        where, other, mount = within(site, OURS / "mine", look).splitlines()
     finally:
         subprocess.run(["rm", "-r", str(hidden)], check=True, timeout=30)
-    where, names, mount = out.splitlines()
-    assert (where, names) == (f"{OURS}/mine", "mine")
+    assert (where, other) == (f"{OURS}/mine", "1")
     assert {"nosuid", "nodev"} <= set(mount.split()[5].split(","))
 
 
