@@ -15,6 +15,7 @@ from support.need import need_program
 
 from airpanda.core.errors import IdentitySwitchError, RequestError
 from airpanda.core.identity import IdentityPolicy
+from airpanda.glexec import sandboxes
 from airpanda.glexec.switchers import ContainedSwitcher, GlexecSwitcher, PayloadOutcome, SwitchLadder
 from airpanda.glexec.through_glexec import _exports
 
@@ -262,3 +263,21 @@ def test_variables_that_are_none() -> None:
     for name, value in (("A B", ""), ("A;id", ""), ("", ""), ("A", "\0")):
         with pytest.raises(RequestError):
             _exports({name: value})
+
+
+def test_a_directory_in_the_place_of_a_file_is_not_read(
+    switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path
+) -> None:
+    (sandbox / "out").mkdir()
+    (sandbox / "out" / "large").write_bytes(bytes(40 << 20))
+    (tmp_path / "into").mkdir()
+    assert switcher.get(sandbox, proxy, ["out"], tmp_path / "into", max_bytes=10) == {}
+
+
+def test_files_that_do_not_come_are_not_waited_for(
+    tmp_path: Path, proxy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "TOOL_TIMEOUT_S", 1)
+    switcher = stand_in(tmp_path, "exec sleep 600")
+    with pytest.raises(IdentitySwitchError, match="in time"):
+        switcher.get(tmp_path, proxy, ["x"], tmp_path, max_bytes=1)

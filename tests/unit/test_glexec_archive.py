@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
@@ -64,6 +65,43 @@ def test_an_archive_that_breaks_off_gives_whole_files_only(cut: int, tmp_path: P
 
 def test_garbage_is_an_empty_archive(tmp_path: Path) -> None:
     assert unpack(io.BytesIO(os.urandom(4096)), ["a"], tmp_path, max_bytes=100) == {}
+
+
+def header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("name", ["a", "other"])
+@pytest.mark.parametrize("size", [-1, -511, -512, -(1 << 40)])
+def test_negative_sizes_do_not_widen_the_limit(name: str, size: int, tmp_path: Path) -> None:
+    """A tarfile module that takes them counts backwards; one that does not ends the archive there."""
+    data = header(name, size) * 200 + header("b", 100 * 1024) + bytes(100 * 1024) + bytes(1024)
+    with contextlib.suppress(RequestError):
+        assert unpack(io.BytesIO(data), ["a", "b"], tmp_path, max_bytes=1000) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+class Endless:
+    """What a payload can make of tar's output, and no end of it."""
+
+    def __init__(self, beginning: bytes, rest: bytes) -> None:
+        self._beginning, self._rest, self.given = beginning, rest, 0
+
+    def read(self, size: int, /) -> bytes:
+        data, self._beginning = self._beginning[:size], self._beginning[size:]
+        data = data or (self._rest * (size // len(self._rest) + 1))[:size]
+        self.given += len(data)
+        return data
+
+
+@pytest.mark.parametrize("rest", [header("other", 0), bytes(512), header("other", 1 << 40), b"x" * 512])
+def test_a_stream_without_end_is_left(rest: bytes, tmp_path: Path) -> None:
+    stream = Endless(archive(("a", tarfile.REGTYPE, b"x", "")).getvalue()[:1024], rest)
+    with pytest.raises(RequestError, match="archive"):
+        unpack(stream, ["a"], tmp_path, max_bytes=1000)
+    assert stream.given < 40 << 20
 
 
 def test_pack_and_unpack(tmp_path: Path) -> None:

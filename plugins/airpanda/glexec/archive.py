@@ -9,12 +9,19 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from airpanda.core.errors import RequestError, ServiceError
 
 _NAME = re.compile(r"[A-Za-z0-9_.+:@%=,~-]{1,255}")
 _CHUNK = 1024 * 1024
+_OVERHEAD = 16 * 1024 * 1024  # headers, padding, what is passed over
+
+
+class Readable(Protocol):
+    """A stream: up to so many bytes, none at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 def check_names(names: Iterable[str]) -> list[str]:
@@ -63,20 +70,46 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
         raise RequestError(f"{path} cannot be put into the sandbox: {error.strerror}") from error
 
 
-def unpack(stream: IO[bytes], names: Sequence[str], into: Path, *, max_bytes: int) -> dict[str, Path]:
+def unpack(stream: Readable, names: Sequence[str], into: Path, *, max_bytes: int) -> dict[str, Path]:
     """The regular files of these names in an archive, written as new files of ours, mode 0600.
 
-    Links, devices, directories and other names are passed over. An archive that breaks off gives what came whole.
+    Links, devices, directories and other names are passed over. An archive that breaks off gives what came whole. The
+    stream is read to its end.
 
     Raises:
-        RequestError: over ``max_bytes`` in all.
+        RequestError: over ``max_bytes`` in all; the stream is much longer, or has a member of negative size.
         ServiceError: this side cannot write them.
     """
+    bounded = _Bounded(stream, max_bytes)
+    found = _members(bounded, names, into, max_bytes)
+    while bounded.read(_CHUNK):
+        pass
+    return found
+
+
+class _Bounded:
+    """A stream that is an error when it is much longer than the files that are wanted."""
+
+    def __init__(self, stream: Readable, max_bytes: int) -> None:
+        self._stream = stream
+        self._left = max_bytes + _OVERHEAD
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise RequestError("the payload's archive is far over the limit of its files")
+        return data
+
+
+def _members(stream: Readable, names: Sequence[str], into: Path, max_bytes: int) -> dict[str, Path]:
     found: dict[str, Path] = {}
     left = max_bytes
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]  # it needs read() only
             for member in tar:
+                if member.size < 0:
+                    raise RequestError("the payload's archive has a member of negative size")
                 if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.name not in names:
                     continue
                 left -= member.size

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Optional
 
-from airpanda.core.errors import IdentitySwitchError, RequestError
+from airpanda.core.errors import AirpandaError, IdentitySwitchError
 from airpanda.glexec.archive import check_names, pack, unpack
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -34,11 +36,11 @@ class SandboxTools:
         wanted = check_names(names)
         if not wanted:
             return {}
-        argv = ["/bin/tar", "-c", "-f", "-", "-C", str(sandbox), "--", *wanted]
+        argv = ["/bin/tar", "-c", "--no-recursion", "-f", "-", "-C", str(sandbox), "--", *wanted]
         tool = self._tool(argv, proxy, cwd=sandbox.parent)
         try:
-            found = unpack(tool.output, wanted, into, max_bytes=max_bytes)
-        except RequestError:
+            found = unpack(_Timed(tool.output, TOOL_TIMEOUT_S), wanted, into, max_bytes=max_bytes)
+        except AirpandaError:
             tool.abandon()
             raise
         tool.finish()  # tar ends with 2 for a missing file, which the result shows
@@ -55,6 +57,22 @@ class SandboxTools:
             sandbox.parent.rmdir()
         except OSError as error:
             raise IdentitySwitchError(f"the sandbox {sandbox} could not be removed: {error.strerror}") from error
+
+
+class _Timed:
+    """A pipe that is an error when it is not at its end in time."""
+
+    def __init__(self, pipe: IO[bytes], timeout_s: float) -> None:
+        self._descriptor = pipe.fileno()
+        self._deadline = time.monotonic() + timeout_s
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, select.POLLIN)
+
+    def read(self, size: int, /) -> bytes:
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not self._poll.poll(1000 * left):
+            raise IdentitySwitchError("the files of the payload did not come in time")
+        return os.read(self._descriptor, size)
 
 
 class Tool:
