@@ -87,6 +87,22 @@ def test_the_launchers_own_log_agrees(inside: Inside, jobs: list[dict[str, Any]]
         assert record["caller_uid"] == job["pilot_uid"]
 
 
+def test_who_used_alices_proxy_where_and_when(inside: Inside, jobs: list[dict[str, Any]]) -> None:
+    """Exactly the uses that were made: one release and one retrieval for each of her attempts."""
+    hers = [job for job in jobs if job["owner_dn"].endswith("CN=Alice Analyst")]
+    rows = inside.audit(hers[0]["owner_dn"])
+    attempts = {(job["panda_id"], job["attempt_nr"], job["pilot_id"]) for job in hers}
+    for action in ("released", "retrieved"):
+        uses = [row for row in rows if row["action"] == action]
+        assert {(row["panda_id"], row["attempt_nr"], row["pilot_id"]) for row in uses} == attempts
+        assert len(uses) == len(attempts)
+        assert {row["node"] for row in uses} == {"wn1.airpanda.test"}
+    staged = [row for row in rows if row["action"] == "staged"]
+    assert len(staged) == 2, "one for each of her DAG runs"
+    assert {row["owner_dn"] for row in rows} == {hers[0]["owner_dn"]}
+    assert min(row["at"] for row in staged) == min(row["at"] for row in rows), "nothing before it was staged"
+
+
 def test_the_z_is_where_it_should_be(inside: Inside) -> None:
     report = inside.report
     assert Path(report["picture"]).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

@@ -308,11 +308,18 @@ class Inside:
 
     def output(self, panda_id: int, lfn: str) -> bytes:
         """A job's output, from the dispatcher."""
+        return self._ask(f"/v1/file/{panda_id}/{lfn}").content
+
+    def audit(self, owner_dn: str) -> list[dict[str, Any]]:
+        """Who used this owner's credentials, from the dispatcher."""
+        return list(self._ask("/v1/creds/audit", owner_dn=owner_dn, limit="1000").json())
+
+    def _ask(self, path: str, **parameters: str) -> httpx.Response:
         url = self.ready["url"].replace("localhost", "127.0.0.1")
         headers = {"Authorization": f"Bearer {self.client_token()}"}
-        answer = httpx.get(f"{url}/panda/v1/file/{panda_id}/{lfn}", headers=headers, trust_env=False)
+        answer = httpx.get(f"{url}/panda{path}", headers=headers, params=parameters, trust_env=False)
         answer.raise_for_status()
-        return answer.content
+        return answer
 
 
 class ProcessWatch:
