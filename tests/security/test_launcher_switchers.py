@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
+import shutil
 import signal
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +20,7 @@ from support.need import need_program
 
 from airpanda.core.errors import IdentitySwitchError, RequestError
 from airpanda.core.identity import IdentityPolicy
-from airpanda.glexec import sandboxes
+from airpanda.glexec import contained, marks, sandboxes
 from airpanda.glexec.switchers import ContainedSwitcher, GlexecSwitcher, PayloadOutcome, SwitchLadder
 from airpanda.glexec.through_glexec import _exports
 
@@ -37,8 +42,20 @@ def test_an_installed_launcher_is_used_where_a_switch_is_wanted(policy: str, swi
 
 
 @pytest.mark.parametrize("policy", ["OPTIONAL", "NEVER"])
-def test_containment_where_nothing_is_installed(policy: str) -> None:
-    assert SwitchLadder.choose(IdentityPolicy(policy), glexec=None, bwrap=None).kind == "contained"
+def test_without_bubblewrap_nothing_is_called_contained(policy: str, tmp_path: Path) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    for bwrap in (None, broken, tmp_path / "missing"):
+        made = SwitchLadder.choose(IdentityPolicy(policy), glexec=None, bwrap=bwrap)
+        assert (made.kind, made.contains, made.switches) == ("uncontained", False, False)
+
+
+def test_with_bubblewrap_a_payload_is_contained() -> None:
+    made = SwitchLadder.choose(IdentityPolicy.OPTIONAL, glexec=None, bwrap=Path(need_program("bwrap", "bubblewrap")))
+    if not made.contains:
+        pytest.skip("NOT TESTED: bubblewrap does not work on this machine (user namespaces are off)")
+    assert (made.kind, made.switches) == ("contained", False)
 
 
 def stand_in(tmp_path: Path, script: str) -> GlexecSwitcher:
@@ -112,7 +129,7 @@ def switcher(request: pytest.FixtureRequest, tmp_path: Path) -> ContainedSwitche
     (private / "secret").write_text("secret")
     bwrap = Path(need_program("bwrap", "bubblewrap")) if request.param == "bwrap" else None
     made = ContainedSwitcher(bwrap, hide=[private])
-    if request.param == "bwrap" and made.contains != "bubblewrap":
+    if request.param == "bwrap" and not made.contains:
         pytest.skip("NOT TESTED: bubblewrap does not work on this machine (user namespaces are off)")
     return made
 
@@ -148,13 +165,117 @@ def test_contained_is_never_called_switched(switcher: ContainedSwitcher, sandbox
 
 
 def test_bubblewrap_hides_and_protects(switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path) -> None:
-    if switcher.contains != "bubblewrap":
+    if not switcher.contains:
         pytest.skip("without bubblewrap nothing is hidden, and the switcher says so")
     _, text = run(
         switcher, sandbox, proxy, f"cat '{tmp_path}/private/secret'; touch '{tmp_path}/x'; ls /proc | grep -c '^[0-9]'"
     )
     assert "secret\n" not in text.replace("private/secret", "")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(name="walled")
+def _walled() -> Callable[..., ContainedSwitcher]:
+    def make(*hide: Path) -> ContainedSwitcher:
+        made = ContainedSwitcher(Path(need_program("bwrap", "bubblewrap")), hide=hide)
+        if not made.contains:
+            pytest.skip("NOT TESTED: bubblewrap does not work on this machine (user namespaces are off)")
+        return made
+
+    return make
+
+
+def test_single_files_are_hidden_wherever_they_are(
+    walled: Callable[..., ContainedSwitcher], proxy: Path, request: pytest.FixtureRequest
+) -> None:
+    """Not in a temporary directory, which is hidden anyway, and beside what the payload needs."""
+    place = Path(tempfile.mkdtemp(dir=Path(__file__).parent))
+    request.addfinalizer(lambda: shutil.rmtree(place))
+    (place / "pilot.proxy").write_text("key of the pilot")
+    (place / "link").symlink_to(place / "pilot.proxy")
+    switcher = walled(place / "link", place / "missing")
+    sandbox = switcher.make_sandbox(place, proxy)
+    _, text = run(switcher, sandbox, proxy, f"cat '{place}/pilot.proxy' '{place}/link'; echo end")
+    assert "key of the pilot" not in text
+    assert text.endswith("end\n")
+
+
+def test_sockets_of_services_are_hidden_and_names_resolve(
+    walled: Callable[..., ContainedSwitcher], tmp_path: Path, proxy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_directory, resolver = tmp_path / "run", tmp_path / "run" / "resolver" / "conf"
+    resolver.parent.mkdir(parents=True)
+    resolver.write_text("nameserver 192.0.2.1")
+    (run_directory / "bus").touch()
+    monkeypatch.setattr(contained, "_RESOLVER", str(resolver))
+    switcher = walled()
+    assert Path("/run") in switcher._hide
+    sandbox = switcher.make_sandbox(tmp_path, proxy)
+    script = f"ls -A /run; cat '{resolver}'; echo; ls '{run_directory}'"
+    assert run(switcher, sandbox, proxy, script)[1] == "nameserver 192.0.2.1\nresolver\n"
+
+
+def test_the_accounts_home_is_hidden(walled: Callable[..., ContainedSwitcher], tmp_path: Path, proxy: Path) -> None:
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    if not home.is_dir() or home.stat().st_uid != os.geteuid() or not os.listdir(home):
+        pytest.skip("NOT TESTED: this account has no home of its own with anything in it")
+    switcher = walled()
+    sandbox = switcher.make_sandbox(tmp_path, proxy)
+    assert run(switcher, sandbox, proxy, f"ls -A '{home}'")[1] == ""
+
+
+LEAVING = "kill -9 $PPID; cd /; (setsid env -i /bin/sleep {n} &); exec env -i /bin/sleep {n}"
+
+
+@pytest.mark.parametrize("how", ["waited for", "killed", "removed by somebody else"])
+def test_a_payload_that_kills_its_supervisor_is_ended(tmp_path: Path, proxy: Path, how: str) -> None:
+    """Also by a sweep, after the pilot's own death."""
+    number, log = f"9{os.getpid()}.{len(how)}", tmp_path / "log"
+    switcher = ContainedSwitcher(None)
+    sandbox = switcher.make_sandbox(tmp_path, proxy)
+    payload = switcher.launch(
+        ["/bin/sh", "-c", LEAVING.format(n=number)],
+        env={},
+        sandbox=sandbox,
+        proxy=proxy,
+        stdout=log,
+        stderr=log,
+        label="",
+    )
+    wait_for(lambda: len(sleeping(number)) == 2)
+    if how == "waited for":
+        outcome = payload.wait(20)
+        assert outcome is not None
+        assert outcome.exit_code == 137
+    elif how == "killed":
+        payload.kill(0)
+    else:
+        ContainedSwitcher(None).remove(sandbox, proxy)
+        assert not sandbox.exists()
+    assert not sleeping(number)
+    payload.wait(20)
+
+
+def test_a_mark_can_be_lowered_and_not_raised(tmp_path: Path) -> None:
+    mark = marks.mark_of(tmp_path)
+    assert mark != marks.mark_of(tmp_path / "other")
+    code = (
+        f"import os, resource, time; kind = resource.RLIMIT_RTTIME; resource.setrlimit(kind, ({mark}, {mark})); "
+        "os.setgroups([]) if os.geteuid() == 0 else None; os.setuid(65534) if os.geteuid() == 0 else None\n"
+        f"try: resource.setrlimit(kind, ({mark} + 1, {mark} + 1)); print('raised', flush=True)\n"
+        "except (ValueError, PermissionError): print('kept', flush=True)\n"
+        "time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "kept\n"
+        assert marks.marked(mark) == [process.pid]
+        assert marks.end_marked(mark)
+        assert process.wait(20) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_death_by_signal_is_told(switcher: ContainedSwitcher, sandbox: Path, proxy: Path) -> None:

@@ -61,6 +61,7 @@ class FakeSwitcher:
 
     kind: str = "fake"
     switches: bool = False
+    contains: bool = True
     refuse: str = ""
     exit_code: int = 203
     proven: bool = True

@@ -1,6 +1,7 @@
-"""Containment without a change of account: bubblewrap where it works, else a supervisor that ends all processes.
+"""Without a change of account: bubblewrap where it works, else no wall at all, but an end of all processes.
 
-This is not a switch, and never says that it is: ``switches`` and every outcome's ``identity_switched`` are false.
+This is not a switch, and never says that it is: ``switches`` and every outcome's ``identity_switched`` are false. Nor
+does it call a payload contained that is not: ``kind`` is "uncontained" without bubblewrap.
 """
 
 from __future__ import annotations
@@ -20,38 +21,38 @@ from typing import IO, Optional
 from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
 from airpanda.glexec import contract
+from airpanda.glexec.marks import end_marked, mark_of
 from airpanda.glexec.ports import PayloadOutcome, Usage
 from airpanda.glexec.proctree import tree, usage_of
 from airpanda.glexec.running import Process
 from airpanda.glexec.sandboxes import PATH, SandboxTools, Tool
 
-_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - each is replaced by an empty one
+# Each is replaced by an empty one. In /run are the sockets of services that trust this account.
+_HIDDEN = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108
+_RESOLVER = "/etc/resolv.conf"
 _PROBE = ("--ro-bind", "/", "/", "--proc", "/proc", "--unshare-pid", "--die-with-parent", "/bin/true")
 _KILLED_S = 10
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 class ContainedSwitcher(SandboxTools):
-    """The pilot's own account, fenced in.
+    """The pilot's own account, fenced in where bubblewrap works.
 
     Args:
         bwrap: bubblewrap, or None; where it is present but does not work (user namespaces off), it is not used.
-        hide: directories that the payload must not see; needs bubblewrap.
+        hide: directories and files that the payload must not see, besides temporary directories, /run and the
+            account's home; needs bubblewrap.
         show: directories inside the hidden ones that it needs, such as software; read-only.
     """
 
-    kind = "contained"
     switches = False
 
     def __init__(self, bwrap: Optional[Path], *, hide: Sequence[Path] = (), show: Sequence[Path] = ()) -> None:
         self._bwrap = bwrap if bwrap is not None and _works(bwrap) else None
-        self._hide = [*map(Path, _TEMPORARY), *hide]
+        self.contains = self._bwrap is not None
+        self.kind = "contained" if self.contains else "uncontained"
+        self._hide = _outermost([*map(Path, _HIDDEN), *_home(), *hide])
         self._show = list(show)
-
-    @property
-    def contains(self) -> str:
-        """What fences the payload in, in words for a person."""
-        return "bubblewrap" if self._bwrap is not None else "a supervisor of its processes only"
 
     def preflight(self, proxy: Path) -> Account:
         entry = pwd.getpwuid(os.geteuid())
@@ -89,16 +90,27 @@ class ContainedSwitcher(SandboxTools):
         except IdentitySwitchError:
             target.unlink()
             raise
-        return Contained(process, target, self.preflight(proxy), fenced=self._bwrap is not None)
+        mark = None if self.contains else mark_of(sandbox)
+        return Contained(process, target, self.preflight(proxy), mark)
+
+    def remove(self, sandbox: Path, proxy: Path) -> None:
+        if not self.contains and not end_marked(mark_of(sandbox)):
+            raise IdentitySwitchError(f"processes of the payload in {sandbox} do not end")
+        super().remove(sandbox, proxy)
 
     def _fence(self, sandbox: Path) -> list[str]:
         if self._bwrap is None:
-            return [sys.executable, "-IS", str(_SUPERVISOR)]
+            return [sys.executable, "-IS", str(_SUPERVISOR), str(mark_of(sandbox))]
         fence = [str(self._bwrap), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc"]
         fence += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
         for place in self._hide:
             if place.is_dir():
                 fence += ["--tmpfs", str(place)]
+            elif place.exists():
+                fence += ["--ro-bind", os.devnull, str(place)]
+        resolver = os.path.realpath(_RESOLVER)  # usually in /run; without it there is no DNS
+        if os.path.isfile(resolver) and any(_is_in(Path(resolver), place) for place in self._hide):
+            fence += ["--ro-bind", resolver, resolver]
         for place in self._show:
             fence += ["--ro-bind", str(place), str(place)]
         return [*fence, "--bind", str(sandbox), str(sandbox), "--chdir", str(sandbox), "--"]
@@ -112,32 +124,36 @@ class Contained:
 
     identity_proven = False
 
-    def __init__(self, process: Process, target: Path, account: Account, *, fenced: bool) -> None:
+    def __init__(self, process: Process, target: Path, account: Account, mark: Optional[int]) -> None:
         self._process = process
         self._target = target
-        self._fenced = fenced
+        self._mark = mark
         self._outcome: Optional[PayloadOutcome] = None
         self.account = account
 
     def wait(self, timeout_s: float) -> Optional[PayloadOutcome]:
         if self._outcome is None and self._process.wait(timeout_s) is not None:
+            if self._mark is not None:
+                end_marked(self._mark)  # nothing, unless the payload has killed its supervisor
             self._target.unlink(missing_ok=True)
             self._outcome = self._conclude()
         return self._outcome
 
     def kill(self, grace_s: float) -> None:
-        if self._fenced:  # bubblewrap itself would end at once and take the payload with it without any grace
+        if self._mark is None:  # bubblewrap itself would end at once and take the payload with it without any grace
             for pid in tree(self._process.pid)[1:]:
                 _signal(pid, signal.SIGTERM)
         else:
             self._process.send(signal.SIGTERM)
-        if self._process.wait(grace_s) is None and not self._fenced:
+        if self._process.wait(grace_s) is None and self._mark is not None:
             self._process.send(signal.SIGUSR1)
             self._process.wait(_KILLED_S)
         if self._process.code is None:
             for pid in tree(self._process.pid):
                 _signal(pid, signal.SIGKILL)
             self._process.wait(_KILLED_S)
+        if self._mark is not None:
+            end_marked(self._mark)
 
     def usage(self) -> Usage:
         return usage_of(self._process.pid)
@@ -150,6 +166,28 @@ class Contained:
         if process.usage is not None:
             cpu_s, rss_kib = process.usage.ru_utime + process.usage.ru_stime, process.usage.ru_maxrss
         return PayloadOutcome(code, contract.signal_of(code), wall_s, cpu_s, rss_kib, self.account, False)
+
+
+def _home() -> list[Path]:
+    """This account's home, where it is its own: some accounts have one such as /usr/sbin."""
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    try:
+        return [home] if home != Path("/") and home.stat().st_uid == os.geteuid() else []
+    except OSError:
+        return []
+
+
+def _outermost(paths: Sequence[Path]) -> list[Path]:
+    """Real paths, without those inside of others."""
+    found: list[Path] = []
+    for path in sorted({Path(os.path.realpath(path)) for path in paths}):
+        if not any(_is_in(path, place) for place in found):
+            found.append(path)
+    return found
+
+
+def _is_in(path: Path, place: Path) -> bool:
+    return place == path or place in path.parents
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

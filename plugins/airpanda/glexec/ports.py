@@ -60,6 +60,8 @@ class IdentitySwitcher(Protocol):
 
     kind: str
     switches: bool
+    contains: bool
+    """Whether anything keeps a payload from the pilot's own files and processes: another account, or bubblewrap."""
 
     def preflight(self, proxy: Path) -> Account:
         """The account that the proxy is mapped to, by running ``id`` through the switch."""

@@ -1,6 +1,7 @@
 """The process above a payload that has no PID namespace: it adopts what the payload lets go of, and ends all of it.
 
-A program of its own: ``python -IS supervisor.py COMMAND [ARGUMENT...]``, standard library only. The exit code is the
+A program of its own: ``python -IS supervisor.py MARK COMMAND [ARGUMENT...]``, standard library only. The mark is a
+limit by which its starter finds all of it again (``marks``), should the payload kill this one. The exit code is the
 payload's (128 + n for signal n, 126 where it cannot be executed). SIGTERM and SIGINT are passed on, SIGUSR1 ends
 everything at once, and so does the death of whoever started it.
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,8 +23,9 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(mark: int, argv: Sequence[str]) -> int:
     """Run the command to its end, and everything it has started."""
+    resource.setrlimit(resource.RLIMIT_RTTIME, (mark, mark))
     parent = os.getppid()
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -106,4 +109,4 @@ def _kill_group(pid: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

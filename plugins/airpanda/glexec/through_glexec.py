@@ -44,6 +44,7 @@ class GlexecSwitcher(SandboxTools):
 
     kind = "glexec"
     switches = True
+    contains = True
 
     def __init__(self, glexec: Path, *, retry_s: float = 5.0) -> None:
         self._glexec = str(glexec)

@@ -63,7 +63,7 @@ def choose_switch(config: PilotConfig) -> IdentitySwitcher:
     glexec = config.glexec or find_glexec(os.environ)
     bwrap = shutil.which("bwrap")
     # What a payload that shares the pilots' account must not see: pilots, other payloads, the pilot's proxy.
-    hide = [*{config.workdir.parent, config.scratch.parent}, *config.hide]
+    hide = [config.workdir.parent, config.scratch.parent, config.workdir, Path(config.proxy), *config.hide]
     with_proxy = Path(config.proxy).parent
     if with_proxy not in (Path("/"), Path("/etc"), Path("/usr")):
         hide.append(with_proxy)

@@ -21,7 +21,7 @@ from airpanda.pilot import errors, wire
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.config import PilotConfig
 from airpanda.pilot.credentials import Retrieve
-from airpanda.pilot.job import Attempt, Tools, Verdict
+from airpanda.pilot.job import UNCONTAINED, Attempt, Tools, Verdict
 from airpanda.pilot.probe import Probe, free_disk_mib, run_probe
 from airpanda.pilot.sitechecks import run_checks
 from airpanda.pilot.stopping import Stop
@@ -126,9 +126,12 @@ class Agent:
             "works": True,
             "kind": switcher.kind,
             "switches": switcher.switches,
+            "contains": switcher.contains,
             "account": account.name,
             "uid": account.uid,
         }
+        if not switcher.contains:
+            log.warning(UNCONTAINED)
         return switcher
 
     def _loop(self, client: DispatcherClient, probe: Probe, switcher: IdentitySwitcher) -> tuple[int, str]:

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+UNCONTAINED = (
+    "contained = false: there is no launcher and no working bubblewrap on this node, so payloads run under the pilots' "
+    "own account and nothing keeps them from the pilot's files, its proxy among them"
+)
+
 STEP_S = 0.25
 KEEP_ALIVE_S = 30.0
 FINAL_PATIENCE_S = 600.0
@@ -175,6 +180,8 @@ class Attempt:
         environment = payload_environment(self.job, self.tools.config)
         argv = resolve(self.job.spec.argv, environment["PATH"])
         self.capture = Capture(place / wire.PAYLOAD_LOG, max_bytes=self.tools.config.max_log_bytes)
+        if not self.tools.switcher.contains:
+            self.capture.source.write_text(f"[pilot] {UNCONTAINED}\n")
         payload = self.tools.switcher.launch(
             argv,
             env=environment,
