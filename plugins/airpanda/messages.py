@@ -323,7 +323,7 @@ class InputFile(Message):
     """A file the payload finds in its sandbox. ``source`` is ``panda:<PandaID>/<lfn>``: an output of another job."""
 
     lfn: Lfn
-    source: Annotated[str, Field(pattern=r"^panda:[0-9]+/[A-Za-z0-9_][A-Za-z0-9._+-]*$")]
+    source: Annotated[str, Field(pattern=r"^panda:[0-9]{1,18}/[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}$")]
 
 
 class OutputFile(Message):

@@ -17,6 +17,7 @@ from airpanda.core.errors import ConfigurationError, RequestError
 from airpanda.core.identity import MAX_DN_CHARS, Fqan, check_dn
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
+from airpanda.core.text import clean, without_keys
 
 GOOD = {"signing_key": "/k", "file_store": "/f", "include_dir": "/i"}
 
@@ -74,6 +75,18 @@ def test_secrets_compare_by_value() -> None:
         Secret(1)  # type: ignore[type-var]
 
 
+def test_shown_text_commands_no_terminal_and_holds_no_key() -> None:
+    assert clean("\x1b]0;owned\x07\x1b[2J\x9b31m\x00a\r\nb\tc\rd\x7f") == (
+        "\ufffd]0;owned\ufffd\ufffd[2J\ufffd31m\ufffda\nb\tc\ufffdd\ufffd"
+    )
+    for kind in ("", "RSA ", "EC ", "ENCRYPTED "):
+        key = f"-----BEGIN {kind}PRIVATE KEY-----\nMIIabc\n-----END {kind}PRIVATE KEY-----"
+        assert without_keys(f"a {key} b {key} c") == "a [private key removed] b [private key removed] c"
+        assert without_keys(f"a {key[:-10]}") == "a [private key removed]"
+    certificate = "-----BEGIN CERTIFICATE-----\nMIIabc\n-----END CERTIFICATE-----"
+    assert without_keys(certificate) == certificate
+
+
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-01-01", "2026-01-01T00:00:00"])
 def test_a_time_without_an_offset_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
@@ -99,6 +112,8 @@ def test_times_survive_the_wire(moment: datetime) -> None:
         ({"lease": "soon"}, "lease"),
         ({"lease": "-1"}, "lease"),
         ({"max_upload_bytes": "0"}, "max_upload_bytes"),
+        ({"myproxy_servers": "myproxy.example.org"}, "myproxy_servers"),
+        ({"myproxy_servers": "a:7512,,b:7512"}, "myproxy_servers"),
     ],
 )
 def test_a_wrong_option_is_named(change: dict[str, str], named: str) -> None:
@@ -111,3 +126,6 @@ def test_settings_have_units() -> None:
     assert settings.lease == timedelta(seconds=90)
     assert settings.heartbeat_interval == timedelta(seconds=30)
     assert settings.file_store == Path("/f")
+    assert settings.myproxy_servers == ()
+    several = Settings.from_options(GOOD | {"myproxy_servers": "MyProxy.example.org:7512, [::1]:7512"})
+    assert several.myproxy_servers == ("myproxy.example.org:7512", "[::1]:7512")

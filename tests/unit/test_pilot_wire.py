@@ -11,8 +11,9 @@ from support.fake_dispatcher import PASSPHRASE, make_job
 
 from airpanda import messages as m
 from airpanda.core.errors import ServiceError
+from airpanda.core.text import clean
 from airpanda.pilot import errors, wire
-from airpanda.pilot.errors import JobFault, clean, ranked
+from airpanda.pilot.errors import JobFault, ranked
 
 
 def acquired(**changes: Any) -> dict[str, Any]:

@@ -146,7 +146,9 @@ class Site:
             "AIRPANDA_API_PORT": str(self.ports.api),
         }
         example = (self.checkout / "airflow.cfg.example").read_text()
-        write_private(place.airflow / "airflow.cfg", fill_in(example, values))
+        text = fill_in(example, values)
+        text = text.replace("\nmyproxy_servers =\n", f"\nmyproxy_servers = localhost:{self.ports.myproxy}\n")
+        write_private(place.airflow / "airflow.cfg", text)
         write_private(place.airflow / "passwords.json", json.dumps({"admin": self.admin_password.reveal()}))
         place.include.mkdir(mode=0o711)
         (place.include / "queues").mkdir(mode=0o755)

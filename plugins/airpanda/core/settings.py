@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -25,12 +26,21 @@ def _positive(text: str) -> int:
     return value
 
 
+def _servers(text: str) -> tuple[str, ...]:
+    servers = tuple(word.strip().lower() for word in text.split(","))
+    for server in servers:
+        if re.fullmatch(r"[a-z0-9.\[\]:-]+:[0-9]{1,5}", server) is None:
+            raise ValueError(f"{server!r} must be host:port")
+    return servers
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options of ``[airpanda]``; ``airflow.cfg.example`` explains each one.
 
     ``signing_key`` is a PEM file with the dispatcher's Ed25519 key; ``file_store`` a directory for sandboxes,
-    outputs and logs; ``include_dir`` the folder with ``queues/*.toml``.
+    outputs and logs; ``include_dir`` the folder with ``queues/*.toml``. ``myproxy_servers`` (``host:port``):
+    where credentials may lie; empty: anywhere.
     """
 
     signing_key: Path
@@ -40,6 +50,7 @@ class Settings:
     lease: timedelta = timedelta(seconds=150)
     token_lifetime: timedelta = timedelta(days=2)
     max_upload_bytes: int = 2 * 1024**3
+    myproxy_servers: tuple[str, ...] = ()
 
     @classmethod
     def from_options(cls, options: Mapping[str, str], *, where: str = "[airpanda]") -> Settings:
@@ -73,4 +84,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "lease": _seconds,
     "token_lifetime": _seconds,
     "max_upload_bytes": _positive,
+    "myproxy_servers": _servers,
 }

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from airpanda.core.errors import ConfigurationError, ConflictError, CredentialError, NotFoundError
 from airpanda.core.secret import Secret
-from airpanda.credentials import audit, consent
+from airpanda.credentials import audit, consent, owners
 from airpanda.credentials.errors import UnreadableCredentialError
 from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
@@ -40,16 +40,18 @@ class CredentialRegistry:
         return self._vault.key_ids
 
     async def register(
-        self, wanted: CredentialRegistration, *, actor: str, now: datetime, client: str | None = None
+        self, wanted: CredentialRegistration, *, actor: str, now: datetime, trusted: bool, client: str | None = None
     ) -> CredentialView:
         """Remember a staged credential. A repeat with the same content answers the same and consents to nothing anew.
 
         Args:
+            trusted: the caller's word binds owner, DN and attributes to each other; otherwise they must be bound so.
             client: who registers, where that is a client; ``wanted.consent`` is for it and this credential only.
 
         Raises:
             CredentialError: it has ended already.
-            ConflictError: the name is taken by another credential.
+            ConflictError: the name is taken by another credential, or the owner is bound otherwise.
+            NotAuthorisedError: this is not the bound owner, and the caller is not trusted.
         """
         if wanted.expires_at <= now:
             raise CredentialError(
@@ -57,6 +59,7 @@ class CredentialRegistry:
             )
         secret = Secret(wanted.passphrase.get_secret_value())
         async with self._database.transaction() as connection:
+            await (owners.bind if trusted else owners.demand_bound)(connection, wanted, actor=actor)
             row = await connection.fetchrow(
                 sql.REGISTER,
                 wanted.owner,

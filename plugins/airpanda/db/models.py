@@ -128,6 +128,18 @@ class CredentialAudit(Base):
     detail: Mapped[str] = mapped_column(server_default=text("''"))
 
 
+class Owner(Base):
+    """What an owner's short name stands for, bound on the word of the owner or of a client that acts for all."""
+
+    __tablename__ = "panda_owner"
+    __table_args__ = (UniqueConstraint("dn"),)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    dn: Mapped[str]
+    fqans: Mapped[list[Any]] = mapped_column(comment="VOMS attributes that others may register for the owner")
+    bound_by: Mapped[str]
+    bound_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class Consent(Base):
     """Which submitting client may use an owner's credentials: one (``credential_id``), or all of them (0).
 
@@ -167,7 +179,7 @@ class Counter(Base):
 class Task(Base):
     """A panda task: jobs ``first_panda_id`` to ``first_panda_id + n_jobs - 1``, owned by one Airflow try.
 
-    ``key_digest`` is the SHA-256 of the caller's key, ``content_digest`` that of what was submitted.
+    ``key_digest`` is the SHA-256 of client, owner and the caller's key, ``content_digest`` that of what was submitted.
     """
 
     __tablename__ = "panda_task"

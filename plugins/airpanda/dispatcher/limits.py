@@ -1,4 +1,5 @@
-"""Bodies that are too long or too slow, stopped before anything parses them; and exceptions nobody expected.
+"""Bodies that are too long, too slow or a stranger's, stopped before anything parses them; and exceptions nobody
+expected.
 
 Plain ASGI: it also stands before routes that stream.
 """
@@ -7,26 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from airpanda.core.errors import RequestError
-from airpanda.dispatcher.problems import answer
+from airpanda.core.clock import utcnow
+from airpanda.core.errors import NotAuthorisedError
+from airpanda.core.secret import Secret
+from airpanda.dispatcher.problems import answer, answer_http
+from airpanda.dispatcher.tokens import Issuer
 
 MAX_BODY_BYTES = 1024 * 1024
-MAX_SUBMISSION_BYTES = 256 * 1024 * 1024
+MAX_SUBMISSION_BYTES = 64 * 1024 * 1024
+MAX_STRANGERS_BYTES = 64 * 1024
 CHUNK_TIMEOUT_S = 60.0
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read: the connection cannot be used on
 _log = logging.getLogger(__name__)
 
 
 class Limits:
-    """Wraps the app. ``max_upload_bytes`` is for files, which the route counts itself as well."""
+    """Wraps the app. ``max_upload_bytes`` is for files, which the route counts itself as well.
 
-    def __init__(self, app: ASGIApp, *, max_upload_bytes: int) -> None:
+    Who shows no valid bearer token gets ``MAX_STRANGERS_BYTES``: owners with a certificate need no more.
+    """
+
+    def __init__(self, app: ASGIApp, *, issuer: Issuer, max_upload_bytes: int) -> None:
         self._app = app
+        self._issuer = issuer
         self._max_upload_bytes = max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,10 +59,20 @@ class Limits:
             await answer(500, "unexpected failure; the operators find it in the log", "airpanda")(scope, receive, send)
 
     def _limit(self, scope: Scope) -> int:
-        path = scope["path"]
-        if scope["method"] == "PUT":
-            return self._max_upload_bytes
-        return MAX_SUBMISSION_BYTES if path.endswith("/v1/job/submit") else MAX_BODY_BYTES
+        """Decided by the token's signature alone, before the first byte of the body is read."""
+        token = _bearer(scope)
+        if self._is_good(self._issuer.verify_pilot, token):
+            return self._max_upload_bytes if scope["method"] == "PUT" else MAX_BODY_BYTES
+        if self._is_good(self._issuer.verify_client, token):
+            return MAX_SUBMISSION_BYTES if scope["path"].endswith("/v1/job/submit") else MAX_BODY_BYTES
+        return MAX_STRANGERS_BYTES
+
+    def _is_good(self, verify: Callable[[Secret[str], datetime], object], token: Secret[str]) -> bool:
+        try:
+            verify(token, utcnow())
+        except NotAuthorisedError:
+            return False
+        return True
 
 
 class _Guard:
@@ -87,15 +108,23 @@ class _Guard:
         """Answer what was refused before the app was asked."""
         if self.started:
             raise error
-        response = answer(error.status_code, str(error.detail), RequestError.code, dict(error.headers or {}))
-        await response(scope, self._receive, self._send)
+        await answer_http(error)(scope, self._receive, self._send)
+
+
+def _bearer(scope: Scope) -> Secret[str]:
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, token = found[0].decode("latin-1").partition(" ") if len(found) == 1 else ("", "", "")
+    return Secret(token.strip() if scheme.lower() == "bearer" else "")
 
 
 def _too_large(limit: int) -> HTTPException:
+    if limit == MAX_STRANGERS_BYTES:
+        says = f"a body of more than {limit} bytes needs a valid bearer token"
+        return HTTPException(401, says, {"WWW-Authenticate": 'Bearer realm="airpanda"'} | _CLOSE)
     return HTTPException(413, f"the body is longer than the {limit} bytes that this route takes", _CLOSE)
 
 
 def _content_length(scope: Scope) -> int | None:
     headers: list[tuple[bytes, Any]] = scope["headers"]
     text = next((value for name, value in headers if name == b"content-length"), b"")
-    return int(text) if text.isdigit() else None
+    return int(text[:20]) if text.isdigit() else None

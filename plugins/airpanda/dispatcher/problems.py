@@ -37,6 +37,7 @@ _STATUS: dict[type[errors.AirpandaError], int] = {
     errors.IdentitySwitchError: 409,
     errors.ServiceError: 503,
 }
+_HTTP_CODES = {401: errors.NotAuthorisedError.code, 404: errors.NotFoundError.code}
 
 
 def status_of(error: errors.AirpandaError) -> int:
@@ -65,6 +66,12 @@ def answer_error(error: errors.AirpandaError) -> JSONResponse:
     return answer(status, str(error), error.code, headers)
 
 
+def answer_http(error: HTTPException) -> JSONResponse:
+    """The answer to what the framework, or a limit, refused."""
+    code = _HTTP_CODES.get(error.status_code, errors.RequestError.code)
+    return answer(error.status_code, str(error.detail), code, dict(error.headers or {}))
+
+
 def install(app: FastAPI) -> None:
     """Make every refusal of the app a problem document."""
     app.add_exception_handler(errors.AirpandaError, _ours)
@@ -89,5 +96,4 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
 
 async def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = errors.NotFoundError.code if error.status_code == 404 else errors.RequestError.code
-    return answer(error.status_code, str(error.detail), code, dict(error.headers or {}))
+    return answer_http(error)

@@ -80,6 +80,14 @@ class Services:
             raise RequestError(f"there is no queue {name!r}: name one of include/queues")
         return found
 
+    def demand_server(self, server: str) -> None:
+        """Raises:
+        RequestError: pilots are not to be sent to this MyProxy server.
+        """
+        allowed = self.settings.myproxy_servers
+        if allowed and server.lower() not in allowed:
+            raise RequestError(f"{server} is none of this service's MyProxy servers ([airpanda] myproxy_servers)")
+
 
 def make_services(
     settings: Settings, *, dsn: Secret[str], fernet_keys: Sequence[Secret[str]], queues: Queues

@@ -41,6 +41,8 @@ class Submissions:
     async def submit(self, wanted: JobSubmission, *, client: str, now: datetime) -> SubmissionReply:
         """Store the jobs, ready for pilots.
 
+        Keys of another client, or for another owner, are others.
+
         A known key with the same content creates nothing. From the try that owns the jobs it is a repeat; from
         another try it adopts them: what failed or was cancelled gets a new attempt, what finished stays, what runs
         goes on, and everything not yet dispatched uses the credential given now.
@@ -49,7 +51,7 @@ class Submissions:
             NotFoundError: no such credential of this owner.
             CredentialError: the credential cannot cover the jobs, serves another panda task, or its owner has not
                 consented to this client and queue. The refusal stands in the audit log.
-            ConflictError: the key is known with other jobs, another queue or another owner.
+            ConflictError: the key is known with other jobs, another queue or another DN.
         """
         try:
             return await self._submit(wanted, client, now)
@@ -63,7 +65,7 @@ class Submissions:
         specs = [spec.model_dump_json() for spec in wanted.jobs]
         content = _content_digest(wanted, specs)
         async with self._database.connection() as connection:
-            known = await connection.fetchval(sql.TASK_IS_KNOWN, _key_digest(wanted))
+            known = await connection.fetchval(sql.TASK_IS_KNOWN, _key_digest(wanted, actor))
             first = 0 if known else await connection.fetchval(sql.RESERVE_IDS, len(specs))
             async with connection.transaction():
                 credential = await find(connection, wanted.credential_id, {wanted.owner})
@@ -87,7 +89,7 @@ async def _insert_task(
     task_id: int | None = await connection.fetchval(
         sql.INSERT_TASK,
         wanted.task_key,
-        _key_digest(wanted),
+        _key_digest(wanted, actor),
         content,
         wanted.task_name,
         wanted.owner,
@@ -106,11 +108,9 @@ async def _insert_task(
 async def _resume(
     connection: Any, wanted: JobSubmission, content: bytes, credential: Any, actor: str
 ) -> SubmissionReply:
-    task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted))
+    task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor))
     if (task["content_digest"], task["owner_dn"]) != (content, credential["owner_dn"]):
-        raise ConflictError(
-            f"the key of panda task {task['task_id']} is known with other jobs, queue or owner: use another key"
-        )
+        raise ConflictError("this key is known with other jobs, another queue or another DN: use another key")
     resumed = 0
     if task["owner_ti"] != owner_of(wanted.ti):
         await usable.bind(connection, credential, task_id=task["task_id"], n_jobs=task["n_jobs"])
@@ -166,8 +166,9 @@ def _job_row(
     return row
 
 
-def _key_digest(wanted: JobSubmission) -> bytes:
-    return hashlib.sha256(wanted.task_key.encode()).digest()
+def _key_digest(wanted: JobSubmission, actor: str) -> bytes:
+    """A key is known only to the client that used it, and for one owner: nobody takes or guesses another's."""
+    return hashlib.sha256(f"{actor}\0{wanted.owner}\0{wanted.task_key}".encode()).digest()
 
 
 def _content_digest(wanted: JobSubmission, specs: list[str]) -> bytes:

@@ -7,17 +7,15 @@ the node ``max_bytes`` of disk and is not stopped by it.
 from __future__ import annotations
 
 import os
-import re
 import select
 import threading
 import time
 from pathlib import Path
 
-from airpanda.pilot.errors import clean
+from airpanda.core.text import clean, without_keys
 
 CHUNK = 256 * 1024
 _DRAIN_LIMIT_S = 5.0
-_PEM_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 
 
 class Capture:
@@ -76,7 +74,7 @@ class Capture:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 4 * chars))
             text = file.read(4 * chars).decode("utf-8", "replace")
-        return clean(_PEM_KEY.sub("[private key removed]", text))[-chars:]
+        return clean(without_keys(text))[-chars:]
 
     def _copy(self) -> None:
         """Until told to finish; then what is in the pipe, for a bounded time if somebody goes on writing."""

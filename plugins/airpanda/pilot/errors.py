@@ -6,12 +6,12 @@ wrapper); 204-range codes of gLExec never appear here, they are translated to ``
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from airpanda.core.errors import AirpandaError
+from airpanda.core.text import clean
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ EXIT_EXCEPTION = 70
 EXIT_BENCHED = 75
 EXIT_COMMUNICATION = 79
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _MAX_DIAG = 2000
 
 
@@ -95,8 +94,3 @@ def ranked(faults: Iterable[JobFault]) -> list[dict[str, Any]]:
     """All faults as messages, the most telling first; equal ones once."""
     wire = [fault.to_wire() for fault in sorted(faults, key=lambda fault: fault.kind.rank)]
     return [error for i, error in enumerate(wire) if error not in wire[:i]][:100]
-
-
-def clean(text: str) -> str:
-    """Text that can be stored and shown anywhere: no control characters but newline and tab."""
-    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))

@@ -1,4 +1,4 @@
-"""Statements of the credential registry: credentials, consents, bans, and the log of all of it."""
+"""Statements of the credential registry: credentials, owners, consents, bans, and the log of all of it."""
 
 REGISTER = """
 INSERT INTO panda_credential (owner, owner_dn, fqans, server, username, cred_name, passphrase, sealed_by, retriever_dn,
@@ -6,6 +6,17 @@ INSERT INTO panda_credential (owner, owner_dn, fqans, server, username, cred_nam
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 ON CONFLICT (server, username, cred_name) DO NOTHING
 RETURNING *
+"""
+
+BIND_OWNER = "INSERT INTO panda_owner (name, dn, fqans, bound_by) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING"
+
+OWNER = "SELECT * FROM panda_owner WHERE name = $1"
+
+# The row lock of the update makes concurrent additions take turns: none is lost.
+ADD_FQANS = """
+UPDATE panda_owner SET fqans = (
+    SELECT jsonb_agg(DISTINCT f.fqan ORDER BY f.fqan) FROM jsonb_array_elements_text(fqans || $2::jsonb) AS f (fqan))
+WHERE name = $1
 """
 
 BY_NAME = "SELECT * FROM panda_credential WHERE server = $1 AND username = $2 AND cred_name = $3"

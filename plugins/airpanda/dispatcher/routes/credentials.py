@@ -22,7 +22,10 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 async def register(wanted: CredentialRegistration, client: TheClient, services: TheServices) -> CredentialView:
     """Remember a credential that now lies in MyProxy."""
     demand_owner(client, wanted.owner)
-    return await services.credentials.register(wanted, actor=f"client:{client.name}", now=utcnow(), client=client.name)
+    services.demand_server(wanted.server)
+    return await services.credentials.register(
+        wanted, actor=f"client:{client.name}", now=utcnow(), trusted=client.owners is None, client=client.name
+    )
 
 
 @router.post("/staged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import RequestError
+from airpanda.core.text import clean, without_keys
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner, demand_queue
 from airpanda.dispatcher.routes import Id, LfnInPath
 from airpanda.dispatcher.routes.pilots import send_file
@@ -25,6 +27,7 @@ from airpanda.messages import (
 )
 
 MAX_LOG_BYTES = 1024 * 1024
+KEY_BYTES = 16 * 1024
 router = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)])
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
@@ -49,12 +52,15 @@ async def job(panda_id: Id, client: TheClient, services: TheServices) -> JobView
 
 @router.get("/job/{panda_id}/log", response_class=PlainTextResponse)
 async def log(panda_id: Id, client: TheClient, services: TheServices) -> PlainTextResponse:
-    """The payload's log of the latest attempt, at most its last megabyte; while it runs, its last lines."""
+    """The payload's log of the latest attempt, at most its last megabyte; while it runs, its last lines.
+
+    Without control characters and private keys: it goes into Airflow's logs.
+    """
     last = await services.reader.last_log(panda_id, owners=client.owners)
     if last.blob is None:
-        return PlainTextResponse(last.tail, headers={"X-Content-Type-Options": "nosniff"})
-    raw = await asyncio.to_thread(_tail, services.files.blob(last.blob))
-    return PlainTextResponse(raw.decode(errors="replace"), headers={"X-Content-Type-Options": "nosniff"})
+        return PlainTextResponse(clean(without_keys(last.tail)), headers={"X-Content-Type-Options": "nosniff"})
+    text = await asyncio.to_thread(_tail, services.files.blob(last.blob))
+    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
 
 
 @router.get("/task/{task_id}/progress")
@@ -115,7 +121,10 @@ def start_allowance_s(walltime_s: int) -> int:
     return min(300, walltime_s // 10)
 
 
-def _tail(path: Path) -> bytes:
+def _tail(path: Path) -> str:
+    """The end of a log as text that can be shown. What lies before it is read as well: a key may begin there."""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - MAX_LOG_BYTES))
-        return file.read(MAX_LOG_BYTES)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - MAX_LOG_BYTES - KEY_BYTES))
+        text = file.read(MAX_LOG_BYTES + KEY_BYTES).decode(errors="replace")
+    return clean(without_keys(text))[-MAX_LOG_BYTES:]

@@ -26,7 +26,8 @@ async def register(wanted: CredentialRegistration, owner: TheOwner, services: Th
     """Remember a credential that the caller has staged; consent is given apart."""
     if wanted.owner_dn != owner.dn:
         raise NotAuthorisedError(f"{owner.dn} may not register a credential of {wanted.owner_dn}")
-    return await services.credentials.register(wanted, actor=_actor(owner), now=utcnow())
+    services.demand_server(wanted.server)
+    return await services.credentials.register(wanted, actor=_actor(owner), now=utcnow(), trusted=True)
 
 
 @router.get("/creds")

@@ -232,6 +232,16 @@ def upgrade() -> None:
         op.f("panda_job_status_log_panda_id_log_id_ix"), "panda_job_status_log", ["panda_id", "log_id"], unique=False
     )
     op.create_table(
+        "panda_owner",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("dn", sa.Text(), nullable=False),
+        sa.Column("fqans", JSON_B, nullable=False, comment="VOMS attributes that others may register for the owner"),
+        sa.Column("bound_by", sa.Text(), nullable=False),
+        sa.Column("bound_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("panda_owner_pkey")),
+        sa.UniqueConstraint("dn", name=op.f("panda_owner_dn_key")),
+    )
+    op.create_table(
         "panda_pilot",
         sa.Column("pilot_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("batch_id", sa.BigInteger(), nullable=False),
@@ -300,6 +310,7 @@ def downgrade() -> None:
     op.drop_table("panda_task")
     op.drop_index(op.f("panda_pilot_batch_id_ix"), table_name="panda_pilot")
     op.drop_table("panda_pilot")
+    op.drop_table("panda_owner")
     op.drop_index(op.f("panda_job_status_log_panda_id_log_id_ix"), table_name="panda_job_status_log")
     op.drop_table("panda_job_status_log")
     op.drop_table("panda_job_spec")
