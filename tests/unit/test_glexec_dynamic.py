@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,38 @@ def test_a_uid_whose_keys_cannot_be_dropped_is_not_reused(tmp_path: Path, monkey
     monkeypatch.setattr(dynamic, "clear_keyrings", lambda uid: False)
     with pytest.raises(NotAuthorisedError):
         leases(tmp_path).lease(BOB)
+
+
+def test_a_uid_that_another_launch_is_cleaning_up_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many launches of one new owner: one takes the last uid from its former owner, and the others get it too."""
+    release(leases(tmp_path).lease(ALICE)[2])
+    cleaning, go_on = threading.Event(), threading.Event()
+
+    def clean(uid: int, places: object) -> bool:
+        cleaning.set()
+        return go_on.wait(30)
+
+    monkeypatch.setattr(dynamic, "remove_files", clean)
+    monkeypatch.setattr(dynamic, "clear_keyrings", lambda uid: True)  # it forks
+    found: list[int] = []
+    launches = [threading.Thread(target=lambda: found.append(leases(tmp_path).lease(BOB)[0])) for _ in range(3)]
+    for launch in launches:
+        launch.start()
+        assert cleaning.wait(30)
+    go_on.set()
+    for launch in launches:
+        launch.join(60)
+    assert found == [FIRST] * 3
+
+
+def test_a_uid_that_stays_locked_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamic, "_TRANSIT_S", 0.1)
+    with (tmp_path / f"{FIRST}-leaving").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(NotAuthorisedError):
+            leases(tmp_path).lease(ALICE)
 
 
 # --- configuration --------------------------------------------------------------------------------------------------

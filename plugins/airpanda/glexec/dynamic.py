@@ -31,6 +31,7 @@ from airpanda.glexec.trusted import check_trusted, read_trusted
 
 HOME = "/tmp"  # noqa: S108 - private to each run
 _LEAVING = "leaving"
+_TRANSIT_S, _STEP_S = 20.0, 0.05
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -77,12 +78,17 @@ class UidRange:
             NotAuthorisedError: all are in use, or what is left of their former owners cannot be removed.
         """
         tried: set[int] = set()
+        deadline = time.monotonic() + _TRANSIT_S
         while True:
             with self._locked():
                 found = self._own(owner) or self._fresh(owner)
                 if found is not None:
                     return found
                 leaving = self._retire(tried)
+                in_transit = self._in_transit(tried)
+            if leaving is None and in_transit and time.monotonic() < deadline:
+                time.sleep(_STEP_S)
+                continue
             if leaving is None:
                 raise NotAuthorisedError(
                     "no uid of the site's range is free; the site must widen uid_range or clean up"
@@ -153,6 +159,11 @@ class UidRange:
             os.rename(self._directory / name, self._directory / f"{uid}-{_LEAVING}")
             return uid, descriptor
         return None
+
+    def _in_transit(self, tried: set[int]) -> bool:
+        """Whether another launch is just now cleaning up a uid; this one could not take it, so it is locked."""
+        leaving = (uid for uid, name in self._files().items() if name.endswith(f"-{_LEAVING}"))
+        return any(uid in self._uids and uid not in tried for uid in leaving)
 
     def _used(self, name: str) -> float:
         return os.stat(self._directory / name).st_mtime
