@@ -30,6 +30,7 @@ _EMPTY = ("/home", "/root", "/run")
 _PRIVATE_IN_ETC = ("shadow*", "gshadow*", "passwd*", "group*", "sub?id*", "ssh", "sudoers*", "private", "grid-security")
 _FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 _FIRST_HUMAN, _NOBODY = 1000, 65534
+_ANSWER_S = 30
 
 
 def main() -> int:
@@ -84,7 +85,10 @@ def _check_interpreter(spec: dict[str, Any]) -> None:
 def _wait_for_launcher(launcherd: subprocess.Popen[bytes]) -> None:
     for _ in range(200):
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_ANSWER_S)
             if probe.connect_ex(str(INSTALLED.socket)) == 0:
+                probe.shutdown(socket.SHUT_WR)
+                probe.recv(1024)  # a refusal, which is in the log by now: root is no caller, or has asked nothing
                 return
         if launcherd.poll() is not None:
             break
