@@ -355,10 +355,10 @@ def test_fork_bomb_is_bounded_and_ends(site: Site, proxy: str) -> None:
 
 def test_cpu_of_orphans_is_counted(site: Site, proxy: str) -> None:
     """A child of a child that was given up by its parent still counts: the namespace's first process reaps it."""
-    busy = f"{PYTHON} -I -c 'import time\nwhile time.process_time() < 1: pass'"
-    script = f'(setsid sh -c "{busy}; touch /home/alice/orphan-done" &) ; '
-    script += "while ! test -e /home/alice/orphan-done; do sleep 0.05; done"
-    assert site.glexec_run("/bin/sh", "-c", script, proxy=proxy).code == 0
+    busy = "import time\nwhile time.process_time() < 1: pass"
+    orphan = '"$0" -I -c "$1"; touch /home/alice/orphan-done'
+    script = f'(setsid sh -c \'{orphan}\' "$0" "$1" &) ; while ! test -e /home/alice/orphan-done; do sleep 0.05; done'
+    assert site.glexec_run("/bin/sh", "-c", script, PYTHON, busy, proxy=proxy).code == 0
     assert site.last_record()["cpu"] >= 1.0
 
 
