@@ -16,19 +16,19 @@ help:
 	@echo 'make bench       measure; writes tests/bench/results.json'
 
 demo:
-	@PYTHONPATH=include/demo exec $(PYTHON) -m airpanda_demo up
+	@PYTHONPATH=include/demo exec "$(PYTHON)" -m airpanda_demo up
 
 demo-once:
-	@PYTHONPATH=include/demo exec $(PYTHON) -m airpanda_demo once
+	@PYTHONPATH=include/demo exec "$(PYTHON)" -m airpanda_demo once
 
 demo-clean:
-	@PYTHONPATH=include/demo exec $(PYTHON) -m airpanda_demo clean
+	@PYTHONPATH=include/demo exec "$(PYTHON)" -m airpanda_demo clean
 
 venv: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt include/demo/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
+	"$(PYTHON)" -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check --quiet -c include/demo/constraints.txt -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
