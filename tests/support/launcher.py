@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import airpanda
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy
 from airpanda_demo.worker_node import NodeAccount, WorkerNode
@@ -29,6 +30,7 @@ PILOT_UID, ROBOT_UID, ALICE_UID, BOB_UID = _BASE + 1, _BASE + 11, _BASE + 12, _B
 GROUPED_UID, OTHER_UID, MAPPER_UID, GROUPS = _BASE + 22, _BASE + 23, _BASE + 24, (_BASE + 50, _BASE + 51)
 HOME, WORK = Path("/home/pilot"), Path("/run/work")
 TIMEOUT_S = 60
+PLUGINS = Path(airpanda.__file__).parent.parent
 POOL = ("dt001", "dt002")
 ACCOUNTS = (
     NodeAccount("pilot", PILOT_UID),
@@ -60,6 +62,7 @@ class Site:
             ca_dir=self.pki.ca_dir,
             mapfile=self.mapfile,
             accounts=accounts,
+            software=[PLUGINS],  # the checkout may lie where a node shows nothing, such as /home or /tmp
             hide=[self.secret_dir],
             options={"max_proxy_hours": "24", "max_processes": "256", **options},
             pools=POOL,
