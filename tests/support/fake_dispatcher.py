@@ -70,9 +70,13 @@ class FakeDispatcher:
 
     @property
     def statuses(self) -> list[str]:
-        """Reported states without the repeats of heartbeats."""
-        states = [str(report.job_status) for report in self.reports]
-        return [state for i, state in enumerate(states) if i == 0 or states[i - 1] != state]
+        """The states a job went through: a ``starting`` that was on its way when ``running`` came is a heartbeat."""
+        states: list[str] = []
+        for report in self.reports:
+            late = report.job_status == "starting" and states[-1:] == ["running"]
+            if not late and states[-1:] != [report.job_status]:
+                states.append(str(report.job_status))
+        return states
 
     @property
     def final(self) -> m.JobReport:
