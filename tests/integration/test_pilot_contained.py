@@ -161,6 +161,16 @@ def test_optional_runs_contained_and_says_that_nothing_was_switched(machine: Mac
     assert machine.fake.workers[0].probe["switch"]["switches"] is False
 
 
+def test_the_cpu_time_of_a_contained_payload_is_measured(machine: Machine) -> None:
+    """Also that of what it forks, though bubblewrap's own process waits for none of it."""
+    burn = f"{PYTHON} -I -c 'import time\nwhile time.process_time() < 0.5: pass'"
+    machine.fake.jobs.append(machine.job(24, argv=["sh", "-c", f"{burn} & {burn}; wait"]))
+    assert machine.run("cpu") is PilotJobState.DONE, machine.log("cpu")
+    use = machine.fake.final.use
+    assert use is not None
+    assert 1.0 <= use.cpu_s < 3.0
+
+
 def test_a_contained_payload_finds_nothing_of_its_pilot(machine: Machine) -> None:
     pilots = machine.root / "pilots"
     look = f"""

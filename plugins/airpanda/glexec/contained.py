@@ -90,8 +90,7 @@ class ContainedSwitcher(SandboxTools):
         except IdentitySwitchError:
             target.unlink()
             raise
-        mark = None if self.contains else mark_of(sandbox)
-        return Contained(process, target, self.preflight(proxy), mark)
+        return Contained(process, target, self.preflight(proxy), mark_of(sandbox), fenced=self.contains)
 
     def remove(self, sandbox: Path, proxy: Path) -> None:
         if not self.contains and not end_marked(mark_of(sandbox)):
@@ -99,9 +98,11 @@ class ContainedSwitcher(SandboxTools):
         super().remove(sandbox, proxy)
 
     def _fence(self, sandbox: Path) -> list[str]:
+        supervised = [sys.executable, "-IS", str(_SUPERVISOR), str(mark_of(sandbox))]
         if self._bwrap is None:
-            return [sys.executable, "-IS", str(_SUPERVISOR), str(mark_of(sandbox))]
-        fence = [str(self._bwrap), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc"]
+            return supervised
+        # Bubblewrap does not wait for the first process of its namespace; who adopts that one learns what it has used.
+        fence = [*supervised, str(self._bwrap), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc"]
         fence += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
         for place in self._hide:
             if place.is_dir():
@@ -124,7 +125,8 @@ class Contained:
 
     identity_proven = False
 
-    def __init__(self, process: Process, target: Path, account: Account, mark: Optional[int]) -> None:
+    def __init__(self, process: Process, target: Path, account: Account, mark: int, *, fenced: bool) -> None:
+        self._fenced = fenced
         self._process = process
         self._target = target
         self._mark = mark
@@ -133,27 +135,25 @@ class Contained:
 
     def wait(self, timeout_s: float) -> Optional[PayloadOutcome]:
         if self._outcome is None and self._process.wait(timeout_s) is not None:
-            if self._mark is not None:
-                end_marked(self._mark)  # nothing, unless the payload has killed its supervisor
+            end_marked(self._mark)  # nothing, unless the payload has killed its supervisor
             self._target.unlink(missing_ok=True)
             self._outcome = self._conclude()
         return self._outcome
 
     def kill(self, grace_s: float) -> None:
-        if self._mark is None:  # bubblewrap itself would end at once and take the payload with it without any grace
-            for pid in tree(self._process.pid)[1:]:
+        if self._fenced:  # bubblewrap itself would end at once and take the payload with it without any grace
+            for pid in tree(self._process.pid)[2:]:
                 _signal(pid, signal.SIGTERM)
         else:
             self._process.send(signal.SIGTERM)
-        if self._process.wait(grace_s) is None and self._mark is not None:
+        if self._process.wait(grace_s) is None:
             self._process.send(signal.SIGUSR1)
             self._process.wait(_KILLED_S)
         if self._process.code is None:
             for pid in tree(self._process.pid):
                 _signal(pid, signal.SIGKILL)
             self._process.wait(_KILLED_S)
-        if self._mark is not None:
-            end_marked(self._mark)
+        end_marked(self._mark)
 
     def usage(self) -> Usage:
         return usage_of(self._process.pid)
