@@ -124,3 +124,14 @@ def test_one_job_takes_plain_output_names_and_needs() -> None:
     (spec,) = job.specs()
     assert [(o.lfn, o.access) for o in spec.outputs] == [("a.png", "owner"), ("b", "vo")]
     assert spec.cores == 2
+
+
+def test_a_kill_cancels_only_what_this_try_owns(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Answer(200, json.dumps({"task_id": 7, "counts": {}, "total": 1, "done": False}).encode())
+    with http_stub(REPLY, progress) as stub:
+        connect(monkeypatch, port=stub.port)
+        subject = operator()
+        with pytest.raises(TaskDeferred):
+            subject.execute(Context())
+        subject.on_kill()
+    assert json.loads(stub.seen[1].body)["ti"]["ti_id"] == "u"

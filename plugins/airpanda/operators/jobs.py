@@ -15,7 +15,7 @@ from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.panda import PandaHook
 from airpanda.links.job import PandaJobLink
-from airpanda.messages import Blame, JobSpec, JobStatus, JobSubmission, JobView, KillRequest
+from airpanda.messages import Blame, JobSpec, JobStatus, JobSubmission, JobView, KillRequest, TaskInstanceKey
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
 _PAGE = 1000
@@ -61,6 +61,7 @@ class PandaTaskOperator(BaseOperator):
         self.poll = poll
         self.panda_conn_id = panda_conn_id
         self._panda_task_id: int | None = None
+        self._ti: TaskInstanceKey | None = None
 
     def execute(self, context: Any) -> None:
         """Submit and defer.
@@ -93,7 +94,7 @@ class PandaTaskOperator(BaseOperator):
             reply.first_panda_id,
             "submitted" if reply.created else f"known, {reply.resumed} resumed",
         )
-        self._panda_task_id = reply.task_id
+        self._panda_task_id, self._ti = reply.task_id, ti
         context["ti"].xcom_push(key="panda_task_id", value=reply.task_id)
         self.defer(
             trigger=PandaTaskTrigger(
@@ -135,7 +136,9 @@ class PandaTaskOperator(BaseOperator):
         """The running (not deferred) task was killed: cancel what was just submitted."""
         if self._panda_task_id is not None:
             progress = PandaHook(self.panda_conn_id).send(
-                calls.kill(self._panda_task_id, KillRequest(reason="the submitting Airflow task was killed"))
+                calls.kill(
+                    self._panda_task_id, KillRequest(reason="the submitting Airflow task was killed", ti=self._ti)
+                )
             )
             self.log.info("panda_task=%d after the kill: %s", self._panda_task_id, describe(progress))
 
