@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NewType, Protocol, runtime_checkable
@@ -18,6 +19,7 @@ from airpanda.core.secret import Secret
 
 if TYPE_CHECKING:
     from airpanda.computing.ssh import SshLogin
+    from airpanda.x509.credential import ProxyCredential
 
 TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -152,6 +154,41 @@ class Purgeable(Protocol):
 
     def purge(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
         """Remove what ended pilots left. Running ones stay."""
+
+
+@runtime_checkable
+class Renewable(Protocol):
+    """A CE that holds the pilots' credential, and takes a fresher one for all of them."""
+
+    def renew(self, credential: ProxyCredential) -> datetime:
+        """Put a fresh credential in the place of the pilots' old one, for waiting and running pilots alike.
+
+        A repeat is safe. Needed also where nothing is submitted: pilots wait and run on it.
+
+        Returns:
+            when the credential ends that now lies at the CE.
+
+        Raises:
+            CECredentialError: the credential is over, or the CE does not accept it; the old one is still there.
+            CEUnavailableError: some pilots may still have the old one; repeat.
+        """
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a CE is. ``queued`` and ``running``: the account's pilots of any batch; ``free``: slots, if known."""
+
+    queued: int
+    running: int
+    free: int | None = None
+
+
+@runtime_checkable
+class ReportsLoad(Protocol):
+    """A CE that tells how busy it is in one cheap call."""
+
+    def load(self) -> Load:
+        """What is there now."""
 
 
 # --- errors: who must act, and whether a repeat may help -----------------------------------------------------
