@@ -112,6 +112,7 @@ def _machine() -> Iterator[Machine]:
                 "ca_dir": str(pki.ca_dir),
                 "proxy": str(private / "pilot.proxy"),
                 "idle_limit_s": 1,
+                "benchmark_s": 0,
             },
         }
         config = CONFIG.replace("cert_dir {certs}\n", "")

@@ -94,6 +94,7 @@ def test_the_payloads_proxy_is_renewed_through_the_launcher(site: Site, myproxy:
             "identity_policy": "REQUIRED",
             "slot": {"cores": 1, "memory_mib": 2000, "disk_mib": 1000, "walltime_s": 9000},
             "idle_limit_s": 1,
+            "benchmark_s": 0,
             "proxy_margin_s": MARGIN_S,
         }
         config = place / "pilot.json"

@@ -110,6 +110,7 @@ def chain(site: Site, myproxy: ServerProcess) -> Iterator[Chain]:
             "glexec": site.glexec,
             "myproxy": f"localhost:{myproxy.port}",
             "idle_limit_s": 1,
+            "benchmark_s": 0,
         },
         "environment": {"PATH": "/usr/bin:/bin"},
     }

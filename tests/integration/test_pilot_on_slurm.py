@@ -65,6 +65,7 @@ def element(rig: Rig, myproxy: ServerProcess, fake: FakeDispatcher) -> Iterator[
         "glexec": rig.site.glexec,
         "myproxy": f"localhost:{myproxy.port}",
         "idle_limit_s": 1,
+        "benchmark_s": 0,
     }
     wire["environment"] = {"PATH": "/usr/bin:/bin"}
     made = make_element(PandaQueue.from_wire(wire), WRAPPER, login=rig.sshd.login)

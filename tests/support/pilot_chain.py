@@ -54,6 +54,7 @@ ca_dir = "{ca_dir}"
 proxy = "{proxy}"
 glexec = "{glexec}"
 idle_limit_s = 8
+benchmark_s = 0
 """
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from airpanda.computing.configuration import pilot_json
+from airpanda.computing.queues import PandaQueue
 from airpanda.core.errors import ConfigurationError
 from airpanda.core.identity import IdentityPolicy
+from airpanda.core.secret import Secret
 from airpanda.pilot.config import PilotConfig, take_config
 
 TOKEN = "canary-token-5731"
@@ -43,6 +46,9 @@ GOOD: dict[str, Any] = {
         ({"environment": {"A": 1}}, "values must be text"),
         ({"hide": ["/"]}, "absolute paths"),
         ({"show": ["relative"]}, "absolute paths"),
+        ({"features": ["a b"]}, "features must be letters"),
+        ({"features": [1]}, "features must be letters"),
+        ({"max_payloads": "2"}, "max_payloads has the wrong type"),
     ],
 )
 def test_wrong_values_are_named_and_the_token_is_not(change: dict[str, Any], words: str) -> None:
@@ -73,6 +79,35 @@ def test_it_is_read_hidden_and_comes_back_without_its_token() -> None:
     assert TOKEN not in plain
     again = PilotConfig.from_json(plain, config.workdir)
     assert (again.slot, again.scratch, again.token.reveal()) == (config.slot, config.scratch, "")
+
+
+def test_a_queue_file_reaches_the_pilot_whole() -> None:
+    """Every key of [pilot] that concerns the pilot arrives, under its name and with its value."""
+    pilot: dict[str, Any] = {
+        "code": "/code",
+        "dispatcher_url": "https://panda.example.org:1",
+        "ca_dir": "/ca",
+        "proxy": "/proxy",
+        "glexec": "/sbin/glexec",
+        "myproxy": "localhost:7512",
+        "idle_limit_s": 11,
+        "hide": ["/a"],
+        "show": ["/b"],
+        "max_payloads": 12,
+        "features": ["cvmfs", "atlas:24.0"],
+        "checks": "/checks",
+        "benchmark_s": 13,
+        "bench_sleep_s": 14,
+        "looping_s": 15,
+        "scan_every_s": 16,
+        "proxy_margin_s": 17,
+        "kill_grace_s": 18,
+    }
+    ce = {"kind": "local", "directory": "/pilots"}
+    queue = PandaQueue.from_wire({"queue": {"name": "DEMO"}, "ce": ce, "pilot": {**pilot, "token_only": True}})
+    config = PilotConfig.from_json(pilot_json(queue, "t", 12, Secret(TOKEN)), Path("/pilots/t-12"))
+    arrived = json.loads(json.dumps(config.without_token()))
+    assert {key: arrived[key] for key in pilot if key != "code"} == {k: v for k, v in pilot.items() if k != "code"}
 
 
 def write(path: Path, mode: int = 0o600) -> Path:

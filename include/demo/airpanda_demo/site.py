@@ -252,6 +252,7 @@ def queue_text(node: Node, place: Place, ports: Ports, *, switches: bool) -> str
             "glexec": node.glexec,
             "myproxy": f"localhost:{ports.myproxy}",
             "idle_limit_s": 30,
+            "benchmark_s": 0,
             "hide": [str(path) for path in node.hide],
             "show": [str(path) for path in node.show],
         },

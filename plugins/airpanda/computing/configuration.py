@@ -7,7 +7,8 @@ import json
 from airpanda.computing.queues import PandaQueue
 from airpanda.core.secret import Secret
 
-_PASSED_ON = ("dispatcher_url", "ca_dir", "proxy", "glexec", "myproxy", "idle_limit_s", "hide", "show")
+# What the computing element needs itself, or the dispatcher alone, does not travel.
+_KEPT = ("code", "python", "token_only")
 
 
 def pilot_json(queue: PandaQueue, tag: str, pilot_id: int, token: Secret[str], *, scratch: str = "") -> str:
@@ -27,6 +28,6 @@ def pilot_json(queue: PandaQueue, tag: str, pilot_id: int, token: Secret[str], *
             "slot": wire["slot"],
             "environment": wire["environment"],
             **({"scratch": scratch} if scratch else {}),
-            **{key: pilot[key] for key in _PASSED_ON},
+            **{key: value for key, value in pilot.items() if key not in _KEPT},
         }
     )

@@ -123,7 +123,9 @@ class PilotStart:
     ``hide``: directories that a payload without a switch of its account must not see; ``show``: what it needs of them.
     ``myproxy`` (``host:port``) is only probed for reachability; the job names the server that is used.
     ``token_only``: pilots get jobs, with the passphrases of their credentials, on their tokens alone; without it they
-    must prove their DN by mutual TLS.
+    must prove their DN by mutual TLS. ``max_payloads``: how many may run side by side where the slot has room; 0: one a
+    core. ``features``: what the site promises of its nodes, for jobs that ask for it. ``checks``: a directory of the
+    site's own checks on the node. The others are limits, in seconds; see ``airpanda.pilot.config``.
     """
 
     code: str
@@ -137,6 +139,15 @@ class PilotStart:
     hide: tuple[str, ...] = ()
     show: tuple[str, ...] = ()
     token_only: bool = False
+    max_payloads: int = 0
+    features: tuple[str, ...] = ()
+    checks: str = "/etc/airpanda/node-checks"
+    benchmark_s: int = 1
+    bench_sleep_s: int = -1
+    looping_s: int = 7200
+    scan_every_s: int = 60
+    proxy_margin_s: int = 600
+    kill_grace_s: int = 10
 
     def __post_init__(self) -> None:
         _absolute("code", self.code)
@@ -144,7 +155,15 @@ class PilotStart:
         _absolute("proxy", self.proxy)
         _absolute("python", self.python, optional=True)
         _absolute("glexec", self.glexec, optional=True)
-        _positive("idle_limit_s", self.idle_limit_s)
+        _absolute("checks", self.checks, optional=True)
+        for key in ("idle_limit_s", "looping_s", "scan_every_s", "proxy_margin_s", "kill_grace_s"):
+            _positive(key, getattr(self, key))
+        for key, least in (("max_payloads", 0), ("benchmark_s", 0), ("bench_sleep_s", -1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key} = {getattr(self, key)} must be {least} or more")
+        for feature in self.features:
+            if NAME.fullmatch(feature) is None:
+                raise ValueError(f"features = {feature!r} must be letters, digits and ._:+- only")
         for key in ("hide", "show"):
             for path in getattr(self, key):
                 _absolute(key, path)
@@ -181,7 +200,7 @@ class PandaQueue:
         """Plain JSON values, for ``IntendedBatch.queue``."""
         wire = asdict(self)
         wire["ce"] = {key: list(value) if isinstance(value, tuple) else value for key, value in wire["ce"].items()}
-        wire["pilot"] |= {"hide": list(self.pilot.hide), "show": list(self.pilot.show)}
+        wire["pilot"] |= {key: list(getattr(self.pilot, key)) for key in ("hide", "show", "features")}
         wire["identity_policy"] = self.identity_policy.value
         return {
             "queue": {key: wire[key] for key in ("name", "state", "identity_policy")},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from airpanda.core.identity import IdentityPolicy
 from airpanda.core.secret import Secret
 
 MAX_CONFIG_BYTES = 1024 * 1024
+_FEATURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,249}")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -40,6 +42,7 @@ class PilotConfig:
     is measured. ``proxy_margin_s``: a payload never runs on a proxy that is closer to its end than this.
     ``benchmark_s``: how long the probe may measure the processor, 0 not at all. ``checks``: a directory of the site's
     own checks. ``bench_sleep_s``: how long a pilot on a bad node holds its slot; negative: ``idle_limit_s``.
+    ``max_payloads``: the most that run side by side; 0: one a core. ``features``: what the site promises of the node.
     """
 
     pilot_id: int
@@ -64,6 +67,8 @@ class PilotConfig:
     benchmark_s: float = 0.0
     checks: str = "/etc/airpanda/node-checks"
     bench_sleep_s: float = -1.0
+    max_payloads: int = 0
+    features: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     hide: tuple[Path, ...] = ()
     show: tuple[Path, ...] = ()
@@ -94,13 +99,14 @@ class PilotConfig:
             policy = IdentityPolicy(values["identity_policy"])
         except ValueError:
             raise ConfigurationError("pilot.json identity_policy must be REQUIRED, OPTIONAL or NEVER") from None
-        paths = {key: _paths(key, values.get(key, [])) for key in ("hide", "show")}
+        lists: dict[str, tuple[Any, ...]] = {key: _paths(key, values.get(key, [])) for key in ("hide", "show")}
+        lists["features"] = _features(values.get("features", []))
         own = {"token": Secret(values["token"]), "slot": Slot(**slot), "identity_policy": policy, "workdir": workdir}
         return cls(
             **{
                 **values,
                 **own,
-                **paths,
+                **lists,
                 "scratch": Path(values.get("scratch") or workdir.with_name(f".{workdir.name}.wn")),
             }
         )
@@ -109,7 +115,7 @@ class PilotConfig:
         """The same as plain values, with no secret in it: ``from_json`` reads it back."""
         values = {key: getattr(self, key) for key in _KEYS}
         plain: dict[str, Any] = {"token": "", "identity_policy": self.identity_policy.value, "slot": vars(self.slot)}
-        plain.update({key: [str(path) for path in values[key]] for key in ("hide", "show")})
+        plain.update({key: [str(item) for item in values[key]] for key in ("hide", "show", "features")})
         return {**values, **plain, "scratch": str(self.scratch), "environment": dict(self.environment)}
 
 
@@ -136,6 +142,8 @@ _KEYS: dict[str, Any] = {
     "benchmark_s": (int, float),
     "checks": str,
     "bench_sleep_s": (int, float),
+    "max_payloads": int,
+    "features": list,
     "environment": dict,
     "hide": list,
     "show": list,
@@ -162,6 +170,12 @@ def _paths(key: str, values: list[Any]) -> tuple[Path, ...]:
     if not all(isinstance(value, str) and value.startswith("/") and len(value) > 1 for value in values):
         raise ConfigurationError(f"pilot.json {key} must be absolute paths, and not the root")
     return tuple(map(Path, values))
+
+
+def _features(values: list[Any]) -> tuple[str, ...]:
+    if not all(isinstance(value, str) and _FEATURE.fullmatch(value) for value in values):
+        raise ConfigurationError("pilot.json features must be letters, digits and ._:+- only")
+    return tuple(values)
 
 
 def _check_url(text: str) -> None:
