@@ -31,6 +31,12 @@ from airpanda.core.identity import MAX_DN_CHARS, Fqan, check_dn
 
 MAX_JOBS_PER_SUBMISSION = 100_000
 MAX_PROBE_CHARS = 256 * 1024
+MAX_SHARED_SCRIPT_CHARS = 1024 * 1024
+MAX_SAMPLES_PER_REPORT = 240
+PAYLOAD_LOG = "payload.log"
+PILOT_LOG = "pilot-log.tgz"
+LOGS = (PAYLOAD_LOG, PILOT_LOG)
+"""What a pilot may store of any attempt, beside the declared outputs."""
 
 
 def _reveal(value: SecretStr) -> str:
@@ -66,6 +72,15 @@ Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Number = Annotated[int, Field(strict=True, ge=-(2**31), le=2**31 - 1)]
 Id = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Adler32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+Size = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+
+# A host, never "user:password@": a URL is shown to people.
+_REMOTE = r"(?:https|davs|root)://[A-Za-z0-9.\[\]:_-]+(?:/[!-~]*)?|file:///[!-~]*"
+_STORED = r"panda:[0-9]{1,18}/[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}"
+RemoteUrl = Annotated[str, Field(max_length=4096, pattern=rf"^(?:{_REMOTE})$")]
+FileSource = Annotated[str, Field(max_length=4096, pattern=rf"^(?:{_STORED}|{_REMOTE})$")]
 
 
 class JobStatus(StrEnum):
@@ -320,29 +335,52 @@ class AuditEntry(Message):
 
 
 class InputFile(Message):
-    """A file the payload finds in its sandbox. ``source`` is ``panda:<PandaID>/<lfn>``: an output of another job."""
+    """A file the payload finds in its sandbox.
+
+    ``source`` is ``panda:<PandaID>/<lfn>``, an output of another job; or the URL of a file that the pilot fetches with
+    the owner's proxy: ``https``, ``davs``, ``root``, or ``file`` on the node. What is said of size and checksums
+    (Adler-32 and SHA-256 in hexadecimal) must hold for what arrives.
+    """
 
     lfn: Lfn
-    source: Annotated[str, Field(pattern=r"^panda:[0-9]{1,18}/[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}$")]
+    source: FileSource
+    size: Size | None = None
+    adler32: Adler32 | None = None
+    sha256: Sha256 | None = None
 
 
 class OutputFile(Message):
-    """A file the payload leaves in its sandbox. ``access``: the owner only, or everybody of the VO."""
+    """A file the payload leaves in its sandbox. ``access``: the owner only, or everybody of the VO.
+
+    With a ``destination`` the pilot stores it there with the owner's proxy; without one, at the dispatcher.
+    """
 
     lfn: Lfn
     access: Literal["owner", "vo"] = "owner"
+    destination: RemoteUrl | None = None
+
+    @field_validator("lfn")
+    @classmethod
+    def _no_log(cls, value: str) -> str:
+        if value in LOGS:
+            raise ValueError("is the name of a log that every job has")
+        return value
+
+
+Scripts = dict[Lfn, Annotated[str, Field(max_length=256 * 1024)]]
 
 
 class JobSpec(Message):
     """One payload. ``argv[0]`` is looked up on the node's PATH; nothing here ever meets a shell.
 
-    ``scripts`` maps a file name to text that is put into the sandbox before the start.
+    ``scripts`` maps a file name to text that is put into the sandbox before the start. ``features``: what a node must
+    offer, all of them. ``working_group``: in whose share it counts; empty: the owner's own.
     """
 
     job_name: Name
     argv: Annotated[list[Text], Field(min_length=1, max_length=1000)]
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Text] = Field(default_factory=dict)
-    scripts: dict[Lfn, Annotated[str, Field(max_length=256 * 1024)]] = Field(default_factory=dict)
+    scripts: Scripts = Field(default_factory=dict)
     inputs: list[InputFile] = Field(default_factory=list, max_length=10_000)
     outputs: list[OutputFile] = Field(default_factory=list, max_length=1000)
     cores: Annotated[int, Field(ge=1, le=4096)] = 1
@@ -351,12 +389,15 @@ class JobSpec(Message):
     walltime_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 3600
     priority: Number = 1000
     max_attempt: Annotated[int, Field(ge=1, le=50)] = 3
+    features: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list)
+    working_group: Name | Literal[""] = ""
 
 
 class JobSubmission(Message):
     """POST ``/v1/job/submit``. ``task_key`` makes it idempotent: a repeat answers with what is stored.
 
-    ``queue`` None means any queue that fits. ``credential_id`` names the staged credential the jobs may use.
+    ``credential_id`` names the staged credential the jobs may use. ``scripts`` are put into the sandbox of each job
+    that has no script of that name itself; they are stored once.
     """
 
     task_key: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
@@ -366,6 +407,14 @@ class JobSubmission(Message):
     queue: Name
     ti: TaskInstanceKey
     jobs: Annotated[list[JobSpec], Field(min_length=1, max_length=MAX_JOBS_PER_SUBMISSION)]
+    scripts: Annotated[Scripts, Field(max_length=64)] = Field(default_factory=dict)
+
+    @field_validator("scripts")
+    @classmethod
+    def _together(cls, value: dict[str, str]) -> dict[str, str]:
+        if sum(map(len, value.values())) > MAX_SHARED_SCRIPT_CHARS:
+            raise ValueError(f"shared scripts have more than {MAX_SHARED_SCRIPT_CHARS} characters together")
+        return value
 
 
 class SubmissionReply(Message):
@@ -388,6 +437,23 @@ class TaskProgress(Message):
     note: Text = ""
 
 
+class LauncherRecord(Message):
+    """As whom the launcher ran a payload, and why: what a site needs to find the person behind a process.
+
+    ``fqans``, ``issuer``, ``serial`` and ``fingerprint`` (SHA-256 in hexadecimal) are those of the proxy it verified;
+    ``lease`` names the account's lease, ``launcher`` its kind (socket, sudo, root, glexec), ``mapping`` what chose the
+    account (lcmaps, own, dynamic).
+    """
+
+    fqans: Annotated[list[Text], Field(max_length=64)] = Field(default_factory=list)
+    issuer: Text = ""
+    serial: Text = ""
+    fingerprint: Text = ""
+    lease: Text = ""
+    launcher: Text = ""
+    mapping: Text = ""
+
+
 class AttemptView(Message):
     """One attempt of a job, as a person wants to see it. ``account_*`` were seen from outside the payload."""
 
@@ -406,6 +472,7 @@ class AttemptView(Message):
     wall_s: float | None
     cpu_s: float | None
     max_rss_mib: float | None
+    launcher: LauncherRecord | None = None
 
 
 class JobView(Message):
@@ -427,13 +494,15 @@ class JobView(Message):
 
 
 class FileView(Message):
-    """A stored output or log. ``source`` can be used as another job's input."""
+    """A stored output or log. ``source`` can be used as another job's input; ``url`` is where it lies, if not here."""
 
     lfn: str
     source: str
     size: int
     sha256: str
     access: Literal["owner", "vo"]
+    adler32: str = ""
+    url: str = ""
 
 
 class KillRequest(Message):
@@ -443,11 +512,31 @@ class KillRequest(Message):
     ti: TaskInstanceKey | None = None
 
 
+DebugWhat = Literal["tail", "ps", "ls"]
+
+
+class DebugRequest(Message):
+    """POST ``/v1/job/{panda_id}/debug``: what the pilot of the running attempt is to show at its next heartbeat."""
+
+    what: DebugWhat
+
+
+class DebugAsked(Message):
+    """The attempt that was asked. Its answer is GET ``/v1/job/{panda_id}/debug``."""
+
+    panda_id: int
+    attempt_nr: int
+    what: DebugWhat
+
+
 # --- pilots --------------------------------------------------------------------------------------------------
 
 
 class PilotOffer(Message):
-    """POST ``/v1/pilot/acquire_jobs``: what the node has left, after its probe."""
+    """POST ``/v1/pilot/acquire_jobs``: what the node has left, after its probe.
+
+    A pilot that runs payloads side by side offers what they leave. ``features``: what its probe and its queue promise.
+    """
 
     site_name: Name
     node: Text
@@ -456,6 +545,7 @@ class PilotOffer(Message):
     memory: Annotated[Count, Field(description="MiB")]
     disk_space: Annotated[Count, Field(description="MiB")]
     remaining_time: Annotated[Count, Field(description="seconds")]
+    features: Annotated[list[Name], Field(max_length=256)] = Field(default_factory=list)
 
 
 class AcquiredJob(Message):
@@ -487,6 +577,28 @@ class ResourceUse(Message):
     max_rss_mib: Amount = 0.0
 
 
+class Sample(Message):
+    """One measurement of a running payload, from outside, whole tree. ``at_s`` since its start; counters since then."""
+
+    at_s: Amount
+    cpu_s: Amount
+    rss_mib: Amount
+    read_mib: Amount
+    written_mib: Amount
+    disk_mib: Amount
+    processes: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+
+class StoredFile(Message):
+    """An output that lies at its destination now: ``url`` is the destination, or begins with it."""
+
+    lfn: Lfn
+    url: RemoteUrl
+    size: Size
+    adler32: Adler32
+    sha256: Sha256
+
+
 class JobReport(Message):
     """POST ``/v1/pilot/update_job``. Without ``job_status`` change it is a heartbeat. A repeat changes nothing.
 
@@ -507,14 +619,22 @@ class JobReport(Message):
     use: ResourceUse | None = None
     credential_event: Literal["", "retrieved", "renewed", "refused"] = ""
     log_tail: Annotated[str, Field(max_length=64 * 1024), AfterValidator(_without_nul)] = ""
+    launcher: LauncherRecord | None = None
+    samples: Annotated[list[Sample], Field(max_length=MAX_SAMPLES_PER_REPORT)] = Field(default_factory=list)
+    debug_output: Annotated[str, Field(max_length=64 * 1024), AfterValidator(_without_nul)] = ""
+    stored: Annotated[list[StoredFile], Field(max_length=1000)] = Field(default_factory=list)
 
 
 class ReportReply(Message):
-    """``command`` ``tobekilled`` means stop the payload now, whatever its state."""
+    """``command`` ``tobekilled`` means stop the payload now, whatever its state.
+
+    ``debug``: what a person wants to see; it is asked for until a report brings a ``debug_output``.
+    """
 
     command: Literal["", "tobekilled", "drain"] = ""
     lease_expires_at: datetime
     heartbeat_s: float
+    debug: Literal["", "tail", "ps", "ls"] = ""
 
 
 class WorkerReport(Message):

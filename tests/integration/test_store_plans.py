@@ -64,6 +64,7 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
             "wn",
             world.services.credentials.key_ids,
             False,
+            ["cvmfs"],
         )
         for statement, values, index in (
             (sql.ACQUIRE, offer, "panda_job_claim_ix"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support.fake_dispatcher import PASSPHRASE, make_job
@@ -56,7 +56,8 @@ def test_a_file_name_with_a_way_out_is_refused(name: str, where: str) -> None:
 
 def test_a_job_is_read_and_shows_no_secret() -> None:
     (job,) = wire.read_acquire_reply(acquired(future_field=1)).jobs
-    assert (job.panda_id, job.spec.inputs, job.credential.address) == (7, ("a",), ("localhost", 7512))
+    assert (job.panda_id, job.credential.address) == (7, ("localhost", 7512))
+    assert job.spec.inputs == (wire.Input("a", "panda:1/a"),)
     assert job.credential.passphrase.reveal() == PASSPHRASE
     assert PASSPHRASE not in repr(job)
     assert "lease-7" not in repr(job)
@@ -80,18 +81,50 @@ def test_reports_are_what_the_dispatcher_accepts() -> None:
         "node",
     }
     faults = ranked([JobFault(errors.PAYLOAD, "exit code 0", number=0), JobFault(errors.GLEXEC, "x\0y" * 5000)])
+    sample = dict.fromkeys(m.Sample.model_fields, 0)
+    stored = {"lfn": "a", "url": "https://se/a", "size": 0, "adler32": "0" * 8, "sha256": "0" * 64}
+    launcher = {"fqans": ["/test"], "launcher": "socket", "mapping": "own"}
     use = {"wall_s": 0.0, "cpu_s": 0.0, "max_rss_mib": 0.0}
     full = wire.Report(job, "failed", "wn1", 0, "alice", 0, False, 0, faults, use, "refused", "tail")
+    full.launcher, full.samples, full.stored, full.debug_output = launcher, [sample], [stored], "ps\0"
     report = m.JobReport.model_validate_json(json.dumps(full.to_wire()))
     assert (report.trans_exit_code, report.account_uid, report.identity_switched, report.pilot_uid) == (0, 0, False, 0)
     assert [error.code for error in report.errors] == [1226, 0]
     assert report.use == m.ResourceUse(**use)
+    assert report.launcher == m.LauncherRecord(**launcher)
+    assert (report.samples, report.stored) == ([m.Sample(**sample)], [m.StoredFile(**stored)])
+    assert report.debug_output == "ps\ufffd"
+
+
+def test_limits_of_reports_are_the_dispatchers() -> None:
+    limits = {name: field.metadata for name, field in m.JobReport.model_fields.items()}
+    assert limits["samples"][0].max_length == wire.MAX_SAMPLES
+    assert limits["debug_output"][0].max_length == wire.MAX_DEBUG_CHARS
+    assert (wire.PAYLOAD_LOG, wire.PILOT_LOG) == m.LOGS
+    assert get_args(m.DebugWhat) == wire.DEBUG
+
+
+def test_files_elsewhere_are_read_whole() -> None:
+    said = {"lfn": "a", "source": "https://se/a", "size": 3, "adler32": "0" * 8, "sha256": "0" * 64}
+    reply = m.AcquireReply(
+        jobs=[make_job(inputs=[said], outputs=[{"lfn": "b", "destination": "davs://se/b"}, {"lfn": "c"}])], wait_s=1
+    )
+    (job,) = wire.read_acquire_reply(json.loads(reply.model_dump_json())).jobs
+    assert job.spec.inputs == (wire.Input(**said),)
+    assert job.spec.outputs == (wire.Output("b", "davs://se/b"), wire.Output("c"))
+    older = {"lfn": "a", "source": "panda:1/a"}
+    value = acquired()
+    value["jobs"][0]["spec"].update(inputs=[older], outputs=[{"lfn": "c"}])
+    (job,) = wire.read_acquire_reply(value).jobs
+    assert (job.spec.inputs, job.spec.outputs) == ((wire.Input("a", "panda:1/a"),), (wire.Output("c"),))
 
 
 def test_a_reply_to_a_report_is_read() -> None:
     until = datetime.now(UTC)
-    text = m.ReportReply(command="tobekilled", lease_expires_at=until, heartbeat_s=30).model_dump_json()
-    assert wire.read_report_reply(json.loads(text)) == wire.ReportReply("tobekilled", until, 30.0)
+    text = m.ReportReply(command="tobekilled", lease_expires_at=until, heartbeat_s=30, debug="ps").model_dump_json()
+    assert wire.read_report_reply(json.loads(text)) == wire.ReportReply("tobekilled", until, 30.0, "ps")
+    unknown = json.loads(text) | {"debug": "gdb"}
+    assert wire.read_report_reply(unknown).debug == "", "a newer dispatcher's wish is none of ours"
     for value in (None, {}, {"command": "", "lease_expires_at": "x", "heartbeat_s": 1}):
         with pytest.raises(ServiceError):
             wire.read_report_reply(value)

@@ -31,7 +31,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from airpanda.db import triggers
@@ -201,6 +201,14 @@ class Task(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class TaskScripts(Base):
+    """Scripts that the jobs of a panda task share: the JSON text of a mapping, written once."""
+
+    __tablename__ = "panda_task_scripts"
+    task_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    scripts: Mapped[str]
+
+
 class TaskCount(Base):
     """Jobs by status, as far as folded."""
 
@@ -267,6 +275,7 @@ class Job(Base):
     memory_mib: Mapped[int]
     disk_mib: Mapped[int]
     walltime_s: Mapped[int] = mapped_column(Integer())
+    features: Mapped[list[str]] = mapped_column(ARRAY(Text()), server_default=text("'{}'"))
     pilot_id: Mapped[int | None]
     lease_digest: Mapped[bytes | None]
     lease_expires_at: Mapped[datetime | None]
@@ -309,6 +318,36 @@ class Attempt(Base):
     cpu_s: Mapped[float | None]
     max_rss_mib: Mapped[float | None]
     log_tail: Mapped[str] = mapped_column(server_default=text("''"))
+    launcher: Mapped[dict[str, Any] | None]
+
+
+class Sample(Base):
+    """One measurement of an attempt; a repeated report writes none twice."""
+
+    __tablename__ = "panda_sample"
+    panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt_nr: Mapped[int] = mapped_column(Integer(), primary_key=True, autoincrement=False)
+    at_s: Mapped[float] = mapped_column(primary_key=True)
+    cpu_s: Mapped[float]
+    rss_mib: Mapped[float]
+    read_mib: Mapped[float]
+    written_mib: Mapped[float]
+    disk_mib: Mapped[float]
+    processes: Mapped[int] = mapped_column(Integer())
+
+
+class Debug(Base):
+    """What a person last asked an attempt's pilot to show, and its answer. Keyed by attempt: no other one answers."""
+
+    __tablename__ = "panda_debug"
+    __table_args__ = (_one_of("what", "tail", "ps", "ls"),)
+    panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt_nr: Mapped[int] = mapped_column(Integer(), primary_key=True, autoincrement=False)
+    what: Mapped[str]
+    asked_by: Mapped[str]
+    asked_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    output: Mapped[str] = mapped_column(server_default=text("''"))
+    answered_at: Mapped[datetime | None]
 
 
 class JobStatusLog(Base):
@@ -327,17 +366,19 @@ class JobStatusLog(Base):
 
 
 class File(Base):
-    """An output or log of one attempt; ``blob`` is its path below the file store."""
+    """An output or log of one attempt; ``blob`` is its path below the file store, ``url`` where it lies elsewhere."""
 
     __tablename__ = "panda_file"
-    __table_args__ = (UniqueConstraint("blob"),)
+    __table_args__ = (UniqueConstraint("blob"), CheckConstraint("(blob IS NULL) = (url <> '')", name="one_place"))
     panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     attempt_nr: Mapped[int] = mapped_column(Integer(), primary_key=True, autoincrement=False)
     lfn: Mapped[str] = mapped_column(primary_key=True)
     size: Mapped[int]
     sha256: Mapped[bytes]
     access: Mapped[str]
-    blob: Mapped[str]
+    blob: Mapped[str | None]
+    url: Mapped[str] = mapped_column(server_default=text("''"))
+    adler32: Mapped[str] = mapped_column(server_default=text("''"))
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

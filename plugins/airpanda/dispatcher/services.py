@@ -16,6 +16,7 @@ from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
 from airpanda.dispatcher.tokens import Issuer
 from airpanda.jobs.files import FileStore
+from airpanda.jobs.observed import Observer
 from airpanda.jobs.pilots import PilotRegistry
 from airpanda.jobs.store import JobStore
 from airpanda.jobs.submission import Submissions
@@ -68,6 +69,7 @@ class Services:
     reader: JobReader
     pilots: PilotRegistry
     files: FileStore
+    observer: Observer
 
     def queue(self, name: str) -> QueueLike:
         """A queue by name.
@@ -113,4 +115,5 @@ def make_services(
         reader=JobReader(database),
         pilots=PilotRegistry(database),
         files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),
+        observer=Observer(database),
     )

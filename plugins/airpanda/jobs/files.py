@@ -10,20 +10,20 @@ import asyncio
 import hashlib
 import os
 import secrets
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from airpanda.core.errors import ConflictError, NotAuthorisedError, NotFoundError, RequestError, StaleReportError
 from airpanda.core.identity import Fqan
 from airpanda.db.pool import Database
 from airpanda.db.sql import files as sql
+from airpanda.db.sql import views as views_sql
 from airpanda.jobs.store import Lease
-from airpanda.jobs.views import file_view
-from airpanda.messages import FileView, JobSpec, OutputFile
+from airpanda.messages import LOGS, PILOT_LOG, FileView, InputFile, JobSpec
 
-LOG = "payload.log"
 _CHUNK = 1024 * 1024
 
 
@@ -45,24 +45,25 @@ class FileStore:
         self._max_bytes = max_bytes
 
     async def put(self, lease: Lease, lfn: str, content: AsyncIterator[bytes], *, sha256: str) -> FileView:
-        """Store one declared output or the log of a leased attempt. A repeat replaces what was there.
+        """Store one declared output or a log of a leased attempt. A repeat replaces what was there.
 
         Raises:
             StaleReportError: the lease is not, or no longer, the caller's.
             NotFoundError: the job declares no such output.
             RequestError: too long, or the content has another checksum than announced.
         """
-        output = await self._declared(lease, lfn)
+        access = await self._access(lease, lfn)
         path = self._fresh_path(lease.panda_id)
         try:
-            size = await self._receive(path, content, sha256)
-            old = await self._publish(lease, output, path, size, bytes.fromhex(sha256))
+            size, adler32 = await self._receive(path, content, sha256)
+            old = await self._publish(lease, lfn, access, path, size, bytes.fromhex(sha256), adler32)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         if old is not None:
             self.blob(old).unlink(missing_ok=True)
-        return FileView(lfn=lfn, source=f"panda:{lease.panda_id}/{lfn}", size=size, sha256=sha256, access=output.access)
+        source = f"panda:{lease.panda_id}/{lfn}"
+        return FileView(lfn=lfn, source=source, size=size, sha256=sha256, access=access, adler32=adler32)
 
     async def input_for(self, lease: Lease, lfn: str) -> Stored:
         """A declared input of a leased job, if the job's owner may read it.
@@ -75,9 +76,7 @@ class FileStore:
         async with self._database.connection() as connection:
             reader = await self._leased(connection, lease)
             spec = JobSpec.model_validate_json(reader["spec"])
-            source = next((item.source for item in spec.inputs if item.lfn == lfn), None)
-            if source is None:
-                raise NotFoundError(f"job {lease.panda_id} declares no input {lfn!r}")
+            source = _stored_source(lease, lfn, spec.inputs)
             panda_id, _, name = source.removeprefix("panda:").partition("/")
             row = await connection.fetchrow(sql.OUTPUT, int(panda_id), name)
         if row is None:
@@ -98,19 +97,32 @@ class FileStore:
             raise NotFoundError(f"there is no finished output {lfn!r} of job {panda_id} for this caller")
         return self._stored(row)
 
+    async def pilot_log(self, panda_id: int, *, owners: frozenset[str] | None) -> Stored:
+        """The pilot's own log of the latest attempt, a compressed tar.
+
+        Raises:
+            NotFoundError: there is none, or not for this caller.
+        """
+        async with self._database.connection() as connection:
+            job = await connection.fetchrow(views_sql.JOB_OWNER, panda_id)
+            row = await connection.fetchrow(views_sql.LAST_PILOT_LOG, panda_id)
+        if job is None or row is None or row["blob"] is None or (owners is not None and job["owner"] not in owners):
+            raise NotFoundError(f"there is no {PILOT_LOG} of job {panda_id}'s latest attempt for this caller")
+        return self._stored(row)
+
     def blob(self, name: str) -> Path:
         """Where a blob lies."""
         return self._root / name
 
-    async def _declared(self, lease: Lease, lfn: str) -> OutputFile:
+    async def _access(self, lease: Lease, lfn: str) -> Literal["owner", "vo"]:
         async with self._database.connection() as connection:
             row = await self._leased(connection, lease)
-        if lfn == LOG:
-            return OutputFile(lfn=LOG, access="owner")
+        if lfn in LOGS:
+            return "owner"
         for output in JobSpec.model_validate_json(row["spec"]).outputs:
-            if output.lfn == lfn:
-                return output
-        raise NotFoundError(f"job {lease.panda_id} declares no output {lfn!r}")
+            if output.lfn == lfn and output.destination is None:
+                return output.access
+        raise NotFoundError(f"job {lease.panda_id} declares no output {lfn!r} that is to be stored here")
 
     async def _leased(self, connection: Any, lease: Lease) -> Any:
         row = await connection.fetchrow(sql.LEASE, *lease.key)
@@ -123,13 +135,15 @@ class FileStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder / f"{panda_id}-{secrets.token_hex(16)}"
 
-    async def _receive(self, path: Path, content: AsyncIterator[bytes], sha256: str) -> int:
-        """Write, check and sync the content; answer its size."""
-        found, size, pending = hashlib.sha256(), 0, bytearray()
+    async def _receive(self, path: Path, content: AsyncIterator[bytes], sha256: str) -> tuple[int, str]:
+        """Write, check and sync the content; answer its size and its Adler-32 in hexadecimal."""
+        found, adler32, size, pending = hashlib.sha256(), 1, 0, bytearray()
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
 
             def flush() -> None:
+                nonlocal adler32
                 found.update(pending)
+                adler32 = zlib.adler32(pending, adler32)
                 view = memoryview(bytes(pending))
                 while view:
                     view = view[file.write(view) :]
@@ -146,23 +160,35 @@ class FileStore:
             await asyncio.to_thread(os.fsync, file.fileno())
         if found.hexdigest() != sha256:
             raise RequestError("the content's SHA-256 is not the announced one: it was damaged on its way; send again")
-        return size
+        return size, f"{adler32:08x}"
 
-    async def _publish(self, lease: Lease, output: OutputFile, path: Path, size: int, sha256: bytes) -> str | None:
+    async def _publish(
+        self, lease: Lease, lfn: str, access: str, path: Path, size: int, sha256: bytes, adler32: str
+    ) -> str | None:
         """Give the content its name; answer the blob it replaces."""
         async with self._database.transaction() as connection:
             if await connection.fetchval(sql.STILL_LEASED, *lease.key) is None:
                 raise _stale(lease)
-            key = (lease.panda_id, lease.attempt_nr, output.lfn)
+            key = (lease.panda_id, lease.attempt_nr, lfn)
             old: str | None = await connection.fetchval(sql.REPLACED_BLOB, *key)
-            await connection.execute(sql.PUT, *key, size, sha256, output.access, str(path.relative_to(self._root)))
+            await connection.execute(sql.PUT, *key, size, sha256, adler32, access, str(path.relative_to(self._root)))
         return old
 
     def _stored(self, row: Any) -> Stored:
+        if row["blob"] is None:
+            raise ConflictError(f"{row['lfn']} of job {row['panda_id']} is not stored here, it lies at {row['url']}")
         path = self.blob(row["blob"])
         if not path.is_file():
-            raise ConflictError(f"{file_view(row).source} is on record, but its content is gone from the file store")
+            name = f"panda:{row['panda_id']}/{row['lfn']}"
+            raise ConflictError(f"{name} is on record, but its content is gone from the file store")
         return Stored(path=path, size=row["size"], sha256=row["sha256"].hex())
+
+
+def _stored_source(lease: Lease, lfn: str, inputs: list[InputFile]) -> str:
+    source = next((item.source for item in inputs if item.lfn == lfn), "")
+    if not source.startswith("panda:"):
+        raise NotFoundError(f"job {lease.panda_id} declares no input {lfn!r} that is stored here")
+    return source
 
 
 def may_read(row: Any, *, owner_dn: str, fqans: list[str]) -> bool:

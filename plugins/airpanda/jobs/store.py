@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,9 +16,11 @@ from airpanda.credentials.registry import CredentialRegistry
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
+from airpanda.jobs import observed
 from airpanda.jobs.rules import Ends, Held, after_report, after_silence, lost_heartbeat, summary
 from airpanda.messages import (
     AcquiredJob,
+    DebugWhat,
     JobReport,
     JobSpec,
     JobStatus,
@@ -119,6 +122,7 @@ class JobStore:
                 offer.node,
                 self._credentials.key_ids,
                 pilot_dn is None,
+                offer.features,
             )
             return [self._acquired(row, tokens[row["nr"] - 1]) for row in rows]
 
@@ -134,7 +138,7 @@ class JobStore:
             if _is_bare(report):
                 alive = await connection.fetchrow(sql.HEARTBEAT, *lease.key, report.job_status, self._lease)
                 if alive is not None:
-                    return self._reply(alive["lease_expires_at"], alive["command"])
+                    return self._reply(alive["lease_expires_at"], alive["command"], alive["debug"])
             async with connection.transaction():
                 return await self._apply(connection, lease, report)
 
@@ -210,7 +214,7 @@ class JobStore:
             lease_expires_at=row["lease_expires_at"],
             heartbeat_s=self._heartbeat_s,
             owner_dn=row["owner_dn"],
-            spec=JobSpec.model_validate_json(row["spec"]),
+            spec=_with_scripts(JobSpec.model_validate_json(row["spec"]), row["shared_scripts"]),
             credential=self._credentials.pointer(row),
         )
 
@@ -228,6 +232,7 @@ class JobStore:
                 node=report.node,
                 detail=summary(report.errors),
             )
+        await observed.note(connection, report)
         actor = f"pilot:{lease.pilot_id}"
         if isinstance(decision, Ends):
             await _write_attempt(connection, report, decision.attempt)
@@ -237,7 +242,8 @@ class JobStore:
         expires_at = await connection.fetchval(
             sql.CHANGE_STATUS, lease.panda_id, decision.status.value, self._lease, actor, summary(report.errors)
         )
-        return self._reply(expires_at, row["command"])
+        debug = await observed.question(connection, lease.panda_id, lease.attempt_nr)
+        return self._reply(expires_at, row["command"], debug)
 
     async def _repeated(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply:
         """The last report of an attempt again, because its reply was lost: answered, not applied."""
@@ -260,11 +266,12 @@ class JobStore:
             decision.reason,
         )
 
-    def _reply(self, expires_at: datetime, command: str) -> ReportReply:
+    def _reply(self, expires_at: datetime, command: str, debug: DebugWhat | None = None) -> ReportReply:
         return ReportReply(
             command="tobekilled" if command == "tobekilled" else "",
             lease_expires_at=expires_at,
             heartbeat_s=self._heartbeat_s,
+            debug=debug or "",
         )
 
 
@@ -288,6 +295,11 @@ async def progress_of(connection: Any, task: Any, *, note: str = "") -> TaskProg
     return TaskProgress(
         task_id=task["task_id"], counts=counts, total=task["n_jobs"], done=finals == task["n_jobs"], note=note
     )
+
+
+def _with_scripts(spec: JobSpec, shared: str | None) -> JobSpec:
+    """The job's own script of a name wins."""
+    return spec.model_copy(update={"scripts": json.loads(shared) | spec.scripts}) if shared else spec
 
 
 def _held(row: Any) -> Held:
@@ -328,4 +340,5 @@ async def _write_attempt(connection: Any, report: JobReport, status: JobStatus) 
         use.max_rss_mib if use else None,
         report.log_tail,
         status.is_final,
+        report.launcher.model_dump() if report.launcher else None,
     )

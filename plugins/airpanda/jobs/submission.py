@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -27,6 +28,7 @@ _JOB_COLUMNS = (
     "memory_mib",
     "disk_mib",
     "walltime_s",
+    "features",
     "changed_by",
 )
 
@@ -79,6 +81,8 @@ class Submissions:
                     return await _resume(connection, wanted, content, credential, actor)
                 await usable.bind(connection, credential, task_id=task_id, n_jobs=len(specs))
                 await _insert_jobs(connection, wanted, specs, task_id, first, actor)
+                if wanted.scripts:
+                    await connection.execute(sql.SHARE_SCRIPTS, task_id, json.dumps(wanted.scripts))
         return SubmissionReply(task_id=task_id, first_panda_id=first, n_jobs=len(specs), created=True)
 
 
@@ -160,6 +164,7 @@ def _job_row(
             job.memory_mib,
             job.disk_mib,
             job.walltime_s,
+            job.features,
             actor,
         )
 
@@ -174,6 +179,8 @@ def _key_digest(wanted: JobSubmission, actor: str) -> bytes:
 def _content_digest(wanted: JobSubmission, specs: list[str]) -> bytes:
     """Of what a repeat must have in common with the first submission; the credential may be a fresh one."""
     whole = hashlib.sha256(f"{wanted.owner}\n{wanted.queue}\n".encode())
+    if wanted.scripts:
+        whole.update(json.dumps(wanted.scripts, sort_keys=True).encode())
     for spec in specs:
         whole.update(hashlib.sha256(spec.encode()).digest())
     return whole.digest()

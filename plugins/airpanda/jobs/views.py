@@ -103,10 +103,12 @@ def file_view(row: Any) -> FileView:
     """A stored file as callers see it."""
     return FileView(
         lfn=row["lfn"],
-        source=f"panda:{row['panda_id']}/{row['lfn']}",
+        source=row["url"] or f"panda:{row['panda_id']}/{row['lfn']}",
         size=row["size"],
         sha256=row["sha256"].hex(),
         access=row["access"],
+        adler32=row["adler32"],
+        url=row["url"],
     )
 
 

@@ -27,20 +27,21 @@ def stage_in(client: DispatcherClient, job: Job, folder: Path, *, max_bytes: int
         StaleReportError: the attempt is no longer ours.
     """
     spec = job.spec
-    both = sorted(set(spec.scripts) & set(spec.inputs))
+    inputs = [item.lfn for item in spec.inputs]
+    both = sorted(set(spec.scripts) & set(inputs))
     if both:
         raise JobFault(errors.INPUT_REFUSED, f"{both[0]} is both a script and an input")
     folder.mkdir(mode=0o700)
     for name, text in spec.scripts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    for lfn in spec.inputs:
+    for lfn in inputs:
         try:
             client.get_input(job, lfn, folder / lfn, max_bytes=max_bytes, patience_s=PATIENCE_S)
         except StaleReportError:
             raise
         except (AirpandaError, OSError) as error:
             raise JobFault(_kind(error), f"{lfn}: {error}") from error
-    return {name: folder / name for name in (*spec.scripts, *spec.inputs)}
+    return {name: folder / name for name in (*spec.scripts, *inputs)}
 
 
 def collect(
@@ -52,10 +53,10 @@ def collect(
         JobFault: together they are over the job's disk limit.
         IdentitySwitchError: the switch has failed.
     """
-    outputs = job.spec.outputs
+    outputs = [output.lfn for output in job.spec.outputs]
     folder.mkdir(mode=0o700)
     try:
-        found = switcher.get(sandbox, proxy, list(outputs), folder, max_bytes=job.spec.disk_mib * MIB)
+        found = switcher.get(sandbox, proxy, outputs, folder, max_bytes=job.spec.disk_mib * MIB)
     except RequestError as error:
         raise JobFault(errors.OUTPUT_TOO_LARGE, str(error)) from error
     missing = [name for name in outputs if name not in found]

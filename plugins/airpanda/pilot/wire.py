@@ -18,7 +18,11 @@ from airpanda.core.secret import Secret
 
 LFN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}")
 PAYLOAD_LOG = "payload.log"
+PILOT_LOG = "pilot-log.tgz"
 MAX_LOG_TAIL_CHARS = 16 * 1024
+MAX_DEBUG_CHARS = 64 * 1024
+MAX_SAMPLES = 240  # in one report
+DEBUG = ("tail", "ps", "ls")
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,36 @@ class Credential:
 
 
 @dataclass(frozen=True)
+class Input:
+    """A file to fetch: from the dispatcher where ``source`` begins with ``panda:``, else from that URL.
+
+    What is known of size and checksums (hexadecimal) must hold for what arrives.
+    """
+
+    lfn: str
+    source: str
+    size: Optional[int] = None
+    adler32: Optional[str] = None
+    sha256: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to keep: at the URL ``destination``, or at the dispatcher."""
+
+    lfn: str
+    destination: Optional[str] = None
+
+
+@dataclass(frozen=True)
 class Spec:
     """The payload. Names of files are plain names, checked."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
     scripts: dict[str, str]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
     walltime_s: int
     memory_mib: int
     disk_mib: int
@@ -77,9 +103,12 @@ class AcquireReply:
 
 @dataclass(frozen=True)
 class ReportReply:
+    """``debug``: what a person wants to see, one of ``DEBUG`` or empty, until a report has a ``debug_output``."""
+
     command: str
     lease_expires_at: datetime
     heartbeat_s: float
+    debug: str = ""
 
 
 @dataclass
@@ -98,6 +127,10 @@ class Report:
     use: Optional[dict[str, float]] = None
     credential_event: str = ""
     log_tail: str = ""
+    launcher: Optional[dict[str, Any]] = None
+    samples: list[dict[str, float]] = field(default_factory=list)
+    debug_output: str = ""
+    stored: list[dict[str, Any]] = field(default_factory=list)
 
     def to_wire(self) -> dict[str, Any]:
         """What is said and nothing else: the dispatcher treats a bare heartbeat in a cheaper way."""
@@ -127,7 +160,13 @@ def read_report_reply(value: Any) -> ReportReply:
     """
     try:
         heartbeat_s = max(0.05, float(value["heartbeat_s"]))
-        return ReportReply(str(value["command"]), from_wire(value["lease_expires_at"]), heartbeat_s)
+        debug = value.get("debug")
+        return ReportReply(
+            str(value["command"]),
+            from_wire(value["lease_expires_at"]),
+            heartbeat_s,
+            debug if debug in DEBUG else "",
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _garbled("update_job", error) from None
 
@@ -145,8 +184,8 @@ def _job(value: dict[str, Any]) -> Job:
             argv=tuple(_text(item) for item in spec["argv"]),
             env={_text(name): _text(item) for name, item in spec["env"].items()},
             scripts={_lfn(name): _text(text) for name, text in spec["scripts"].items()},
-            inputs=tuple(_lfn(item["lfn"]) for item in spec["inputs"]),
-            outputs=tuple(_lfn(item["lfn"]) for item in spec["outputs"]),
+            inputs=tuple(_input(item) for item in spec["inputs"]),
+            outputs=tuple(_output(item) for item in spec["outputs"]),
             walltime_s=int(spec["walltime_s"]),
             memory_mib=int(spec["memory_mib"]),
             disk_mib=int(spec["disk_mib"]),
@@ -159,6 +198,25 @@ def _job(value: dict[str, Any]) -> Job:
             owner_dn=_text(credential["owner_dn"]),
         ),
     )
+
+
+def _input(value: dict[str, Any]) -> Input:
+    size = value.get("size")
+    return Input(
+        lfn=_lfn(value["lfn"]),
+        source=_text(value["source"]),
+        size=None if size is None else int(size),
+        adler32=_text_or_none(value.get("adler32")),
+        sha256=_text_or_none(value.get("sha256")),
+    )
+
+
+def _output(value: dict[str, Any]) -> Output:
+    return Output(_lfn(value["lfn"]), _text_or_none(value.get("destination")))
+
+
+def _text_or_none(value: Any) -> Optional[str]:
+    return None if value is None else _text(value)
 
 
 def _text(value: Any) -> str:

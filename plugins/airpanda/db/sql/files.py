@@ -14,9 +14,10 @@ SELECT 1 FROM panda_job WHERE panda_id = $1 AND attempt_nr = $2 AND pilot_id = $
 REPLACED_BLOB = "SELECT blob FROM panda_file WHERE panda_id = $1 AND attempt_nr = $2 AND lfn = $3 FOR UPDATE"
 
 PUT = """
-INSERT INTO panda_file (panda_id, attempt_nr, lfn, size, sha256, access, blob) VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (panda_id, attempt_nr, lfn)
-DO UPDATE SET size = excluded.size, sha256 = excluded.sha256, blob = excluded.blob, created_at = now()
+INSERT INTO panda_file (panda_id, attempt_nr, lfn, size, sha256, adler32, access, blob)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (panda_id, attempt_nr, lfn) DO UPDATE
+SET size = excluded.size, sha256 = excluded.sha256, adler32 = excluded.adler32, blob = excluded.blob, created_at = now()
 """
 
 # With the owner and the VOMS attributes that the job had, for the decision who may read it.

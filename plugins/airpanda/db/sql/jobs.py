@@ -25,6 +25,8 @@ ON CONFLICT (key_digest) DO NOTHING
 RETURNING task_id
 """
 
+SHARE_SCRIPTS = "INSERT INTO panda_task_scripts (task_id, scripts) VALUES ($1, $2)"
+
 ADOPT_TASK = """
 UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4, submitted_by = $5 WHERE task_id = $1
 """
@@ -57,6 +59,7 @@ WITH candidate AS MATERIALIZED (
     FROM panda_job j
     WHERE j.status = 'activated' AND j.queue = $1
       AND j.cores <= $2 AND j.memory_mib <= $3 AND j.disk_mib <= $4 AND j.walltime_s <= $5
+      AND j.features <@ $13::text[]
       AND (SELECT c.state = 'staged' AND c.expires_at >= now() + j.walltime_s * interval '1 second'
                   AND ($12::boolean OR c.retriever_dn = $6::text) AND c.sealed_by = ANY ($11::text[])
                   AND (c.scope = 'user' OR c.task_id = j.task_id) AND NOT {BANNED} AND {CONSENTED}
@@ -83,6 +86,7 @@ WITH candidate AS MATERIALIZED (
     FROM leased l JOIN panda_credential c USING (credential_id)
 )
 SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, s.spec,
+       (SELECT t.scripts FROM panda_task_scripts t WHERE t.task_id = l.task_id) AS shared_scripts,
        c.credential_id, c.server, c.username, c.cred_name, c.passphrase, c.owner_dn
 FROM leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
 ORDER BY l.priority DESC, l.panda_id
@@ -92,7 +96,8 @@ ORDER BY l.priority DESC, l.panda_id
 HEARTBEAT = """
 UPDATE panda_job SET lease_expires_at = now() + $6::interval
 WHERE panda_id = $1 AND attempt_nr = $2 AND pilot_id = $3 AND lease_digest = $4 AND status = $5
-RETURNING lease_expires_at, command
+RETURNING lease_expires_at, command,
+    (SELECT d.what FROM panda_debug d WHERE d.panda_id = $1 AND d.attempt_nr = $2 AND d.answered_at IS NULL) AS debug
 """
 
 LOCK_JOB = """
@@ -130,6 +135,7 @@ SET status = $3::text,
     errors = CASE WHEN $10::jsonb <> '[]' THEN $10::jsonb ELSE errors END,
     wall_s = coalesce($11, wall_s), cpu_s = coalesce($12, cpu_s), max_rss_mib = coalesce($13, max_rss_mib),
     log_tail = CASE WHEN $14::text <> '' THEN $14 ELSE log_tail END,
+    launcher = coalesce($16::jsonb, launcher),
     started_at = CASE WHEN $3 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
     ended_at = CASE WHEN $15::boolean THEN now() ELSE ended_at END
 WHERE panda_id = $1 AND attempt_nr = $2

@@ -16,7 +16,7 @@ SELECT f.* FROM panda_file f
 JOIN (SELECT panda_id, max(attempt_nr) AS attempt_nr FROM panda_attempt
       WHERE panda_id BETWEEN $1 AND $2 AND status = 'finished' GROUP BY panda_id) AS last
   ON f.panda_id = last.panda_id AND f.attempt_nr = last.attempt_nr
-WHERE f.lfn <> 'payload.log'
+WHERE f.lfn NOT IN ('payload.log', 'pilot-log.tgz')
 ORDER BY f.panda_id, f.lfn
 """
 
@@ -28,5 +28,11 @@ LAST_LOG = """
 SELECT a.log_tail, f.blob, f.size
 FROM panda_attempt a
 LEFT JOIN panda_file f ON f.panda_id = a.panda_id AND f.attempt_nr = a.attempt_nr AND f.lfn = 'payload.log'
+WHERE a.panda_id = $1 ORDER BY a.attempt_nr DESC LIMIT 1
+"""
+
+LAST_PILOT_LOG = """
+SELECT f.panda_id, f.lfn, f.size, f.sha256, f.blob, f.url FROM panda_attempt a
+LEFT JOIN panda_file f ON f.panda_id = a.panda_id AND f.attempt_nr = a.attempt_nr AND f.lfn = 'pilot-log.tgz'
 WHERE a.panda_id = $1 ORDER BY a.attempt_nr DESC LIMIT 1
 """

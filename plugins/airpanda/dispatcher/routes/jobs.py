@@ -18,10 +18,14 @@ from airpanda.dispatcher.routes import Id, LfnInPath
 from airpanda.dispatcher.routes.pilots import send_file
 from airpanda.dispatcher.services import QueueLike
 from airpanda.messages import (
+    PILOT_LOG,
+    DebugAsked,
+    DebugRequest,
     JobSpec,
     JobSubmission,
     JobView,
     KillRequest,
+    Sample,
     SubmissionReply,
     TaskProgress,
 )
@@ -58,9 +62,32 @@ async def log(panda_id: Id, client: TheClient, services: TheServices) -> PlainTe
     """
     last = await services.reader.last_log(panda_id, owners=client.owners)
     if last.blob is None:
-        return PlainTextResponse(clean(without_keys(last.tail)), headers={"X-Content-Type-Options": "nosniff"})
-    text = await asyncio.to_thread(_tail, services.files.blob(last.blob))
-    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
+        return _text(clean(without_keys(last.tail)))
+    return _text(await asyncio.to_thread(_tail, services.files.blob(last.blob)))
+
+
+@router.get("/job/{panda_id}/pilot_log")
+async def pilot_log(panda_id: Id, client: TheClient, services: TheServices) -> FileResponse:
+    """The pilot's own log of the latest attempt: a compressed tar."""
+    return send_file(await services.files.pilot_log(panda_id, owners=client.owners), PILOT_LOG)
+
+
+@router.get("/job/{panda_id}/samples")
+async def samples(panda_id: Id, client: TheClient, services: TheServices) -> list[Sample]:
+    """What was measured of the latest attempt's payload, in the order of time."""
+    return await services.observer.samples(panda_id, owners=client.owners)
+
+
+@router.post("/job/{panda_id}/debug", status_code=202)
+async def ask(panda_id: Id, wanted: DebugRequest, client: TheClient, services: TheServices) -> DebugAsked:
+    """Have the pilot show something of the running attempt."""
+    return await services.observer.ask(panda_id, wanted.what, owners=client.owners, actor=f"client:{client.name}")
+
+
+@router.get("/job/{panda_id}/debug", response_class=PlainTextResponse)
+async def answer(panda_id: Id, client: TheClient, services: TheServices) -> PlainTextResponse:
+    """The answer to the last question, without control characters and private keys."""
+    return _text(clean(without_keys(await services.observer.answer(panda_id, owners=client.owners))))
 
 
 @router.get("/task/{task_id}/progress")
@@ -119,6 +146,10 @@ def demand_fits(spec: JobSpec, queue: QueueLike) -> None:
 def start_allowance_s(walltime_s: int) -> int:
     """What of a slot is the pilot's own, before it asks for its first job."""
     return min(300, walltime_s // 10)
+
+
+def _text(text: str) -> PlainTextResponse:
+    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
 
 
 def _tail(path: Path) -> str:

@@ -79,7 +79,7 @@ async def put_file(
     pilot: ThePilot,
     services: TheServices,
 ) -> FileView:
-    """Store a declared output or ``payload.log`` of a leased job."""
+    """Store a declared output, ``payload.log`` or ``pilot-log.tgz`` of a leased job."""
     held = _lease(panda_id, attempt_nr, pilot, lease)
     return await services.files.put(held, lfn, request.stream(), sha256=sha256)
 

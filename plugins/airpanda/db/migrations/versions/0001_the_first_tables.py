@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("cpu_s", sa.Float(), nullable=True),
         sa.Column("max_rss_mib", sa.Float(), nullable=True),
         sa.Column("log_tail", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("launcher", JSON_B, nullable=True),
         sa.PrimaryKeyConstraint("panda_id", "attempt_nr", name=op.f("panda_attempt_pkey")),
     )
     op.create_table(
@@ -147,6 +148,18 @@ def upgrade() -> None:
         postgresql_where=sa.text("action = 'released'"),
     )
     op.create_table(
+        "panda_debug",
+        sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("attempt_nr", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("what", sa.Text(), nullable=False),
+        sa.Column("asked_by", sa.Text(), nullable=False),
+        sa.Column("asked_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("output", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("answered_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("what IN ('tail', 'ps', 'ls')", name=op.f("panda_debug_what_check")),
+        sa.PrimaryKeyConstraint("panda_id", "attempt_nr", name=op.f("panda_debug_pkey")),
+    )
+    op.create_table(
         "panda_file",
         sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("attempt_nr", sa.Integer(), autoincrement=False, nullable=False),
@@ -154,8 +167,11 @@ def upgrade() -> None:
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.LargeBinary(), nullable=False),
         sa.Column("access", sa.Text(), nullable=False),
-        sa.Column("blob", sa.Text(), nullable=False),
+        sa.Column("blob", sa.Text(), nullable=True),
+        sa.Column("url", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("adler32", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("(blob IS NULL) = (url <> '')", name=op.f("panda_file_one_place_check")),
         sa.PrimaryKeyConstraint("panda_id", "attempt_nr", "lfn", name=op.f("panda_file_pkey")),
         sa.UniqueConstraint("blob", name=op.f("panda_file_blob_key")),
     )
@@ -175,6 +191,7 @@ def upgrade() -> None:
         sa.Column("memory_mib", sa.BigInteger(), nullable=False),
         sa.Column("disk_mib", sa.BigInteger(), nullable=False),
         sa.Column("walltime_s", sa.Integer(), nullable=False),
+        sa.Column("features", postgresql.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("pilot_id", sa.BigInteger(), nullable=True),
         sa.Column("lease_digest", sa.LargeBinary(), nullable=True),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
@@ -263,6 +280,19 @@ def upgrade() -> None:
     )
     op.create_index(op.f("panda_pilot_batch_id_ix"), "panda_pilot", ["batch_id"], unique=False)
     op.create_table(
+        "panda_sample",
+        sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("attempt_nr", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("at_s", sa.Float(), nullable=False),
+        sa.Column("cpu_s", sa.Float(), nullable=False),
+        sa.Column("rss_mib", sa.Float(), nullable=False),
+        sa.Column("read_mib", sa.Float(), nullable=False),
+        sa.Column("written_mib", sa.Float(), nullable=False),
+        sa.Column("disk_mib", sa.Float(), nullable=False),
+        sa.Column("processes", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("panda_id", "attempt_nr", "at_s", name=op.f("panda_sample_pkey")),
+    )
+    op.create_table(
         "panda_task",
         sa.Column("task_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("task_key", sa.Text(), nullable=False),
@@ -281,6 +311,12 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("task_id", name=op.f("panda_task_pkey")),
         sa.UniqueConstraint("key_digest", name=op.f("panda_task_key_digest_key")),
+    )
+    op.create_table(
+        "panda_task_scripts",
+        sa.Column("task_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("scripts", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("task_id", name=op.f("panda_task_scripts_pkey")),
     )
     op.create_table(
         "panda_task_count",
@@ -307,7 +343,9 @@ def downgrade() -> None:
     op.drop_index(op.f("panda_task_delta_task_id_ix"), table_name="panda_task_delta")
     op.drop_table("panda_task_delta")
     op.drop_table("panda_task_count")
+    op.drop_table("panda_task_scripts")
     op.drop_table("panda_task")
+    op.drop_table("panda_sample")
     op.drop_index(op.f("panda_pilot_batch_id_ix"), table_name="panda_pilot")
     op.drop_table("panda_pilot")
     op.drop_table("panda_owner")
@@ -318,6 +356,7 @@ def downgrade() -> None:
     op.drop_index("panda_job_claim_ix", table_name="panda_job", postgresql_where=sa.text("status = 'activated'"))
     op.drop_table("panda_job")
     op.drop_table("panda_file")
+    op.drop_table("panda_debug")
     op.drop_index(
         "panda_credential_audit_released_key",
         table_name="panda_credential_audit",
