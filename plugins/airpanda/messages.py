@@ -33,6 +33,7 @@ MAX_JOBS_PER_SUBMISSION = 100_000
 MAX_PROBE_CHARS = 256 * 1024
 MAX_SHARED_SCRIPT_CHARS = 1024 * 1024
 MAX_SAMPLES_PER_REPORT = 240
+MAX_REPORTS_PER_BULK = 500
 PAYLOAD_LOG = "payload.log"
 PILOT_LOG = "pilot-log.tgz"
 LOGS = (PAYLOAD_LOG, PILOT_LOG)
@@ -62,6 +63,16 @@ class Message(BaseModel):
     """Strict about fields, frozen once made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Problem(BaseModel):
+    """RFC 9457. ``code`` is stable; ``detail`` is a sentence for a person."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
 
 
 Dn = Annotated[str, Field(min_length=3, max_length=MAX_DN_CHARS)]
@@ -505,6 +516,64 @@ class FileView(Message):
     url: str = ""
 
 
+class JobStatusView(Message):
+    """Where a job is. ``attempt_nr`` is the attempt that runs, waits, or was the last."""
+
+    panda_id: int
+    attempt_nr: int
+    status: JobStatus
+
+
+class JobSummary(JobStatusView):
+    """A job in a list. ``reason`` tells why it has its status, where there is one."""
+
+    task_id: int
+    job_name: str
+    owner: str
+    queue: str
+    priority: int
+    max_attempt: int
+    changed_at: datetime
+    reason: str
+
+
+class JobPage(Message):
+    """GET ``/v1/jobs``: the newest first. A page may be short; there are more as long as ``before`` is not None."""
+
+    jobs: list[JobSummary]
+    before: int | None
+
+
+class TaskView(Message):
+    """A panda task with its jobs by state. Its jobs are ``first_panda_id`` and the ``n_jobs`` - 1 after it."""
+
+    task_id: int
+    task_name: str
+    owner: str
+    owner_dn: str
+    queue: str
+    first_panda_id: int
+    n_jobs: int
+    counts: dict[JobStatus, int]
+    done: bool
+    ti: TaskInstanceKey
+    submitted_by: str
+    created_at: datetime
+
+
+class TaskPage(Message):
+    """GET ``/v1/tasks``: the newest first; there may be more as long as ``before`` is not None."""
+
+    tasks: list[TaskView]
+    before: int | None
+
+
+class JobKill(Message):
+    """POST ``/v1/job/{panda_id}/kill``."""
+
+    reason: Text
+
+
 class KillRequest(Message):
     """POST ``/v1/task/{task_id}/kill``. With ``ti`` only what that try still owns is cancelled."""
 
@@ -637,6 +706,21 @@ class ReportReply(Message):
     debug: Literal["", "tail", "ps", "ls"] = ""
 
 
+class BulkReport(Message):
+    """POST ``/v1/pilot/update_jobs_bulk``: reports of several attempts of one pilot, each answered for itself."""
+
+    job_list: Annotated[list[JobReport], Field(min_length=1, max_length=MAX_REPORTS_PER_BULK)]
+
+
+class BulkResult(Message):
+    """The answer to one report of a bulk: what ``update_job`` would have answered, or its problem."""
+
+    job_id: int
+    attempt_nr: int
+    reply: ReportReply | None = None
+    problem: Problem | None = None
+
+
 class WorkerReport(Message):
     """POST ``/v1/pilot/update_worker_status``: a pilot starts, benches itself, or ends; with its probe transcript."""
 
@@ -711,16 +795,6 @@ class BatchView(Message):
     queue: str
     state: str
     pilots: list[PilotView]
-
-
-class Problem(BaseModel):
-    """RFC 9457. ``code`` is stable; ``detail`` is a sentence for a person."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    code: str
 
 
 JobView.model_rebuild()

@@ -105,7 +105,7 @@ async def test_bodies_over_the_limit_are_refused(world: World) -> None:
     pilot = await world.pilot()
     response = await world.http.post("/v1/pilot/update_job", content=b" " * 2_000_000, headers=pilot.headers)
     assert response.status_code == 413
-    assert response.json()["code"] == "request"
+    assert response.json()["code"] == "too-large"
 
 
 async def test_a_body_that_stops_coming_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ class Task(Base):
     """
 
     __tablename__ = "panda_task"
-    __table_args__ = (UniqueConstraint("key_digest"),)
+    __table_args__ = (UniqueConstraint("key_digest"), Index(None, "owner", "task_id"))
     task_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     task_key: Mapped[str]
     key_digest: Mapped[bytes]

@@ -10,9 +10,9 @@ from fastapi import FastAPI
 
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
-from airpanda.dispatcher import problems
+from airpanda.dispatcher import openapi, problems
 from airpanda.dispatcher.limits import Limits
-from airpanda.dispatcher.routes import bans, batches, credentials, health, jobs, owners
+from airpanda.dispatcher.routes import bans, batches, credentials, description, health, jobs, lists, owners
 from airpanda.dispatcher.routes import pilots as pilot_routes
 from airpanda.dispatcher.services import Queues, make_services
 from airpanda.dispatcher.watchdog import watch
@@ -56,9 +56,10 @@ def create_app(
     # No documentation routes: they would be open to everybody.
     app = FastAPI(title="airpanda dispatcher", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.services = services
-    for room in (health, owners, credentials, bans, jobs, batches):
+    for room in (health, description, owners, credentials, bans, lists, jobs, batches):
         app.include_router(room.router)
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)
     problems.install(app)
+    openapi.install(app)
     app.add_middleware(Limits, issuer=services.issuer, max_upload_bytes=settings.max_upload_bytes)
     return app

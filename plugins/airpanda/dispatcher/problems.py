@@ -15,7 +15,7 @@ from airpanda.messages import Problem
 
 MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger(__name__)
-_TITLES = {
+TITLES = {
     400: "Bad request",
     401: "Not authenticated",
     403: "Not allowed",
@@ -25,9 +25,12 @@ _TITLES = {
     409: "Conflict",
     413: "Too large",
     422: "Invalid request",
+    429: "Too many requests",
     500: "Internal error",
     503: "Not available now",
 }
+
+
 _STATUS: dict[type[errors.AirpandaError], int] = {
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
@@ -37,7 +40,18 @@ _STATUS: dict[type[errors.AirpandaError], int] = {
     errors.IdentitySwitchError: 409,
     errors.ServiceError: 503,
 }
-_HTTP_CODES = {401: errors.NotAuthorisedError.code, 404: errors.NotFoundError.code}
+_HTTP_CODES = {
+    401: errors.NotAuthorisedError.code,
+    404: errors.NotFoundError.code,
+    408: "too-slow",
+    413: "too-large",
+}
+
+
+def codes() -> list[str]:
+    """Every ``code`` that a problem of this service can have."""
+    ours = (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AirpandaError))
+    return sorted({*_HTTP_CODES.values(), *(kind.code for kind in ours)})
 
 
 def status_of(error: errors.AirpandaError) -> int:
@@ -49,21 +63,28 @@ def status_of(error: errors.AirpandaError) -> int:
 
 def answer(status: int, detail: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """A problem document."""
-    problem = Problem(title=_TITLES.get(status, "Error"), status=status, detail=detail, code=code)
+    problem = Problem(title=TITLES.get(status, "Error"), status=status, detail=detail, code=code)
     return JSONResponse(problem.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def problem_of(error: errors.AirpandaError) -> Problem:
+    """What the caller is told of one of our errors; what only operators can mend goes to the log."""
+    status = status_of(error)
+    detail = str(error)
+    if status == 500:
+        _log.error("%s: %s", error.code, error)
+        detail = "the service is set up wrongly; its operators find the reason in its log"
+    return Problem(title=TITLES.get(status, "Error"), status=status, detail=detail, code=error.code)
 
 
 def answer_error(error: errors.AirpandaError) -> JSONResponse:
     """The answer to one of our errors."""
-    status, headers = status_of(error), {}
-    if status == 401:
+    problem, headers = problem_of(error), {}
+    if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="airpanda"'
     if isinstance(error, errors.ServiceError):
         headers["Retry-After"] = str(max(1, round(error.retry_after_s or 1)))
-    if status == 500:
-        _log.error("%s: %s", error.code, error)
-        return answer(500, "the service is set up wrongly; its operators find the reason in its log", error.code)
-    return answer(status, str(error), error.code, headers)
+    return JSONResponse(problem.model_dump(), problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def answer_http(error: HTTPException) -> JSONResponse:

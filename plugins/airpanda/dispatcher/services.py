@@ -18,6 +18,7 @@ from airpanda.dispatcher.tokens import Issuer
 from airpanda.jobs.files import FileStore
 from airpanda.jobs.observed import Observer
 from airpanda.jobs.pilots import PilotRegistry
+from airpanda.jobs.single import SingleJobs
 from airpanda.jobs.store import JobStore
 from airpanda.jobs.submission import Submissions
 from airpanda.jobs.views import JobReader
@@ -70,6 +71,7 @@ class Services:
     pilots: PilotRegistry
     files: FileStore
     observer: Observer
+    single: SingleJobs
 
     def queue(self, name: str) -> QueueLike:
         """A queue by name.
@@ -116,4 +118,5 @@ def make_services(
         pilots=PilotRegistry(database),
         files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),
         observer=Observer(database),
+        single=SingleJobs(database),
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from airpanda.core.errors import NotFoundError, StaleReportError
+from airpanda.core.errors import AirpandaError, NotFoundError, RequestError, StaleReportError
 from airpanda.core.secret import Secret
 from airpanda.credentials.audit import note_use
 from airpanda.credentials.errors import UnreadableCredentialError
 from airpanda.credentials.registry import CredentialRegistry
-from airpanda.db.pool import Database
+from airpanda.db.pool import Database, translated
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
 from airpanda.jobs import observed
@@ -135,12 +136,35 @@ class JobStore:
         """
         lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
         async with self._database.connection() as connection:
-            if _is_bare(report):
-                alive = await connection.fetchrow(sql.HEARTBEAT, *lease.key, report.job_status, self._lease)
-                if alive is not None:
-                    return self._reply(alive["lease_expires_at"], alive["command"], alive["debug"])
+            alive = await self._alive(connection, lease, report)
+            if alive is not None:
+                return alive
             async with connection.transaction():
                 return await self._apply(connection, lease, report)
+
+    async def update_many(self, reports: Sequence[JobReport], *, pilot_id: int) -> list[ReportReply | AirpandaError]:
+        """Apply reports of one pilot in one transaction; answer each by its reply, or the error of ``update``.
+
+        What one report breaks is taken back alone.
+
+        Raises:
+            ServiceError: the database does not answer; nothing was changed, repeat all of them.
+        """
+        replies: dict[int, ReportReply | AirpandaError] = {}
+        # Always in the same order, so that two such transactions never wait for each other.
+        order = sorted(range(len(reports)), key=lambda n: reports[n].job_id)
+        async with self._database.transaction() as connection:
+            for n in order:
+                report = reports[n]
+                lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
+                try:
+                    with translated():
+                        async with connection.transaction():
+                            alive = await self._alive(connection, lease, report)
+                            replies[n] = alive or await self._apply(connection, lease, report)
+                except RequestError as error:
+                    replies[n] = error
+        return [replies[n] for n in range(len(reports))]
 
     async def kill(self, task_id: int, request: KillRequest, *, actor: str) -> TaskProgress:
         """Cancel what waits at once and tell the pilots of the rest. A repeat changes nothing.
@@ -217,6 +241,13 @@ class JobStore:
             spec=_with_scripts(JobSpec.model_validate_json(row["spec"]), row["shared_scripts"]),
             credential=self._credentials.pointer(row),
         )
+
+    async def _alive(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply | None:
+        """The reply to a report that says nothing but "alive"; None: it is none, or there is more to be decided."""
+        if not _is_bare(report):
+            return None
+        row = await connection.fetchrow(sql.HEARTBEAT, *lease.key, report.job_status, self._lease)
+        return None if row is None else self._reply(row["lease_expires_at"], row["command"], row["debug"])
 
     async def _apply(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply:
         row = await connection.fetchrow(sql.LOCK_JOB, lease.panda_id)

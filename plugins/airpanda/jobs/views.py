@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,22 @@ from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import views as sql
 from airpanda.jobs.store import job_range, progress_of
-from airpanda.messages import AttemptView, FileView, JobView, TaskProgress
+from airpanda.messages import (
+    AttemptView,
+    FileView,
+    JobPage,
+    JobStatus,
+    JobStatusView,
+    JobSummary,
+    JobView,
+    TaskPage,
+    TaskProgress,
+    TaskView,
+)
 
+PAGE_LOOKS_AT = 20_000
 _ATTEMPT_FIELDS = frozenset(AttemptView.model_fields)
+_TASK_FIELDS = frozenset(TaskView.model_fields)
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,51 @@ class JobReader:
         async with self._database.connection() as connection:
             await self._task(connection, task_id, owners)
 
+    async def task(self, task_id: int, *, owners: Collection[str] | None) -> TaskView:
+        """One panda task. Raises as ``jobs``."""
+        async with self._database.connection() as connection:
+            (view,) = await _task_views(connection, [await self._task(connection, task_id, owners)])
+        return view
+
+    async def task_page(
+        self, *, owners: Collection[str] | None, queue: str | None, before: int, limit: int
+    ) -> TaskPage:
+        """Panda tasks with numbers below ``before``, the newest first."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(sql.TASKS, before, _listed(owners), queue, limit)
+            tasks = await _task_views(connection, rows)
+        return TaskPage(tasks=tasks, before=tasks[-1].task_id if len(tasks) == limit else None)
+
+    async def job_page(
+        self,
+        *,
+        owners: Collection[str] | None,
+        statuses: Collection[JobStatus] | None,
+        queue: str | None,
+        before: int,
+        limit: int,
+    ) -> JobPage:
+        """Jobs with PandaIDs below ``before``, the newest first; looks at ``PAGE_LOOKS_AT`` of them at most."""
+        async with self._database.connection() as connection, connection.transaction(isolation="repeatable_read"):
+            wanted = (_listed(owners), _listed(statuses), queue, limit)
+            jobs = [JobSummary(**dict(row)) for row in await connection.fetch(sql.PAGE, before, PAGE_LOOKS_AT, *wanted)]
+            end = await connection.fetchrow(sql.PAGE_END, before, PAGE_LOOKS_AT)
+        if len(jobs) == limit:
+            return JobPage(jobs=jobs, before=jobs[-1].panda_id)
+        return JobPage(jobs=jobs, before=end["last"] if end["n"] == PAGE_LOOKS_AT else None)
+
+    async def statuses(self, panda_ids: Collection[int], *, owners: Collection[str] | None) -> list[JobStatusView]:
+        """Where these jobs are; those that do not exist for this caller are left out."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(sql.STATUSES, list(panda_ids), _listed(owners))
+        return [JobStatusView(**dict(row)) for row in rows]
+
+    async def statuses_for_pilot(self, panda_ids: Collection[int], *, pilot_id: int) -> list[JobStatusView]:
+        """Where jobs are that this pilot has or had; others are left out."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(sql.PILOTS_STATUSES, list(panda_ids), pilot_id)
+        return [JobStatusView(**dict(row)) for row in rows]
+
     async def last_log(self, panda_id: int, *, owners: Collection[str] | None) -> LastLog:
         """Where the payload's log of the latest attempt is.
 
@@ -83,6 +141,23 @@ class JobReader:
         if task is None or (owners is not None and task["owner"] not in owners):
             raise NotFoundError(f"there is no panda task {task_id} for this caller")
         return task
+
+
+def _listed(names: Collection[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
+
+
+async def _task_views(connection: Any, tasks: Sequence[Any]) -> list[TaskView]:
+    counts: dict[int, dict[JobStatus, int]] = defaultdict(dict)
+    for row in await connection.fetch(sql.COUNTS_OF, [task["task_id"] for task in tasks]):
+        counts[row["task_id"]][JobStatus(row["status"])] = row["n"]
+    return [_task_view(task, counts[task["task_id"]]) for task in tasks]
+
+
+def _task_view(task: Any, counts: dict[JobStatus, int]) -> TaskView:
+    finals = sum(n for status, n in counts.items() if status.is_final)
+    fields = {key: value for key, value in task.items() if key in _TASK_FIELDS}
+    return TaskView(**fields, counts=counts, done=finals == task["n_jobs"])
 
 
 async def _views(connection: Any, first: int, last: int) -> list[JobView]:

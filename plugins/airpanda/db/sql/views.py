@@ -20,6 +20,53 @@ WHERE f.lfn NOT IN ('payload.log', 'pilot-log.tgz')
 ORDER BY f.panda_id, f.lfn
 """
 
+STATUSES = """
+SELECT j.panda_id, j.attempt_nr, j.status FROM panda_job j JOIN panda_task t USING (task_id)
+WHERE j.panda_id = ANY ($1::bigint[]) AND ($2::text[] IS NULL OR t.owner = ANY ($2))
+ORDER BY j.panda_id
+"""
+
+# Of jobs that this pilot has, or had.
+PILOTS_STATUSES = """
+SELECT j.panda_id, j.attempt_nr, j.status FROM panda_job j
+WHERE j.panda_id = ANY ($1::bigint[])
+  AND EXISTS (SELECT FROM panda_attempt a WHERE a.panda_id = j.panda_id AND a.pilot_id = $2)
+ORDER BY j.panda_id
+"""
+
+# A page looks at so many jobs and no more, however few of them are wanted.
+PAGE = """
+SELECT j.panda_id, j.attempt_nr, j.status, j.task_id, s.job_name, t.owner, j.queue, j.priority, j.max_attempt,
+       j.changed_at, j.change_reason AS reason
+FROM (SELECT * FROM panda_job WHERE panda_id < $1 ORDER BY panda_id DESC LIMIT $2) AS j
+JOIN panda_job_spec s USING (panda_id) JOIN panda_task t USING (task_id)
+WHERE ($3::text[] IS NULL OR t.owner = ANY ($3)) AND ($4::text[] IS NULL OR j.status = ANY ($4))
+  AND ($5::text IS NULL OR j.queue = $5)
+ORDER BY j.panda_id DESC LIMIT $6
+"""
+
+PAGE_END = """
+SELECT min(panda_id) AS last, count(*) AS n
+FROM (SELECT panda_id FROM panda_job WHERE panda_id < $1 ORDER BY panda_id DESC LIMIT $2) AS looked_at
+"""
+
+TASKS = """
+SELECT * FROM panda_task
+WHERE task_id < $1 AND ($2::text[] IS NULL OR owner = ANY ($2)) AND ($3::text IS NULL OR queue = $3)
+ORDER BY task_id DESC LIMIT $4
+"""
+
+COUNTS_OF = """
+SELECT task_id, status, sum(n)::bigint AS n
+FROM (SELECT task_id, status, n FROM panda_task_count WHERE task_id = ANY ($1::bigint[])
+      UNION ALL SELECT task_id, new_status, n FROM panda_task_delta WHERE task_id = ANY ($1)
+      UNION ALL SELECT task_id, old_status, -n FROM panda_task_delta
+      WHERE task_id = ANY ($1) AND old_status IS NOT NULL) AS each
+GROUP BY task_id, status HAVING sum(n) <> 0
+"""
+
+TASK_OF_JOB = "SELECT t.* FROM panda_job j JOIN panda_task t USING (task_id) WHERE j.panda_id = $1"
+
 JOB_OWNER = """
 SELECT t.owner, t.owner_dn, t.queue FROM panda_job j JOIN panda_task t USING (task_id) WHERE j.panda_id = $1
 """

@@ -21,7 +21,9 @@ from airpanda.messages import (
     PILOT_LOG,
     DebugAsked,
     DebugRequest,
+    JobKill,
     JobSpec,
+    JobStatusView,
     JobSubmission,
     JobView,
     KillRequest,
@@ -52,6 +54,19 @@ async def submit(wanted: JobSubmission, client: TheClient, services: TheServices
 async def job(panda_id: Id, client: TheClient, services: TheServices) -> JobView:
     """A job with all its attempts."""
     return await services.reader.job(panda_id, owners=client.owners)
+
+
+@router.post("/job/{panda_id}/kill")
+async def kill_job(panda_id: Id, wanted: JobKill, client: TheClient, services: TheServices) -> JobStatusView:
+    """Cancel one job, or have its pilot stop it; a final one stays as it is."""
+    actor = f"client:{client.name}"
+    return await services.single.kill(panda_id, wanted.reason, owners=client.owners, actor=actor)
+
+
+@router.post("/job/{panda_id}/retry")
+async def retry_job(panda_id: Id, client: TheClient, services: TheServices) -> JobStatusView:
+    """A new attempt for a job that failed, was cancelled, closed, or told to stop."""
+    return await services.single.retry(panda_id, owners=client.owners, actor=f"client:{client.name}")
 
 
 @router.get("/job/{panda_id}/log", response_class=PlainTextResponse)

@@ -7,16 +7,20 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import FileResponse
 
-from airpanda.core.errors import NotFoundError, RequestError
+from airpanda.core.errors import AirpandaError, NotFoundError, RequestError
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.auth import Pilot, ThePilot, TheServices, demand_proven, pilot_caller
-from airpanda.dispatcher.routes import AttemptNr, Id, LfnInPath
+from airpanda.dispatcher.problems import problem_of
+from airpanda.dispatcher.routes import AttemptNr, Id, JobIds, LfnInPath
 from airpanda.jobs.files import Stored
 from airpanda.jobs.store import Lease
 from airpanda.messages import (
     AcquireReply,
+    BulkReport,
+    BulkResult,
     FileView,
     JobReport,
+    JobStatusView,
     PilotCommand,
     PilotOffer,
     ReportReply,
@@ -50,6 +54,19 @@ async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices
 async def update_job(report: JobReport, pilot: ThePilot, services: TheServices) -> ReportReply:
     """A change of status, or a heartbeat; renews the lease and answers with a command."""
     return await services.jobs.update(report, pilot_id=pilot.pilot_id)
+
+
+@router.post("/update_jobs_bulk")
+async def update_jobs_bulk(wanted: BulkReport, pilot: ThePilot, services: TheServices) -> list[BulkResult]:
+    """Reports of several attempts, each answered for itself, in their order."""
+    outcomes = await services.jobs.update_many(wanted.job_list, pilot_id=pilot.pilot_id)
+    return [_result(report, outcome) for report, outcome in zip(wanted.job_list, outcomes, strict=True)]
+
+
+@router.get("/get_job_status")
+async def get_job_status(job_ids: JobIds, pilot: ThePilot, services: TheServices) -> list[JobStatusView]:
+    """Where jobs are that this pilot has or had; others are left out."""
+    return await services.reader.statuses_for_pilot(job_ids, pilot_id=pilot.pilot_id)
 
 
 @router.post("/update_worker_status")
@@ -88,6 +105,11 @@ async def put_file(
 async def not_here(verb: str) -> None:
     """Where no TLS of ours proves who calls."""
     raise NotFoundError("pilots are not served here: their dispatcher_url must be that of a gateway")
+
+
+def _result(report: JobReport, outcome: ReportReply | AirpandaError) -> BulkResult:
+    reply, problem = (None, problem_of(outcome)) if isinstance(outcome, AirpandaError) else (outcome, None)
+    return BulkResult(job_id=report.job_id, attempt_nr=report.attempt_nr, reply=reply, problem=problem)
 
 
 def send_file(stored: Stored, lfn: str) -> FileResponse:

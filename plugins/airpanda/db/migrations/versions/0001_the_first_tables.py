@@ -312,6 +312,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("task_id", name=op.f("panda_task_pkey")),
         sa.UniqueConstraint("key_digest", name=op.f("panda_task_key_digest_key")),
     )
+    op.create_index(op.f("panda_task_owner_task_id_ix"), "panda_task", ["owner", "task_id"], unique=False)
     op.create_table(
         "panda_task_scripts",
         sa.Column("task_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -344,6 +345,7 @@ def downgrade() -> None:
     op.drop_table("panda_task_delta")
     op.drop_table("panda_task_count")
     op.drop_table("panda_task_scripts")
+    op.drop_index(op.f("panda_task_owner_task_id_ix"), table_name="panda_task")
     op.drop_table("panda_task")
     op.drop_table("panda_sample")
     op.drop_index(op.f("panda_pilot_batch_id_ix"), table_name="panda_pilot")
