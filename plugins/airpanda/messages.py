@@ -605,6 +605,7 @@ class PilotOffer(Message):
     """POST ``/v1/pilot/acquire_jobs``: what the node has left, after its probe.
 
     A pilot that runs payloads side by side offers what they leave. ``features``: what its probe and its queue promise.
+    ``avoid_owners``: whose jobs it could not start lately for a reason that is not its node's.
     """
 
     site_name: Name
@@ -615,6 +616,7 @@ class PilotOffer(Message):
     disk_space: Annotated[Count, Field(description="MiB")]
     remaining_time: Annotated[Count, Field(description="seconds")]
     features: Annotated[list[Name], Field(max_length=256)] = Field(default_factory=list)
+    avoid_owners: Annotated[list[Dn], Field(max_length=100)] = Field(default_factory=list)
 
 
 class AcquiredJob(Message):

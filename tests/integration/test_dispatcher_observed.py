@@ -134,6 +134,16 @@ async def test_a_node_without_a_feature_gets_no_job_that_needs_it(world: World) 
     assert taken["panda_id"] == task["first_panda_id"]
 
 
+async def test_a_pilot_gets_no_job_of_an_owner_it_leaves_alone(world: World) -> None:
+    alice = await world.submit(2)
+    bob = await world.submit(1, owner="bob")
+    dn = (await world.sql("SELECT owner_dn FROM panda_task WHERE task_id = $1", alice["task_id"]))[0]["owner_dn"]
+    pilot = await world.pilot()
+    (job,) = await pilot.acquire(n_jobs=5, avoid_owners=[dn])
+    assert job["panda_id"] == bob["first_panda_id"]
+    assert len(await pilot.acquire(n_jobs=5, avoid_owners=[dn + "x", "/O=Test Grid/CN=Nobody"])) == 2
+
+
 async def test_shared_scripts_reach_every_job_and_own_ones_win(world: World) -> None:
     credential = (await world.credential())["credential_id"]
     jobs = [spec("a"), spec("b", scripts={"run.sh": "own"})]

@@ -22,7 +22,7 @@ from airpanda.myproxy.errors import (
     UnfitCredentialError,
     WrongPassphraseError,
 )
-from airpanda.pilot import errors
+from airpanda.pilot import agent, errors, job, loop
 from airpanda.pilot.config import Slot
 
 SH = "/bin/sh"
@@ -75,21 +75,51 @@ def refuse_with(error: Exception) -> Any:
     return retrieve
 
 
-@pytest.mark.parametrize(
-    "error",
-    [CredentialError("the pilot's has expired"), PolicyDeniedError("no"), ServiceError("connection refused")],
-    ids=["own proxy", "not served", "down"],
-)
-def test_where_the_credential_service_fails_the_job_goes_back_and_nothing_runs(rig: Rig, error: Exception) -> None:
-    rig.retrieve = refuse_with(error)
-    rig.fake.jobs = [make_job()]
+def test_a_pilot_without_a_proxy_of_its_own_hands_the_job_back_and_is_benched(rig: Rig) -> None:
+    rig.retrieve = refuse_with(CredentialError("the pilot's has expired"))
+    rig.fake.jobs = [make_job(7), make_job(8)]
     assert rig.run() == errors.EXIT_BENCHED
     assert rig.fake.statuses == ["starting", "activated"]
     assert codes(rig.fake) == [("pilot", 1163)]
-    assert rig.fake.final.errors[0].blame != "user"
-    assert rig.fake.workers[-1].status == "benched"
+    assert rig.fake.final.errors[0].blame == "site"
+    assert "the pilot's has expired" in rig.fake.workers[-1].reason
     assert rig.switcher.launched == []
     assert rig.leftovers() == []
+
+
+BOB, CAROL = "/O=Test Grid/CN=Bob Analyst", "/O=Test Grid/CN=Carol Analyst"
+
+
+@pytest.mark.parametrize(
+    "error", [PolicyDeniedError("no"), ServiceError("connection refused")], ids=["not served", "down"]
+)
+def test_one_owner_without_a_serving_myproxy_does_not_bench_the_node(rig: Rig, error: Exception) -> None:
+    """That owner's jobs go back unharmed and are not asked for again for a while; everybody else's run."""
+    good = rig.retrieve
+    rig.retrieve = lambda pointer, lifetime: (refuse_with(error) if pointer.owner_dn == DN else good)(pointer, lifetime)
+    rig.options["idle_limit_s"] = 1.5
+    rig.fake.jobs = [make_job(7), make_job(8), make_job(9, owner_dn=BOB)]
+    assert rig.run() == errors.EXIT_OK
+    ends = [(report.job_id, report.job_status) for report in rig.fake.reports if report.job_status != "starting"]
+    assert ends == [(7, "activated"), (9, "running"), (9, "finished")]
+    (handed_back,) = next(report for report in rig.fake.reports if report.job_status == "activated").errors
+    assert (handed_back.code, handed_back.blame) == (1163, "system")
+    assert str(error) in handed_back.diag
+    assert [job.panda_id for job in rig.fake.jobs] == [8]
+    assert {tuple(offer.avoid_owners) for offer in rig.fake.offers} == {(), (DN,)}
+    assert [worker.status for worker in rig.fake.workers] == ["started", "finished"]
+    assert rig.leftovers() == []
+
+
+def test_a_node_on_which_nobodys_payload_starts_is_benched(rig: Rig) -> None:
+    rig.retrieve = refuse_with(ServiceError("connection refused"))
+    rig.options["idle_limit_s"] = 10.0
+    rig.options["bench_sleep_s"] = 0.1
+    rig.fake.jobs = [make_job(i, owner_dn=dn) for i, dn in enumerate((DN, BOB, CAROL, DN + " 2"), 1)]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert "3 owners in a row" in rig.fake.workers[-1].reason
+    assert "connection refused" in rig.fake.workers[-1].reason
+    assert len(rig.fake.jobs) == 1
 
 
 @pytest.mark.parametrize(
@@ -121,12 +151,29 @@ def test_an_owner_without_a_good_credential_fails_and_the_node_goes_on(rig: Rig,
 
 
 @pytest.mark.parametrize("step", ["make_sandbox", "put", "launch"])
-def test_a_switch_that_fails_hands_the_job_back(rig: Rig, step: str) -> None:
-    rig.switcher = FakeSwitcher(refuse=step)
+@pytest.mark.parametrize("node_is_bad", [True, False])
+def test_after_a_failed_switch_the_nodes_own_check_decides(
+    rig: Rig, step: str, node_is_bad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "_CHECK_PAUSE_S", 0.01)
+
+    class Refuses(FakeSwitcher):
+        preflights = 0
+
+        def preflight(self, proxy: Path) -> Any:
+            self.preflights += 1
+            if self.preflights > 1 and node_is_bad:
+                raise IdentitySwitchError("the launcher is gone")
+            return super().preflight(proxy)
+
+    rig.switcher = Refuses(refuse=step)
     rig.fake.jobs = [make_job(scripts={"a.sh": "exit 0"})]
-    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.run() == (errors.EXIT_BENCHED if node_is_bad else errors.EXIT_OK)
     assert rig.fake.statuses == ["starting", "activated"]
     assert codes(rig.fake) == [("pilot", 1226)]
+    assert rig.switcher.preflights == (1 + agent._CHECKS if node_is_bad else 2)
+    if node_is_bad:
+        assert "the launcher is gone" in rig.fake.workers[-1].reason
     assert rig.switcher.launched == []
     assert rig.leftovers() == []
 
@@ -140,7 +187,7 @@ class Unproven(FakeSwitcher):
 def test_an_identity_that_cannot_be_proved_is_a_failed_switch(rig: Rig) -> None:
     rig.switcher = Unproven(switches=True, proven=False)
     rig.fake.jobs = [make_job(argv=["sleep", "60"])]
-    assert rig.run() == errors.EXIT_BENCHED
+    assert rig.run() == errors.EXIT_BENCHED, "whoever the owner is: this node cannot prove what it does"
     assert rig.fake.statuses == ["starting", "activated"]
     assert codes(rig.fake) == [("pilot", 1226)]
     assert rig.switcher.payloads[0].wait(0.1) is not None
@@ -391,11 +438,35 @@ def test_a_signal_before_the_payload_hands_the_job_back(rig: Rig) -> None:
     assert rig.switcher.launched == []
 
 
-def test_a_node_without_space_hands_the_job_back(rig: Rig) -> None:
-    rig.fake.jobs = [make_job(disk_mib=10**9)]
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"disk_mib": 10**9}, "1000000000 MiB of disk of"),
+        ({"memory_mib": 10**7}, "10000000 MiB of memory of"),
+        ({"cores": 4000}, "4000 cores of 1"),
+    ],
+)
+def test_a_job_that_asks_for_more_than_was_offered_goes_back_and_the_node_goes_on(
+    rig: Rig, asked: dict[str, int], words: str
+) -> None:
+    rig.options["idle_limit_s"] = 1.5
+    rig.fake.jobs = [make_job(7, **asked), make_job(8, owner_dn=BOB)]
+    assert rig.run() == errors.EXIT_OK
+    assert rig.fake.statuses == ["starting", "activated", "starting", "running", "finished"]
+    (error,) = next(report for report in rig.fake.reports if report.job_status == "activated").errors
+    assert (error.code, error.blame) == (1319, "system")
+    assert words in error.diag
+
+
+def test_a_full_disk_hands_the_job_back_and_benches_the_node(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop.free_disk_mib
+    taken: list[Path] = []
+    monkeypatch.setattr(loop, "free_disk_mib", lambda place: 100 if taken else real(place))
+    monkeypatch.setattr(job, "free_disk_mib", lambda place: taken.append(place) or 5)
+    rig.fake.jobs = [make_job(7), make_job(8)]
     assert rig.run() == errors.EXIT_BENCHED
-    assert codes(rig.fake) == [("pilot", 1098)]
     assert rig.fake.statuses == ["starting", "activated"]
+    assert codes(rig.fake) == [("pilot", 1098)]
 
 
 def test_the_pilot_retires_before_its_slot_ends(rig: Rig) -> None:

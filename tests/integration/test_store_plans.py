@@ -65,6 +65,7 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
             world.services.credentials.key_ids,
             False,
             ["cvmfs"],
+            ["/O=Test Grid/CN=Somebody Else"],
         )
         for statement, values, index in (
             (sql.ACQUIRE, offer, "panda_job_claim_ix"),

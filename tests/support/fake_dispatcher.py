@@ -90,8 +90,12 @@ class FakeDispatcher:
 
     def post(self, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/v1/pilot/acquire_jobs":
-            self.offers.append(m.PilotOffer.model_validate_json(body))
-            return 200, m.AcquireReply(jobs=[self.jobs.pop(0)] if self.jobs else [], wait_s=0.1)
+            offer = m.PilotOffer.model_validate_json(body)
+            self.offers.append(offer)
+            fit = next((job for job in self.jobs if job.owner_dn not in offer.avoid_owners), None)
+            if fit is not None:
+                self.jobs.remove(fit)
+            return 200, m.AcquireReply(jobs=[fit] if fit else [], wait_s=0.1)
         if path == "/v1/pilot/update_worker_status":
             self.workers.append(m.WorkerReport.model_validate_json(body))
             return 200, {"command": ""}

@@ -124,6 +124,7 @@ class JobStore:
                 self._credentials.key_ids,
                 pilot_dn is None,
                 offer.features,
+                offer.avoid_owners,
             )
             return [self._acquired(row, tokens[row["nr"] - 1]) for row in rows]
 

@@ -5,9 +5,10 @@ owner's identity, retrieved for this attempt and checked, or it does not run; th
 credential or account; every way a job can end is reported with all errors, the most telling first; nothing of a job
 stays on the node.
 
-Values and rules: ``config``, ``errors``, ``wire``, ``limits`` (what a payload may use), ``command``. I/O: ``client``
-(dispatcher), ``probe`` (node), ``sitechecks`` (the site's own), ``capture`` (payload output), ``heartbeat``, ``watch``
-(measurements against limits), ``renewal`` and ``credentials`` (the owner's proxy), ``as_owner`` (small commands in a
-sandbox), ``staging`` (files), ``job`` (one job), ``agent`` (the loop), ``sweep`` (after a pilot that was killed),
-``bundle`` (all of it in one file). Python 3.9, standard library and ``cryptography``.
+Values and rules: ``config``, ``errors``, ``wire``, ``limits`` (what a payload may use), ``room`` (what is left of the
+slot), ``trust`` (whose jobs to go on taking), ``command``. I/O: ``client`` (dispatcher), ``probe`` (node),
+``sitechecks`` (the site's own), ``capture`` (payload output), ``heartbeat``, ``watch`` (measurements against limits),
+``renewal`` and ``credentials`` (the owner's proxy), ``as_owner`` (small commands in a sandbox), ``staging`` (files),
+``job`` (one job), ``crew`` (jobs side by side), ``loop`` (asking for them), ``agent`` (the life), ``sweep`` (after a
+pilot that was killed), ``bundle`` (all of it in one file). Python 3.9, standard library and ``cryptography``.
 """

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
-from airpanda.core.errors import (
-    AirpandaError,
-    ConfigurationError,
-    IdentitySwitchError,
-    NotAuthorisedError,
-    ServiceError,
-)
-from airpanda.pilot import errors, wire
+from airpanda.core.errors import AirpandaError, ConfigurationError, IdentitySwitchError, NotAuthorisedError
+from airpanda.pilot import errors
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.config import PilotConfig
 from airpanda.pilot.credentials import Retrieve
-from airpanda.pilot.job import UNCONTAINED, Attempt, Tools, Verdict
-from airpanda.pilot.probe import Probe, free_disk_mib, run_probe
+from airpanda.pilot.job import UNCONTAINED, Tools
+from airpanda.pilot.loop import Loop
+from airpanda.pilot.probe import Probe, run_probe
 from airpanda.pilot.sitechecks import run_checks
 from airpanda.pilot.stopping import Stop
 
@@ -34,10 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MIN_REMAINING_S = 60.0
 MAX_BENCH_SLEEP_S = 3600.0
-_RETIRE_SPREAD = 0.05
 _STATUS_PATIENCE_S = 60.0
+_CHECKS, _CHECK_PAUSE_S = 3, 1.0
 
 
 @dataclass
@@ -76,7 +69,7 @@ class Agent:
             if self._tell(client, probe, "started") == "drain":
                 code, reason = errors.EXIT_OK, "drained by the dispatcher"
             else:
-                code, reason = self._loop(client, probe, switcher)
+                code, reason = self._work(client, probe, switcher)
         except (IdentitySwitchError, ConfigurationError) as error:
             code, reason = errors.EXIT_BENCHED, str(error)
         except AirpandaError:
@@ -134,65 +127,25 @@ class Agent:
             log.warning(UNCONTAINED)
         return switcher
 
-    def _loop(self, client: DispatcherClient, probe: Probe, switcher: IdentitySwitcher) -> tuple[int, str]:
-        tools = Tools(self.config, probe.node, switcher, self.retrieve, self._client, self.stop)
-        slot_s = self.config.slot.walltime_s
-        if probe.time_left_s is not None:  # the batch system knows better than the queue file
-            slot_s = min(slot_s, int(probe.time_left_s))
-        retire_s = slot_s * random.uniform(1 - _RETIRE_SPREAD, 1)  # noqa: S311 - no secret
-        idle_since = time.monotonic()
-        while self.stop.signal is None:
-            remaining_s = retire_s - (time.monotonic() - self.began)
-            if remaining_s < min(MIN_REMAINING_S, retire_s / 2):
-                return errors.EXIT_OK, "the slot's time is used up"
-            reply = self._acquire(client, probe, remaining_s, idle_since)
-            if reply.command == "drain":
-                return errors.EXIT_OK, "drained by the dispatcher"
-            for job in reply.jobs:
-                verdict = self._work(tools, job)
-                if verdict.bench:
-                    return errors.EXIT_BENCHED, verdict.bench
-                if verdict.drain:
-                    return errors.EXIT_OK, "drained by the dispatcher"
-                idle_since = time.monotonic()
-            idle_s = time.monotonic() - idle_since
-            if idle_s >= self.config.idle_limit_s:
-                return errors.EXIT_OK, f"no work for {idle_s:.0f} s"
-            if not reply.jobs:
-                self.stop.event.wait(min(max(reply.wait_s, 0.2), self.config.idle_limit_s - idle_s))
-        return self.stop.exit_code, f"ended by signal {self.stop.signal}"
+    def _work(self, client: DispatcherClient, probe: Probe, switcher: IdentitySwitcher) -> tuple[int, str]:
+        tools = Tools(self.config, probe, switcher, self.retrieve, self._client, self.stop)
+        return Loop(client, probe, tools, lambda: self._check_again(switcher), self.began).run()
 
-    def _work(self, tools: Tools, job: wire.Job) -> Verdict:
-        log.info("%s: begins, owner %s", job, job.owner_dn)
-        return Attempt(tools, job).run()
+    def _check_again(self, switcher: IdentitySwitcher) -> None:
+        """The preflight once more, after a job could not be switched; repeated, since a launcher may just restart.
 
-    def _acquire(self, client: DispatcherClient, probe: Probe, remaining_s: float, since: float) -> wire.AcquireReply:
-        """Ask, with patience up to the idle limit while the dispatcher is unreachable."""
-        pause_s = 0.5
-        while True:
+        Raises:
+            IdentitySwitchError: it fails every time.
+        """
+        for attempt in range(_CHECKS):
             try:
-                return client.acquire(self._offer(probe, remaining_s))
-            except ServiceError as error:
-                idle_s = time.monotonic() - since
-                if not error.transient or idle_s > self.config.idle_limit_s:
+                switcher.preflight(Path(self.config.proxy))
+            except IdentitySwitchError:
+                if attempt == _CHECKS - 1:
                     raise
-                log.warning("no answer to acquire_jobs, trying again: %s", error)
-                pause_s = min(pause_s * 2, 15.0)
-                if self.stop.event.wait(error.retry_after_s or pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - no secret
-                    return wire.AcquireReply((), 0.0, "")
-
-    def _offer(self, probe: Probe, remaining_s: float) -> dict[str, Any]:
-        """The message ``PilotOffer``: what is left now, not what was there at the start."""
-        disk = min(probe.disk_mib, free_disk_mib(self.config.scratch))
-        return {
-            "site_name": self.config.queue,
-            "node": probe.node,
-            "n_jobs": 1,
-            "cores": probe.cores,
-            "memory": probe.memory_mib,
-            "disk_space": max(1, disk),
-            "remaining_time": max(1, int(remaining_s)),
-        }
+                self.stop.event.wait(_CHECK_PAUSE_S)
+            else:
+                return
 
     def _tell(self, client: DispatcherClient, probe: Probe, status: str, reason: str = "") -> str:
         report = {

@@ -34,6 +34,7 @@ SIG_XCPU = Kind(1204, "the batch system's CPU limit was reached (SIGXCPU)", "the
 SIG_USR = Kind(1207, "the batch system gave notice of the pilot's end (SIGUSR)", "the site", "site", 30)
 SIG_INT = Kind(1208, "the pilot was interrupted (SIGINT)", "the site", "site", 30)
 GLEXEC = Kind(1226, "the identity switch failed; the payload has not run", "the site", "site", 40)
+UNPROVEN = Kind(1226, "the payload's account could not be proved from outside; it was stopped", "the site", "site", 40)
 NO_PROXY = Kind(
     1163, "no valid proxy of the owner could be retrieved; the payload has not run", "the owner", "user", 41
 )
@@ -48,6 +49,7 @@ PROXY_ENDS_USER = Kind(1370, "the owner's proxy is about to end and could not be
 PROXY_ENDS_SITE = Kind(1370, PROXY_ENDS_USER.sentence, "the site", "site", 43)
 PROXY_ENDS_SYSTEM = Kind(1370, PROXY_ENDS_USER.sentence, "the operator", "system", 43)
 NO_SPACE = Kind(1098, "there is not enough local disk space", "the site", "site", 50)
+TOO_LARGE = Kind(1319, "the job asks for more than this pilot has left", "the operator", "system", 50)
 STAGE_IN = Kind(1099, "an input could not be fetched", "the operator", "system", 51)
 INPUT_MISSING = Kind(1331, "a declared input does not exist", "the owner", "user", 51)
 INPUT_REFUSED = Kind(1338, "the owner may not read a declared input", "the owner", "user", 51)
@@ -61,6 +63,13 @@ OUTPUT_MISSING = Kind(1165, "a declared output is missing", "the owner", "user",
 OUTPUT_TOO_LARGE = Kind(1124, "an output is larger than the job's disk limit", "the owner", "user", 81)
 STAGE_OUT = Kind(1137, "an output could not be stored", "the operator", "system", 82)
 PILOT_ERROR = Kind(1301, "the pilot failed", "the operator", "system", 90)
+
+HANDED_BACK = (GLEXEC, UNPROVEN, MYPROXY_DOWN, NOT_SERVED, OWN_PROXY, NO_SPACE, TOO_LARGE)
+"""Before the payload has run its owner has nothing to regret of these: the job goes back unharmed. What the owner must
+mend (a missing, destroyed, short credential) is not among them: another node would not help."""
+SIGNALS = (SIG_TERM, SIG_INT, SIG_QUIT, SIG_XCPU, SIG_USR)
+THE_NODES_OWN = (UNPROVEN, OWN_PROXY)
+"""No other job would fare better on this node."""
 
 # Shell exit codes.
 EXIT_OK = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -31,11 +32,12 @@ from airpanda.pilot.credentials import Retrieve, fetch_owner_proxy
 from airpanda.pilot.errors import JobFault, ranked
 from airpanda.pilot.heartbeat import Heartbeat
 from airpanda.pilot.limits import Limits
-from airpanda.pilot.probe import free_disk_mib
+from airpanda.pilot.probe import Probe, free_disk_mib
 from airpanda.pilot.renewal import MARGINS_AHEAD, Renewal
 from airpanda.pilot.staging import MIB, collect, stage_in, store
 from airpanda.pilot.stopping import Stop
 from airpanda.pilot.sweep import PROXY, remove_sandbox
+from airpanda.pilot.trust import Verdict
 from airpanda.pilot.watch import Watch
 
 if TYPE_CHECKING:
@@ -52,17 +54,6 @@ STEP_S = 0.25
 KEEP_ALIVE_S = 30.0
 FINAL_PATIENCE_S = 600.0
 STOPPING_PATIENCE_S = 30.0
-# The payload has not run and its owner has nothing to regret: the job goes back unharmed, and this node takes no more.
-# What the owner must mend (a missing, destroyed, short credential) is not among them: it would bench a node after
-# another for one person's job.
-_HANDED_BACK = (
-    errors.GLEXEC,
-    errors.MYPROXY_DOWN,
-    errors.NOT_SERVED,
-    errors.OWN_PROXY,
-    errors.NO_SPACE,
-)
-_SIGNALS = (errors.SIG_TERM, errors.SIG_INT, errors.SIG_QUIT, errors.SIG_XCPU, errors.SIG_USR)
 
 
 @dataclass(frozen=True)
@@ -70,27 +61,20 @@ class Tools:
     """What every job of one pilot uses. ``make_client`` gives a client for one thread."""
 
     config: PilotConfig
-    node: str
+    probe: Probe
     switcher: IdentitySwitcher
     retrieve: Retrieve
     make_client: Callable[[threading.Event], DispatcherClient]
     stop: Stop
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What one job says about the node: ``bench`` is why it must take no more, ``drain`` that it shall not."""
-
-    bench: str = ""
-    drain: bool = False
-
-
 @dataclass
 class Attempt:
-    """One attempt, from lease to final report."""
+    """One attempt, from lease to final report. ``refusal``: why it must be handed back unrun."""
 
     tools: Tools
     job: wire.Job
+    refusal: Optional[JobFault] = None
     status: str = "starting"
     faults: list[JobFault] = field(default_factory=list)
     payload: Optional[RunningPayload] = None
@@ -109,7 +93,7 @@ class Attempt:
         """Everything, once. Does not raise: whatever goes wrong becomes a report."""
         patient = threading.Event()  # never set: a final report is worth waiting for
         client = self.tools.make_client(patient)
-        place = Path(tempfile.mkdtemp(prefix=f"job-{self.job.panda_id}-", dir=self.tools.config.workdir))
+        place: Optional[Path] = None
         try:
             reply = client.update(self._report("starting"), patience_s=30.0)
             lease_s = client.seconds_until(reply.lease_expires_at)
@@ -121,17 +105,27 @@ class Attempt:
                 accepted=self._note_accepted,
             )
             with beat:
-                self._guarded(client, beat, place)
+                place = self._place()
+                if place is not None:
+                    self._guarded(client, beat, place)
             return self._conclude(client, beat)
         except StaleReportError as error:
             log.warning("%s: no longer ours, nothing has run: %s", self.job, error)
-            return Verdict()
         except AirpandaError as error:
             log.error("%s: could not be begun: %s", self.job, error)
-            return Verdict()
         finally:
             client.close()
-            self._clean(place)
+            if place is not None:
+                self._clean(place)
+        return Verdict(self.job.owner_dn)
+
+    def _place(self) -> Optional[Path]:
+        """A fresh directory for this attempt in the pilot's own; without one there is a fault."""
+        try:
+            return Path(tempfile.mkdtemp(prefix=f"job-{self.job.panda_id}-", dir=self.tools.config.workdir))
+        except OSError as error:
+            self.faults.append(JobFault(errors.NO_SPACE, f"the pilot's own directory: {error.strerror}"))
+            return None
 
     # --- the way through ---
 
@@ -151,6 +145,10 @@ class Attempt:
             self.faults.append(fault)
         except StaleReportError:
             beat.stale = True
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            kind = errors.NO_SPACE if full else errors.PILOT_ERROR
+            self.faults.append(JobFault(kind, f"the pilot's own files: {type(error).__name__}: {error}"))
         except Exception as error:  # outermost frame of one job: the pilot lives on and tells
             log.exception("%s: the pilot failed", self.job)
             self.faults.append(JobFault(errors.PILOT_ERROR, f"{type(error).__name__}: {error}"))
@@ -159,6 +157,8 @@ class Attempt:
 
     def _prepare(self, client: DispatcherClient, beat: Heartbeat, place: Path) -> None:
         config, spec = self.tools.config, self.job.spec
+        if self.refusal is not None:
+            raise self.refusal
         free = free_disk_mib(config.scratch)
         if free < spec.disk_mib:
             raise JobFault(errors.NO_SPACE, f"{free} MiB are free, the job asks for {spec.disk_mib}")
@@ -193,7 +193,7 @@ class Attempt:
         )
         if self.tools.switcher.switches and not payload.identity_proven:
             payload.kill(0.0)
-            raise IdentitySwitchError("the payload's account could not be proved from outside; it was stopped")
+            raise JobFault(errors.UNPROVEN)
         self.payload, self.watch = payload, self._new_watch(payload, place)
         self.status = "running"
         with contextlib.suppress(ServiceError):  # the final report comes after it in any case
@@ -308,7 +308,7 @@ class Attempt:
         report = wire.Report(
             job=self.job,
             job_status=status,
-            node=self.tools.node,
+            node=self.tools.probe.node,
             pilot_uid=os.getuid(),
             account_name="" if account is None else account.name,
             account_uid=None if account is None else account.uid,
@@ -324,7 +324,7 @@ class Attempt:
 
     def _heartbeat_report(self) -> wire.Report:
         """Bare unless the payload has printed something since the last one, or its proxy was renewed."""
-        report = wire.Report(job=self.job, job_status=self.status, node=self.tools.node)
+        report = wire.Report(job=self.job, job_status=self.status, node=self.tools.probe.node)
         tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS) if self.capture is not None else ""
         if tail != self.told_tail and self.watch is not None and self.outcome is None:
             self.told_tail = report.log_tail = tail
@@ -358,7 +358,7 @@ class Attempt:
         """The final report. What it says about the node goes to the loop."""
         if beat.stale:
             log.warning("%s: fenced off, no final report", self.job)
-            return Verdict(drain=beat.drain)
+            return self._verdict(beat)
         try:
             self._tell_running(client, patience_s=self._patience_s())
             report = self._report(self._final_status())
@@ -371,18 +371,23 @@ class Attempt:
         else:
             beat.drain = beat.drain or reply.command == "drain"
         log.info("%s: %s %s", self.job, self._final_status(), [str(fault) for fault in self.faults])
-        return Verdict(bench=self._bench(), drain=beat.drain)
+        return self._verdict(beat)
 
     def _final_status(self) -> str:
         kinds = [fault.kind for fault in self.faults]
         if errors.KILLED in kinds:
             return "cancelled"
-        if self.payload is None and any(kind in (*_HANDED_BACK, *_SIGNALS) for kind in kinds):
+        if not self._has_run() and any(kind in (*errors.HANDED_BACK, *errors.SIGNALS) for kind in kinds):
             return "activated"
         return "failed" if kinds else "finished"
 
-    def _bench(self) -> str:
-        return next((str(fault) for fault in self.faults if fault.kind in _HANDED_BACK), "")
+    def _has_run(self) -> bool:
+        return self.payload is not None
+
+    def _verdict(self, beat: Heartbeat) -> Verdict:
+        """What this end says about node and owner. A pilot that failed itself may have a bad node, too."""
+        fault = next((f for f in self.faults if f.kind in (*errors.HANDED_BACK, errors.PILOT_ERROR)), None)
+        return Verdict(self.job.owner_dn, ran=self._has_run(), fault=fault, drain=beat.drain)
 
     def _patience_s(self) -> float:
         return FINAL_PATIENCE_S if self.tools.stop.signal is None else STOPPING_PATIENCE_S

@@ -22,10 +22,14 @@ _KINDS: dict[int, Kind] = {
 
 
 class Stop:
-    """Set once by the first signal; ``event`` wakes everything that waits."""
+    """Set once by the first signal; ``event`` wakes everything that waits.
+
+    ``bell`` wakes the main thread alone: a signal rings it, and so does whoever has news for it.
+    """
 
     def __init__(self) -> None:
         self.event = threading.Event()
+        self.bell = threading.Event()
         self.signal: Optional[int] = None
 
     def install(self) -> None:
@@ -46,3 +50,4 @@ class Stop:
         if self.signal is None:
             self.signal = number
         self.event.set()
+        self.bell.set()

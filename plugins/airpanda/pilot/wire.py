@@ -75,6 +75,7 @@ class Spec:
     walltime_s: int
     memory_mib: int
     disk_mib: int
+    cores: int = 1
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ def _job(value: dict[str, Any]) -> Job:
             walltime_s=int(spec["walltime_s"]),
             memory_mib=int(spec["memory_mib"]),
             disk_mib=int(spec["disk_mib"]),
+            cores=int(spec["cores"]),
         ),
         credential=Credential(
             server=_text(credential["server"]),

@@ -63,6 +63,7 @@ WITH candidate AS MATERIALIZED (
       AND (SELECT c.state = 'staged' AND c.expires_at >= now() + j.walltime_s * interval '1 second'
                   AND ($12::boolean OR c.retriever_dn = $6::text) AND c.sealed_by = ANY ($11::text[])
                   AND (c.scope = 'user' OR c.task_id = j.task_id) AND NOT {BANNED} AND {CONSENTED}
+                  AND c.owner_dn <> ALL ($14::text[])
            FROM panda_credential c WHERE c.credential_id = j.credential_id)
     ORDER BY j.priority DESC, j.panda_id
     LIMIT cardinality($7::bytea[])
