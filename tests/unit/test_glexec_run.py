@@ -26,7 +26,7 @@ class Asked(Exception):
     """A mapper was asked for an account."""
 
 
-class NoMapper:
+class NoMapper(mapping.Mapper):
     def __init__(self, config: LauncherConfig) -> None:
         pass
 

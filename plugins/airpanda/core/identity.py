@@ -7,11 +7,11 @@ become part of a command line.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
 from airpanda.core.errors import RequestError
+from airpanda.core.records import dataclass
 
 MAX_DN_CHARS = 1024
 _FQAN = re.compile(

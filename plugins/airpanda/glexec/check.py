@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import AirpandaError, ConfigurationError
+from airpanda.core.records import dataclass
 from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig, read_config
 from airpanda.glexec.dynamic import DynamicMapper
@@ -60,7 +60,11 @@ def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) 
     check_ban(config, identity.dn, identity.fqans)
     yield Step(True, f"{config.ban_file} does not ban it" if config.ban_file else "there is no ban file")
     if config.mapping == "lcmaps":
-        mapping = LcmapsMapper(config).map(identity.dn, identity.fqans, identity.pem)
+        lcmaps = LcmapsMapper(config)
+        try:
+            mapping = lcmaps.map(identity.dn, identity.fqans, identity.pem)
+        finally:
+            lcmaps.close()
         check_mapping(mapping, caller_uid=who.uid, config=config)
         yield Step(True, f"LCMAPS ({config.lcmaps_db}) maps it to {_words(mapping)}")
         return

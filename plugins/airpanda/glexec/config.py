@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import configparser
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from airpanda.core.errors import ConfigurationError
+from airpanda.core.records import dataclass
 from airpanda.glexec.trusted import read_trusted
 
 SECTION = "glexec"

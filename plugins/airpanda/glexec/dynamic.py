@@ -10,22 +10,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
-import hashlib
 import json
 import os
 import pwd
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 from airpanda.core.errors import ConfigurationError, NotAuthorisedError
 from airpanda.core.identity import Account
+from airpanda.core.records import dataclass
 from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.gridmap import is_listed, parse_banfile
-from airpanda.glexec.mapping import Mapping
+from airpanda.glexec.mapping import Mapper, Mapping
 from airpanda.glexec.remains import clear_keyrings, has_processes, remove_files
 from airpanda.glexec.trusted import check_trusted, read_trusted
 
@@ -48,6 +47,8 @@ class Owner:
 
     @property
     def digest(self) -> str:
+        import hashlib
+
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
@@ -176,7 +177,7 @@ def _hold(descriptor: int) -> Held:
     return held
 
 
-class DynamicMapper:
+class DynamicMapper(Mapper):
     """``mapping = dynamic``: whoever is authorised gets a uid of the range, and a group of the same number."""
 
     def __init__(self, config: LauncherConfig) -> None:

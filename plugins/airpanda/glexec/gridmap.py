@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Optional
 
 from airpanda.core.errors import ConfigurationError
+from airpanda.core.records import dataclass
 from airpanda.x509.policy import normal_dn
 
 _LINE = re.compile(r'\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+))(?:\s+(?P<target>\S+))?\s*')

@@ -10,12 +10,12 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 import airpanda
 from airpanda.core.errors import ConfigurationError
+from airpanda.core.records import dataclass
 from airpanda.glexec.config import SECTION, parse_config
 from airpanda.glexec.trusted import check_trusted, check_unchangeable
 
@@ -91,6 +91,17 @@ Defaults!{launcher} env_keep += "GLEXEC_*"
 """
 
 
+_QUESTION = """
+import sys, cryptography
+print(sys.prefix, sys.base_prefix, cryptography.__file__, sep="\\n")
+try:
+    import _cffi_backend
+    print(_cffi_backend.__file__)
+except ImportError:
+    pass
+"""
+
+
 @dataclass(frozen=True)
 class Installed:
     """Where the parts of an installed launcher are."""
@@ -145,8 +156,7 @@ def install(
     """
     if os.geteuid() != 0:
         raise ConfigurationError("the launcher can only be installed by root")
-    if check_python:
-        _check_python(python)
+    packages = _find_packages(python, check=check_python)
     installed = Installed(prefix, socket)
     text = render_config(
         {
@@ -161,7 +171,8 @@ def install(
         (prefix / directory).mkdir(mode=0o755, parents=True, exist_ok=True)
     check_trusted(prefix)
     _copy_rooms(prefix / "lib")
-    _write_programs(installed, python)
+    _write_programs(installed, python, packages)
+    _compile(prefix / "lib", python, packages)
     if not installed.config.exists():
         _write(installed.config, text, 0o640)
     _write_units(installed, callers)
@@ -194,14 +205,21 @@ def render_config(options: Mapping[str, str]) -> str:
     return text
 
 
-def _check_python(python: Path) -> None:
-    """The interpreter runs as root: its files and its ``cryptography`` must be root's alone."""
-    question = "import sys, cryptography as c; print(sys.prefix, sys.base_prefix, c.__file__, sep='\\n')"
-    asked = subprocess.run([python, "-I", "-c", question], capture_output=True, text=True, timeout=60)
+def _find_packages(python: Path, *, check: bool) -> list[str]:
+    """The directories of ``cryptography`` and what it needs. With ``check`` they and the interpreter must be root's.
+
+    The launcher gets them as they are found here and starts without ``site``: what other files in them, such as
+    ``*.pth``, have an interpreter do is not done as root.
+    """
+    asked = subprocess.run([python, "-I", "-c", _QUESTION], capture_output=True, text=True, timeout=60)
     if asked.returncode != 0:
         raise ConfigurationError(f"the interpreter {python} does not start or lacks the package cryptography")
-    for place in [str(python), *asked.stdout.splitlines()]:
-        check_unchangeable(Path(place))
+    prefix, base_prefix, *files = asked.stdout.splitlines()
+    if check:
+        for place in (str(python), prefix, base_prefix, *files):
+            check_unchangeable(Path(place))
+    package, *modules = map(Path, files)
+    return list(dict.fromkeys(map(str, (package.parent.parent, *(module.parent for module in modules)))))
 
 
 def _copy_rooms(lib: Path) -> None:
@@ -223,22 +241,24 @@ def _copy_rooms(lib: Path) -> None:
     fresh.rename(target)
 
 
-def _write_programs(installed: Installed, python: Path) -> None:
+def _write_programs(installed: Installed, python: Path, packages: Sequence[str]) -> None:
     lib = installed.prefix / "lib"
     places = {"config": str(installed.config), "socket": str(installed.socket)}
     starts = {
         "glexec": ("client", "main({socket!r}, sys.argv[1:])", "-IS"),
-        "airpanda-launcherd": ("launcher.daemon", "main(Path({config!r}), Path({socket!r}))", "-I"),
+        "airpanda-launcherd": ("launcher.daemon", "main(Path({config!r}), Path({socket!r}))", "-IS"),
         "glexec_wrapenv": ("twins", "wrapenv(sys.argv[1:])", "-I"),
         "glexec_unwrapenv": ("twins", "unwrapenv(sys.argv[1:])", "-I"),
         "mkgltempdir": ("twins", "mkgltempdir(sys.argv[1:])", "-I"),
-        "airpanda-launcher": ("launcher.direct", "main(Path({config!r}), sys.argv[1:])", "-I"),
+        "airpanda-launcher": ("launcher.direct", "main(Path({config!r}), sys.argv[1:])", "-IS"),
     }
     for name, (module, call, flags) in starts.items():
         start = lib / f"{name}.py"
         function = call.partition("(")[0]
-        path = "from pathlib import Path\n" if "Path(" in call else ""
-        body = f"import sys\n{path}sys.path.insert(0, {str(lib)!r})\nfrom airpanda.glexec.{module} import {function}\n"
+        body = f"import sys\n\nsys.path.insert(0, {str(lib)!r})\n"
+        if "Path(" in call:  # the root side; it collects no garbage while it imports, and has little afterwards
+            body = f"import gc\n\ngc.disable()\n{_path(lib, packages)}"
+        body += f"from airpanda.glexec.{module} import {function}\n"
         _write(start, f"{body}sys.exit({call.format(**places)})\n", 0o644)
         # A shell in front, because a #! line holds neither spaces nor long paths.
         command = f"exec {shlex.quote(str(python))} {flags} {shlex.quote(str(start))}"
@@ -247,9 +267,23 @@ def _write_programs(installed: Installed, python: Path) -> None:
         shutil.copy2(installed.prefix / "sbin" / name, installed.prefix / "sbin" / f"{name}.pl")
     command = f"exec /usr/bin/sudo -n -- {shlex.quote(str(installed.launcher))}"
     _write(installed.glexec_sudo, f'#!/bin/sh\n{command} "$@"\n', 0o755)
-    compiled = subprocess.run([python, "-I", "-m", "compileall", "-q", lib], capture_output=True, timeout=120)
-    if compiled.returncode != 0:
-        raise ConfigurationError(f"the interpreter {python} cannot compile the launcher; Python 3.9 or later is needed")
+
+
+def _path(lib: Path, packages: Sequence[str]) -> str:
+    return f"import sys\nfrom pathlib import Path\n\nsys.path[:] = [{str(lib)!r}, *sys.path, *{list(packages)!r}]\n"
+
+
+def _compile(lib: Path, python: Path, packages: Sequence[str]) -> None:
+    """Compiled once for all, since nobody but a new installation changes the sources; and tried as it will be used."""
+    compiling = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(lib)]
+    trying = ["-c", f"{_path(lib, packages)}import airpanda.glexec.launcher.run"]
+    for flags, words, what in (("-I", compiling, "compile"), ("-IS", trying, "run")):
+        done = subprocess.run([python, flags, *words], capture_output=True, text=True, timeout=120)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ConfigurationError(
+                f"the interpreter {python} cannot {what} the launcher ({reason}); Python 3.9 or later is needed"
+            )
 
 
 def _write_units(installed: Installed, callers: Sequence[str]) -> None:

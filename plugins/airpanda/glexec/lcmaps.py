@@ -10,13 +10,13 @@ import json
 import os
 import pwd
 import re
-import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Optional
 
 from airpanda.core.errors import ConfigurationError, NotAuthorisedError
 from airpanda.core.identity import Account
@@ -25,12 +25,13 @@ from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.contract import NOT_AUTHORISED
 from airpanda.glexec.launcher.identity import become
 from airpanda.glexec.launcher.kernel import close_others
-from airpanda.glexec.lcmaps_process import ask_lcmaps
+from airpanda.glexec.lcmaps_process import Lcmaps
 from airpanda.glexec.leases import LeaseOwners
-from airpanda.glexec.mapping import Mapping
+from airpanda.glexec.mapping import Mapper, Mapping
 from airpanda.glexec.trusted import check_trusted, read_trusted
 
 _TIMEOUT_S = 20
+_LIFE_S = 60
 _MODULES = re.compile(r"^\s*path\s*=\s*\"?(/[^\s\"]+)", re.MULTILINE)
 _FILES = re.compile(r"-(?:\w*mapfile|certdir|vomsdir|CAdir)\s+(/[^\s\"]+)")
 _GRIDMAPDIRS = re.compile(r"-(?:grid|group)mapdir\s+(/[^\s\"]+)")
@@ -38,18 +39,31 @@ _LEASE = re.compile(r"[a-z0-9%][A-Za-z0-9%:_.-]{0,240}")
 _MAX_ANSWER = 256 * 1024
 
 
-class LcmapsMapper:
-    """The account that ``lcmaps.db`` gives; our own verification of the chain has passed before."""
+class LcmapsMapper(Mapper):
+    """The account that ``lcmaps.db`` gives; our own verification of the chain has passed before it is asked."""
 
     def __init__(self, config: LauncherConfig) -> None:
         self._config = config
+        self._process: Optional[_Process] = None
 
-    def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
+    def begin(self) -> None:
+        """Have a process load LCMAPS already while the caller's proxy is being verified.
+
+        Raises:
+            ConfigurationError: its configuration is missing or unsafe.
+        """
         database = self._config.lcmaps_db
         if database is None:
             raise ConfigurationError("mapping = lcmaps needs lcmaps_db")
         self._check_files(read_trusted(database))
-        answer = self._ask(pem)
+        user = self._user()
+        self._process = _Process(Account(user.pw_name, user.pw_uid, (user.pw_gid,)), self._environment())
+
+    def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
+        if self._process is None:
+            self.begin()
+        assert self._process is not None
+        answer = _understand(self._process.ask(pem))
         try:
             uid, gids, lease = int(answer["uid"]), tuple(map(int, answer["gids"])), answer["lease"]
         except (KeyError, TypeError, ValueError) as error:
@@ -62,6 +76,11 @@ class LcmapsMapper:
         if lease is not None:
             self._claim(str(lease), dn)
         return Mapping(Account(entry.pw_name, uid, groups), entry.pw_dir, None if lease is None else str(lease))
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
 
     def _check_files(self, text: str) -> None:
         """Rule 6 for what lcmaps.db names: plug-ins, mapfiles, certificates; a gridmapdir may be the mapping user's."""
@@ -87,23 +106,6 @@ class LcmapsMapper:
         except KeyError as error:
             raise ConfigurationError(f"lcmaps_user: there is no account {self._config.lcmaps_user}") from error
 
-    def _ask(self, pem: Secret[bytes]) -> dict[str, Any]:
-        user = self._user()
-        account = Account(user.pw_name, user.pw_uid, (user.pw_gid,))
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if pid == 0:
-            _map_and_exit(pem, account, self._environment(), writer)
-        os.close(writer)
-        try:
-            answer = _read_all(reader, time.monotonic() + _TIMEOUT_S)
-        finally:
-            os.close(reader)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # it has said all it will, or nothing in time
-            os.waitpid(pid, 0)
-        return _understand(answer)
-
     def _environment(self) -> dict[str, str]:
         """Constants of the site only. Nothing of a caller's environment steers LCMAPS."""
         return {
@@ -116,35 +118,73 @@ class LcmapsMapper:
         }
 
 
-def _map_and_exit(pem: Secret[bytes], account: Account, environ: dict[str, str], writer: int) -> NoReturn:
-    """Never returns. A code of three digits and the answer as JSON go to ``writer``."""
+class _Process:
+    """LCMAPS under an account without rights, forked from this process."""
+
+    def __init__(self, account: Account, environ: dict[str, str]) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _map_and_exit(theirs, account, environ)
+        theirs.close()
+
+    def ask(self, pem: Secret[bytes]) -> bytes:
+        """Its whole answer; to be called once.
+
+        Raises:
+            ConfigurationError: none comes in time, or one without end.
+        """
+        self._socket.settimeout(_TIMEOUT_S)
+        deadline = time.monotonic() + _TIMEOUT_S
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended; its answer says why
+                self._socket.sendall(pem.reveal())
+                self._socket.shutdown(socket.SHUT_WR)
+            return _read_all(self._socket, deadline)
+        except socket.timeout as error:
+            raise ConfigurationError(f"LCMAPS did not answer within {_TIMEOUT_S} s") from error
+
+    def close(self) -> None:
+        """It has said all it will, or nothing in time."""
+        self._socket.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+
+def _map_and_exit(asked: socket.socket, account: Account, environ: dict[str, str]) -> NoReturn:
+    """Never returns. Loads LCMAPS, waits for the PEM, answers with a code of three digits and JSON."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        signal.alarm(_TIMEOUT_S + 1)
+        signal.alarm(_LIFE_S)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(2, 1)  # what a plug-in prints is for the site's log
-        close_others(writer)
+        close_others(asked.fileno())
         os.chdir("/")
         os.environ.clear()
         os.environ.update(environ)
         become(account)
-        code, answer = ask_lcmaps(pem.reveal())
-        os.write(writer, b"%03d" % code + json.dumps(answer).encode("ascii"))
+        lcmaps = Lcmaps()
+        pem = b"".join(iter(lambda: asked.recv(65536), b""))
+        if pem:
+            code, answer = lcmaps.ask(pem)
+            asked.sendall(b"%03d" % code + json.dumps(answer).encode("ascii"))
     except (OSError, RuntimeError) as error:
         print(f"airpanda-glexec: LCMAPS: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(0)
 
 
-def _read_all(reader: int, deadline: float) -> bytes:
+def _read_all(answering: socket.socket, deadline: float) -> bytes:
     data = b""
     while len(data) <= _MAX_ANSWER:
-        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise ConfigurationError(f"LCMAPS did not answer within {_TIMEOUT_S} s")
-        part = os.read(reader, _MAX_ANSWER)
+        answering.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            part = answering.recv(_MAX_ANSWER)
+        except ConnectionResetError:  # it ended with what it was asked unread
+            part = b""
         if not part:
             return data
         data += part

@@ -6,12 +6,12 @@ import grp
 import os
 import pwd
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Protocol
 
 from airpanda.core.errors import ConfigurationError, NotAuthorisedError
 from airpanda.core.identity import Account
+from airpanda.core.records import dataclass
 from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.gridmap import Target, find, is_banned, parse_banfile, parse_gridmap
@@ -41,6 +41,14 @@ class Mapping:
 class Mapper(Protocol):
     """One way of mapping, for identities that ``check_ban`` let pass. The same credential gets the same account."""
 
+    def begin(self) -> None:
+        """Start whatever takes time, before the identity is known; ``close`` ends it."""
+        return
+
+    def close(self) -> None:
+        """Nothing more will be asked. A repeat is no error."""
+        return
+
     def map(self, dn: str, fqans: Sequence[str], pem: Secret[bytes]) -> Mapping:
         """The account of a verified identity; ``pem`` is the credential behind it, for a mapper that reads it itself.
 
@@ -50,7 +58,7 @@ class Mapper(Protocol):
         """
 
 
-class MapfileMapper:
+class MapfileMapper(Mapper):
     """Our own mapping: grid-mapfile, gridmapdir. Files are read anew each time and must be root's."""
 
     def __init__(self, config: LauncherConfig) -> None:

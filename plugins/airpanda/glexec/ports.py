@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Protocol
 
 from airpanda.core.identity import Account
+from airpanda.core.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Optional
 
 from airpanda.core.identity import Account
+from airpanda.core.records import dataclass
 from airpanda.glexec.ports import Usage
 
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -7,7 +7,6 @@ of it, the same way everywhere, and says which certificate breaks which rule. No
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Optional
 
@@ -15,6 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from airpanda.core.identity import MAX_DN_CHARS
+from airpanda.core.records import dataclass
 from airpanda.x509 import certificates as facts
 from airpanda.x509 import der
 from airpanda.x509.certificates import INHERIT_ALL, LIMITED, PROXY_CERT_INFO, ProxyCertInfo

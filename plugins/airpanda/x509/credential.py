@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Optional
 
 from cryptography import x509
 
+from airpanda.core.records import dataclass, field
 from airpanda.core.secret import Secret
 from airpanda.x509 import pem
 from airpanda.x509.certificates import LIMITED, PrivateKey, not_after, not_before, proxy_cert_info, public_key, same_key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from airpanda.x509.errors import CredentialFileError
@@ -54,6 +53,8 @@ def write_private(path: Path, data: bytes) -> None:
     Raises:
         CredentialFileError: the directory does not allow it; nothing is left behind.
     """
+    import tempfile  # for writers only: its import takes longer than reading a proxy
+
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # O_EXCL, 0600
     except OSError as error:

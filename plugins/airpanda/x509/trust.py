@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Optional
@@ -14,6 +13,7 @@ from typing import Optional
 from cryptography import x509
 
 from airpanda.core.errors import ConfigurationError
+from airpanda.core.records import dataclass
 from airpanda.x509 import certificates as facts
 from airpanda.x509 import pem
 from airpanda.x509.dn import raw_names, subject_dn

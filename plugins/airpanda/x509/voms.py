@@ -8,7 +8,6 @@ Source: OGF GFD.182 (VOMS attribute certificate format); RFC 5755 (attribute cer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Optional, cast
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 
 from airpanda.core.errors import ConfigurationError, RequestError
 from airpanda.core.identity import Fqan
+from airpanda.core.records import dataclass
 from airpanda.x509 import certificates as facts
 from airpanda.x509 import der, pem
 from airpanda.x509.chain import ChainPolicy, verify_chain

@@ -1,7 +1,7 @@
 """A cgroup v2 for one payload, where the kernel has them: exact CPU time, a limit of processes, a kill of all.
 
-It is a help, never a condition: the PID namespace contains a payload without it too. The payload's process joins it
-before it becomes its account; the launcher's own processes stay outside.
+It is a help, never a condition: the PID namespace contains a payload without it too. The payload's process is born
+in it; the launcher's own processes stay outside.
 
 Source: Documentation/admin-guide/cgroup-v2.rst of Linux.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,16 +24,15 @@ _PREFIX = "airpanda-payload-"
 
 
 class PayloadCgroup:
-    """One payload's cgroup. ``procs`` is the open file through which a process joins it.
+    """One payload's cgroup. ``directory`` is its open directory, in which a process can be made.
 
-    A lock on its directory lasts as long as a process of the run, so that what a crash leaves can be told apart.
+    A lock on it lasts as long as a process of the run, so that what a crash leaves can be told apart.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.procs = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self.directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self.directory, fcntl.LOCK_SH)
         self._before = 0.0
 
     @classmethod
@@ -46,7 +44,7 @@ class PayloadCgroup:
                 return None
             with _locked(parent):
                 _sweep(parent)
-                path = parent / f"{_PREFIX}{secrets.token_hex(8)}"
+                path = parent / f"{_PREFIX}{os.urandom(8).hex()}"
                 path.mkdir()
                 made = cls(path)
         except OSError:
@@ -71,8 +69,7 @@ class PayloadCgroup:
     def remove(self) -> None:
         """Kill what is left and remove it; one that stays non-empty is left to the kernel's administrator."""
         self.kill()
-        os.close(self.procs)
-        os.close(self._lock)
+        os.close(self.directory)
         deadline = time.monotonic() + _EMPTY_S
         while time.monotonic() < deadline:
             try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from airpanda.core.errors import ConfigurationError
+from airpanda.core.records import dataclass
 from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.launcher.refusal import client_error

@@ -1,5 +1,7 @@
 """The launcher started by one narrow sudo rule, or by root itself: the same rules without a daemon.
 
+It is a new process for every step of every job, so what takes long to import is imported when ``lean`` allows it.
+
 Source: sudo(8) for SUDO_UID and SUDO_GID, which sudo itself sets.
 """
 
@@ -11,20 +13,29 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from airpanda.core.errors import AirpandaError
-from airpanda.glexec.contract import INTERNAL_ERROR
-from airpanda.glexec.launcher import kernel
+from airpanda.glexec import contract
+from airpanda.glexec.launcher import kernel, lean
 from airpanda.glexec.launcher.identity import Caller
 from airpanda.glexec.launcher.limits import lift
 from airpanda.glexec.launcher.refusal import not_authorised, refusal
 from airpanda.glexec.launcher.request import Request, caller_of, keep_known
-from airpanda.glexec.launcher.run import conduct
 from airpanda.glexec.launcher.sources import OwnSignals
 
 
-def main(config_path: Path, argv: list[str]) -> int:
-    """Run one command; the exit code is gLExec's."""
+def main(config_path: Path, argv: list[str]) -> NoReturn:
+    """Run one command and end this process with gLExec's exit code, without the work of an orderly end."""
+    code = contract.INTERNAL_ERROR
+    try:
+        code = _run(config_path, argv)
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _run(config_path: Path, argv: list[str]) -> int:
     while os.open(os.devnull, os.O_RDWR) <= 2:  # the caller may have closed 0-2
         pass
     environ = dict(os.environ)
@@ -39,12 +50,14 @@ def main(config_path: Path, argv: list[str]) -> int:
         directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         kind = "sudo" if "SUDO_UID" in environ else "root"
         request = Request(_caller(environ), tuple(argv), keep_known(environ), (0, 1, 2), directory, kind, limits)
+        with lean.imports():
+            from airpanda.glexec.launcher.run import conduct
         code, message = conduct(request, config_path, source)
     except AirpandaError as error:
         refused = refusal(error)
-        code, message = refused.exit_code or INTERNAL_ERROR, str(refused)
+        code, message = refused.exit_code or contract.INTERNAL_ERROR, str(refused)
     except OSError as error:
-        code, message = INTERNAL_ERROR, f"the launcher: {error}"
+        code, message = contract.INTERNAL_ERROR, f"the launcher: {error}"
     if message:
         print(f"glexec: {message}", file=sys.stderr)
     return code

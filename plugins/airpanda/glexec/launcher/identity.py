@@ -7,9 +7,9 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from airpanda.core.identity import Account
+from airpanda.core.records import dataclass
 
 _MAX_REPLY = 4096
 

@@ -26,7 +26,7 @@ from airpanda.glexec.launcher.view import make_private_view
 def run_init(plan: Plan, control: socket.socket, status: socket.socket, cgroup: Optional[int]) -> NoReturn:
     """Never returns. Sends one report on ``control``: the payload's wait status, CPU seconds and peak memory.
 
-    ``cgroup`` is the open file by which the payload joins its cgroup, where it has one.
+    ``cgroup`` is the open directory of the cgroup that the payload is born in, where it has one.
     """
     try:
         if os.getpid() != 1:
@@ -37,11 +37,11 @@ def run_init(plan: Plan, control: socket.socket, status: socket.socket, cgroup: 
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         os.umask(0)
         make_private_view(plan)
-        payload = os.fork()
+        payload = _fork(cgroup)
         if payload == 0:
             signal.set_wakeup_fd(-1)
             control.close()
-            start_payload(plan, status, cgroup)
+            start_payload(plan, status)
         status.close()
         wait_status = _watch(payload, control, children)
         wait_status = _end_all(payload, wait_status)
@@ -55,6 +55,20 @@ def run_init(plan: Plan, control: socket.socket, status: socket.socket, cgroup: 
             status.send(f"{INTERNAL_ERROR} {error}".encode(errors="replace"))
     finally:
         os._exit(0)
+
+
+def _fork(cgroup: Optional[int]) -> int:
+    if cgroup is None:
+        return os.fork()
+    try:
+        return kernel.fork_into(cgroup)
+    except OSError:  # a kernel before 5.7, or a container that forbids the call: the child moves itself
+        pid = os.fork()
+        if pid == 0:
+            procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=cgroup)
+            os.write(procs, b"0")
+            os.close(procs)
+        return pid
 
 
 def _watch(payload: int, control: socket.socket, children: int) -> Optional[int]:

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import stat
-from typing import NoReturn, Optional
+from typing import NoReturn
 
 from airpanda.glexec.contract import CLIENT_ERROR, EXEC_FAILED, INTERNAL_ERROR
 from airpanda.glexec.launcher import kernel
@@ -19,15 +19,13 @@ from airpanda.glexec.launcher.plan import Plan, TargetProxy
 READY, GO = b"ready", b"go"
 
 
-def start_payload(plan: Plan, status: socket.socket, cgroup: Optional[int]) -> NoReturn:
+def start_payload(plan: Plan, status: socket.socket) -> NoReturn:
     """Never returns. Says ``ready`` under the new identity, waits for ``go``, then becomes the command.
 
     A failure is told as ``CODE text`` on ``status``; its end without a text means that the command runs.
     """
     code = INTERNAL_ERROR
     try:
-        if cgroup is not None:
-            os.write(cgroup, b"0")
         _prepare(plan, status)
         code = CLIENT_ERROR
         if plan.proxy is not None:

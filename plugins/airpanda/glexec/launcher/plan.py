@@ -6,11 +6,11 @@ import mmap
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
 from airpanda.core.identity import Account
+from airpanda.core.records import dataclass, field
 from airpanda.core.secret import Secret
 from airpanda.glexec import contract
 from airpanda.glexec.config import LauncherConfig

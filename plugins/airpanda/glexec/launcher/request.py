@@ -6,8 +6,8 @@ import grp
 import os
 import pwd
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from airpanda.core.records import dataclass
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.launcher.identity import Caller
 from airpanda.glexec.launcher.limits import Limit

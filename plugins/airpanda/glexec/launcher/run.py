@@ -11,7 +11,6 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Callable, Optional
@@ -19,9 +18,9 @@ from typing import Callable, Optional
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import AirpandaError, IdentitySwitchError
 from airpanda.core.identity import Account
+from airpanda.core.records import dataclass
 from airpanda.glexec import contract
 from airpanda.glexec.config import LauncherConfig, read_config
-from airpanda.glexec.dynamic import DynamicMapper
 from airpanda.glexec.launcher import kernel
 from airpanda.glexec.launcher.audit import Audit, CallerRecord, Value
 from airpanda.glexec.launcher.cgroup import PayloadCgroup
@@ -35,14 +34,23 @@ from airpanda.glexec.launcher.proxyfile import read_proxy
 from airpanda.glexec.launcher.refusal import client_error, internal_error, refusal
 from airpanda.glexec.launcher.request import Request, check_caller, check_command
 from airpanda.glexec.launcher.sources import Source
-from airpanda.glexec.lcmaps import LcmapsMapper
 from airpanda.glexec.mapping import MapfileMapper, Mapper, Mapping, check_ban, check_mapping
 
-_MAPPERS: dict[str, Callable[[LauncherConfig], Mapper]] = {
-    "own": MapfileMapper,
-    "lcmaps": LcmapsMapper,
-    "dynamic": DynamicMapper,
-}
+
+# Each is imported by the run that needs it: a launcher that sudo starts pays for every import, for every step of a job.
+def _lcmaps(config: LauncherConfig) -> Mapper:
+    from airpanda.glexec.lcmaps import LcmapsMapper
+
+    return LcmapsMapper(config)
+
+
+def _dynamic(config: LauncherConfig) -> Mapper:
+    from airpanda.glexec.dynamic import DynamicMapper
+
+    return DynamicMapper(config)
+
+
+_MAPPERS: dict[str, Callable[[LauncherConfig], Mapper]] = {"own": MapfileMapper, "lcmaps": _lcmaps, "dynamic": _dynamic}
 _TOLD = ("dn", "fqans", "issuer", "serial", "fingerprint", "lease", "launcher")
 """What the caller's record says about the identity besides the account."""
 _PREPARATION_S = 30
@@ -123,12 +131,17 @@ def _asked(request: Request) -> dict[str, Value]:
 
 def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) -> tuple[Identity, Mapping]:
     """Rules 1 to 5: the identity behind the caller's proxy, and its account."""
-    proxy = read_proxy(request.environ.get(contract.CLIENT_CERT), contract.CLIENT_CERT, request.caller)
-    identity = identify(proxy, config, utcnow())
-    fields.update(dn=identity.dn, issuer=identity.issuer, serial=identity.serial, fingerprint=identity.fingerprint)
-    fields["fqans"] = list(identity.fqans)
-    check_ban(config, identity.dn, identity.fqans)
-    mapping = _MAPPERS[config.mapping](config).map(identity.dn, identity.fqans, identity.pem)
+    mapper = _MAPPERS[config.mapping](config)
+    try:
+        mapper.begin()
+        proxy = read_proxy(request.environ.get(contract.CLIENT_CERT), contract.CLIENT_CERT, request.caller)
+        identity = identify(proxy, config, utcnow())
+        fields.update(dn=identity.dn, issuer=identity.issuer, serial=identity.serial, fingerprint=identity.fingerprint)
+        fields["fqans"] = list(identity.fqans)
+        check_ban(config, identity.dn, identity.fqans)
+        mapping = mapper.map(identity.dn, identity.fqans, identity.pem)
+    finally:
+        mapper.close()
     check_mapping(mapping, caller_uid=request.caller.uid, config=config)
     account = mapping.account
     fields.update(user=account.name, uid=account.uid, gid=account.gids[0], gids=list(account.gids))
@@ -217,7 +230,7 @@ class _Run:
         if self._init == 0:
             self._control.close()
             self._status.close()
-            run_init(plan, control, status, None if self._cgroup is None else self._cgroup.procs)
+            run_init(plan, control, status, None if self._cgroup is None else self._cgroup.directory)
         control.close()
         status.close()
         self._report: Optional[dict[str, float]] = None
