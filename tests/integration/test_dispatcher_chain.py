@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 
 import pytest
 from support.dispatcher import ALICE_DN, World, job_database, spec, template_database, ti, world
@@ -59,7 +60,9 @@ async def test_a_job_from_submission_to_its_output(world: World) -> None:
         "source": f"panda:{job['panda_id']}/hist.json",
         "size": 2,
         "sha256": hashlib.sha256(b"{}").hexdigest(),
+        "adler32": f"{zlib.adler32(b'{}'):08x}",
         "access": "vo",
+        "url": "",
     }
     assert (await world.call("GET", f"/v1/job/{job['panda_id']}/log")).text == "event 1\nevent 2\n"
     assert (await world.call("GET", f"/v1/file/{job['panda_id']}/hist.json")).content == b"{}"

@@ -43,7 +43,9 @@ def test_by_sudo_the_caller_is_who_sudo_says(site: Site) -> None:
     assert site.last_record()["caller"] == "pilot"
 
 
-@pytest.mark.parametrize("uid", ["0", str(ALICE_UID), "4242", "-1", "x", ""])
+@pytest.mark.parametrize(
+    "uid", ["0", str(ALICE_UID), "4242", "-1", "x", ""], ids=["root", "target", "another", "negative", "text", "empty"]
+)
 def test_by_sudo_from_somebody_else(site: Site, uid: str) -> None:
     env = {"GLEXEC_CLIENT_CERT": str(site.put_proxy()), "SUDO_UID": uid, "SUDO_GID": str(ALICE_UID)}
     assert as_root(site, str(INSTALLED.launcher), "/usr/bin/id", **env).code == 203
