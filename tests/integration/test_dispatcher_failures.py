@@ -109,7 +109,7 @@ async def test_bodies_over_the_limit_are_refused(world: World) -> None:
 
 
 async def test_a_body_that_stops_coming_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airpanda.dispatcher.limits.CHUNK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("airpanda.dispatcher.limits.BODY_TIMEOUT_S", 0.05)
     never = asyncio.Event()
 
     async def stuck() -> AsyncIterator[bytes]:
@@ -120,6 +120,23 @@ async def test_a_body_that_stops_coming_is_given_up(world: World, monkeypatch: p
     response = await world.http.post("/v1/pilot/update_job", content=stuck(), headers=pilot.headers)
     assert response.status_code == 408
     assert response.headers["connection"] == "close"
+
+
+async def test_a_body_that_trickles_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airpanda.dispatcher.limits.BODY_TIMEOUT_S", 0.2)
+    sent = 0
+
+    async def trickle() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            yield b" "
+            sent += 1
+            await asyncio.sleep(0.02)
+
+    pilot = await world.pilot()
+    response = await world.http.post("/v1/pilot/update_job", content=trickle(), headers=pilot.headers)
+    assert (response.status_code, response.json()["code"]) == (408, "too-slow")
+    assert sent > 1
 
 
 @pytest.mark.parametrize("path", ["/v1/job/0", "/v1/job/-1", "/v1/job/99999999999999999999", "/v1/job/x", "/nowhere"])

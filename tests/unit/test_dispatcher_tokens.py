@@ -31,9 +31,27 @@ def b64(value: object) -> str:
 
 
 def test_what_valid_tokens_say(issuer: Issuer) -> None:
-    assert issuer.verify_pilot(issuer.pilot_token(7, "DEMO", HOUR, NOW), NOW) == PilotIdentity(7, "DEMO")
-    token = issuer.client_token("dags", ["alice"], ["*"], HOUR, NOW)
-    assert issuer.verify_client(token, NOW) == ClientIdentity("dags", frozenset({"alice"}), None)
+    begin, end = NOW.timestamp(), (NOW + HOUR).timestamp()
+    for _ in range(2):  # the second time from memory
+        pilot = issuer.verify_pilot(issuer.pilot_token(7, "DEMO", HOUR, NOW), NOW)
+        assert pilot == PilotIdentity(7, "DEMO", pilot.token_id, begin, end)
+        token = issuer.client_token("dags", ["alice"], ["*"], HOUR, NOW)
+        client = issuer.verify_client(token, NOW)
+        assert client == ClientIdentity("dags", frozenset({"alice"}), None, False, client.token_id, begin, end)
+    assert len({pilot.token_id, client.token_id, issuer.verify_client(token, NOW).token_id}) == 2
+
+
+def test_what_is_remembered_is_checked_again(issuer: Issuer) -> None:
+    token = issuer.pilot_token(7, "DEMO", HOUR, NOW)
+    issuer.verify_pilot(token, NOW)
+    with pytest.raises(NotAuthorisedError, match="expired"):
+        issuer.verify_pilot(token, NOW + HOUR)
+    for _ in range(2):
+        with pytest.raises(NotAuthorisedError, match="not one of"):
+            issuer.verify_client(token, NOW)
+        with pytest.raises(NotAuthorisedError, match="not one of"):
+            issuer.verify_pilot(Secret(token.reveal() + "x"), NOW)
+    assert issuer.whose(Secret("x"), NOW) is None
 
 
 def test_sending_pilots_is_a_right_of_its_own(issuer: Issuer) -> None:

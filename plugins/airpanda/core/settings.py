@@ -26,6 +26,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError("must be 0 (no limit) or more")
+    return value
+
+
 def _servers(text: str) -> tuple[str, ...]:
     servers = tuple(word.strip().lower() for word in text.split(","))
     for server in servers:
@@ -40,7 +47,7 @@ class Settings:
 
     ``signing_key`` is a PEM file with the dispatcher's Ed25519 key; ``file_store`` a directory for sandboxes,
     outputs and logs; ``include_dir`` the folder with ``queues/*.toml``. ``myproxy_servers`` (``host:port``):
-    where credentials may lie; empty: anywhere.
+    where credentials may lie; empty: anywhere. ``*_rate``: requests a second of one caller, 0 for no limit.
     """
 
     signing_key: Path
@@ -51,6 +58,9 @@ class Settings:
     token_lifetime: timedelta = timedelta(days=2)
     max_upload_bytes: int = 2 * 1024**3
     myproxy_servers: tuple[str, ...] = ()
+    pilot_rate: float = 50.0
+    client_rate: float = 200.0
+    stranger_rate: float = 20.0
 
     @classmethod
     def from_options(cls, options: Mapping[str, str], *, where: str = "[airpanda]") -> Settings:
@@ -85,4 +95,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "token_lifetime": _seconds,
     "max_upload_bytes": _positive,
     "myproxy_servers": _servers,
+    "pilot_rate": _rate,
+    "client_rate": _rate,
+    "stranger_rate": _rate,
 }

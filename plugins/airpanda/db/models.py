@@ -168,6 +168,19 @@ class Ban(Base):
     banned_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class RevocationRow(Base):
+    """Bearer tokens refused before their end: one by its identifier, or all of a client or pilot until then."""
+
+    __tablename__ = "panda_revocation"
+    __table_args__ = (_one_of("kind", "token", "client", "pilot"),)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+    revoked_by: Mapped[str]
+    revoked_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    expires_at: Mapped[datetime] = mapped_column(comment="when no such token can be valid any more")
+
+
 class Counter(Base):
     """Blocks of consecutive PandaIDs. Gaps are harmless."""
 

@@ -61,5 +61,5 @@ def create_app(
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(Limits, issuer=services.issuer, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(Limits, issuer=services.issuer, settings=settings)
     return app

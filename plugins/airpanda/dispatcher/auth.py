@@ -38,32 +38,43 @@ class Owner:
     dn: str
 
 
-def services_of(request: Request) -> Services:
+# Dependencies are coroutines: FastAPI would run plain functions in another thread, for each request.
+async def services_of(request: Request) -> Services:
     """The services of the app this request came to."""
+    return the_services(request)
+
+
+def the_services(request: Request) -> Services:
+    """The same, for calls."""
     services: Services = request.app.state.services
     return services
 
 
-def pilot_caller(request: Request) -> Pilot:
+async def pilot_caller(request: Request) -> Pilot:
     """The pilot that calls.
 
     Raises:
         NotAuthorisedError: no valid pilot token, or an unacceptable certificate.
     """
-    identity = services_of(request).issuer.verify_pilot(_bearer(request), utcnow())
+    services = the_services(request)
+    identity = services.issuer.verify_pilot(_bearer(request), utcnow())
+    await services.revocations.demand_pilot(identity)
     return Pilot(identity.pilot_id, identity.queue, _peer_dn(request))
 
 
-def client_caller(request: Request) -> ClientIdentity:
+async def client_caller(request: Request) -> ClientIdentity:
     """The operator or person that calls.
 
     Raises:
         NotAuthorisedError: no valid client token.
     """
-    return services_of(request).issuer.verify_client(_bearer(request), utcnow())
+    services = the_services(request)
+    identity = services.issuer.verify_client(_bearer(request), utcnow())
+    await services.revocations.demand_client(identity)
+    return identity
 
 
-def owner_caller(request: Request) -> Owner:
+async def owner_caller(request: Request) -> Owner:
     """The person that calls, proven by the TLS connection itself: whoever made it has the private key.
 
     The end-entity certificate will do, or a proxy made from it directly. What MyProxy delegates to pilots is one step
@@ -145,7 +156,7 @@ TheOwner = Annotated[Owner, Depends(owner_caller)]
 TheClient = Annotated[ClientIdentity, Depends(client_caller)]
 
 
-def demand_all_owners(client: TheClient) -> None:
+async def demand_all_owners(client: TheClient) -> None:
     """Raises:
     NotAuthorisedError: the client acts for some owners only.
     """
@@ -153,7 +164,7 @@ def demand_all_owners(client: TheClient) -> None:
         raise NotAuthorisedError(f"client {client.name} does not act for all owners, which this needs")
 
 
-def demand_pilot_sender(client: TheClient) -> None:
+async def demand_pilot_sender(client: TheClient) -> None:
     """Raises:
     NotAuthorisedError: the client may not send pilots.
     """

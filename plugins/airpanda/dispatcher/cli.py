@@ -1,17 +1,25 @@
-"""``python -m airpanda token key|client``: the dispatcher's signing key, and tokens for Airflow Connections."""
+"""``python -m airpanda token key|client|revoke|revoked``: the dispatcher's signing key, and tokens of its callers."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import getpass
 import os
 import sys
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from airpanda.core.clock import to_wire, utcnow
-from airpanda.core.errors import AirpandaError
+from airpanda.core.errors import AirpandaError, RequestError
+from airpanda.core.secret import Secret
+from airpanda.db.pool import Database
+from airpanda.dispatcher.revocations import LONGEST_TOKEN, MAX_AGE_S, Kind, Revocation, Revocations
 from airpanda.dispatcher.tokens import Issuer, create_key
+
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,6 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     client.add_argument("--days", type=_days, default=timedelta(days=30), help="how long it lasts (default 30)")
     client.add_argument("--output", type=Path, required=True, help="file to make; it must not exist")
     client.set_defaults(run=_client)
+    revoke = commands.add_parser("revoke", help="refuse tokens from now on, everywhere within half a minute")
+    which = revoke.add_mutually_exclusive_group(required=True)
+    which.add_argument("--token-file", type=Path, help="the one token in this file")
+    which.add_argument("--token-id", help="the one token with this identifier (jti)")
+    which.add_argument("--client", help="every token of this client issued until now")
+    which.add_argument("--pilot", type=int, help="the token of the pilot with this PilotID")
+    revoke.add_argument("--reason", default="", help="for the list")
+    revoke.set_defaults(run=_revoke)
+    revoked = commands.add_parser("revoked", help="list what is revoked")
+    revoked.set_defaults(run=_revoked)
     return parser
 
 
@@ -64,6 +82,59 @@ def _client(arguments: argparse.Namespace) -> int:
         " place"
     )
     return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    now = utcnow()
+    kind, name, until = _what(arguments, now)
+
+    async def run(revocations: Revocations) -> None:
+        by = f"cli:{getpass.getuser()}"
+        await revocations.revoke(kind, name, reason=arguments.reason, by=by, expires_at=until)
+
+    _with_revocations(run)
+    print(f"{kind} {name}: refused everywhere within {MAX_AGE_S:.0f} s")
+    return 0
+
+
+def _what(arguments: argparse.Namespace, now: datetime) -> tuple[Kind, str, datetime]:
+    if arguments.client is not None:
+        return "client", arguments.client, now + LONGEST_TOKEN
+    if arguments.pilot is not None:
+        return "pilot", str(arguments.pilot), now + LONGEST_TOKEN
+    if arguments.token_id is not None:
+        return "token", arguments.token_id, now + LONGEST_TOKEN
+    from airpanda.dispatcher.edge import read_settings
+
+    token = Secret(arguments.token_file.read_text(encoding="ascii").strip())
+    identity = Issuer(read_settings().signing_key).whose(token, now)
+    if identity is None:
+        raise RequestError(f"{arguments.token_file} holds no valid token of this dispatcher: nothing to revoke")
+    return "token", identity.token_id, datetime.fromtimestamp(identity.expires_at, UTC)
+
+
+def _revoked(_arguments: argparse.Namespace) -> int:
+    async def run(revocations: Revocations) -> list[Revocation]:
+        return await revocations.in_force()
+
+    for each in _with_revocations(run):
+        print(f"{each.kind} {each.name} by {each.revoked_by} at {to_wire(each.revoked_at)} {each.reason}".rstrip())
+    return 0
+
+
+def _with_revocations(run: Callable[[Revocations], Coroutine[None, None, T]]) -> T:
+    # Airflow takes a second to import: not for --help and the other commands.
+    from airpanda.dispatcher.edge import read_dsn
+
+    async def whole() -> T:
+        database = Database(read_dsn())
+        await database.open()
+        try:
+            return await run(Revocations(database))
+        finally:
+            await database.close()
+
+    return asyncio.run(whole())
 
 
 def _names(text: str) -> list[str]:

@@ -28,12 +28,21 @@ def airflow_app(*, pilots: bool) -> FastAPI:
         ConfigurationError: names the option that is missing or wrong.
     """
     settings = read_settings()
+    keys = [Secret(key) for key in conf.get("core", "fernet_key").split(",") if key.strip()]
+    queues = QueueDirectory(settings.include_dir / "queues")
+    return create_app(settings, dsn=read_dsn(), fernet_keys=keys, queues=queues.current, pilots=pilots)
+
+
+def read_dsn() -> Secret[str]:
+    """Airflow's database as asyncpg wants it.
+
+    Raises:
+        ConfigurationError: it is no PostgreSQL.
+    """
     url = conf.get("database", "sql_alchemy_conn")
     if not url.startswith("postgresql"):
         raise ConfigurationError("[database] sql_alchemy_conn: airpanda's job store needs PostgreSQL")
-    keys = [Secret(key) for key in conf.get("core", "fernet_key").split(",") if key.strip()]
-    queues = QueueDirectory(settings.include_dir / "queues")
-    return create_app(settings, dsn=Secret(dsn_of(url)), fernet_keys=keys, queues=queues.current, pilots=pilots)
+    return Secret(dsn_of(url))
 
 
 def read_settings() -> Settings:

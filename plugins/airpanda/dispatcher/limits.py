@@ -1,5 +1,5 @@
-"""Bodies that are too long, too slow or a stranger's, stopped before anything parses them; and exceptions nobody
-expected.
+"""Too many requests of one caller; bodies that are too long, too slow or a stranger's, stopped before anything parses
+them; and exceptions nobody expected.
 
 Plain ASGI: it also stands before routes that stream.
 """
@@ -8,44 +8,56 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from datetime import datetime
+import math
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airpanda.core.clock import utcnow
-from airpanda.core.errors import NotAuthorisedError
 from airpanda.core.secret import Secret
+from airpanda.core.settings import Settings
 from airpanda.dispatcher.problems import answer, answer_http
-from airpanda.dispatcher.tokens import Issuer
+from airpanda.dispatcher.rates import Rates
+from airpanda.dispatcher.tokens import ClientIdentity, Issuer, PilotIdentity
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_SUBMISSION_BYTES = 64 * 1024 * 1024
 MAX_STRANGERS_BYTES = 64 * 1024
-CHUNK_TIMEOUT_S = 60.0
+MAX_BULK_BYTES = 8 * 1024 * 1024
+BODY_TIMEOUT_S = 60.0
+SLOWEST_BYTES_S = 10 * 1024
+_UNCOUNTED = ("/v1/health", "/v1/ready")  # asked for by whoever watches over the service
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read: the connection cannot be used on
+Caller = PilotIdentity | ClientIdentity | None
 _log = logging.getLogger(__name__)
 
 
 class Limits:
-    """Wraps the app. ``max_upload_bytes`` is for files, which the route counts itself as well.
+    """Wraps the app. ``settings.max_upload_bytes`` is for files, which the route counts itself as well.
 
     Who shows no valid bearer token gets ``MAX_STRANGERS_BYTES``: owners with a certificate need no more.
     """
 
-    def __init__(self, app: ASGIApp, *, issuer: Issuer, max_upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, issuer: Issuer, settings: Settings) -> None:
         self._app = app
         self._issuer = issuer
-        self._max_upload_bytes = max_upload_bytes
+        self._max_upload_bytes = settings.max_upload_bytes
+        self._rates = {
+            PilotIdentity: Rates(settings.pilot_rate),
+            ClientIdentity: Rates(settings.client_rate),
+            type(None): Rates(settings.stranger_rate),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        guard = _Guard(self._limit(scope), receive, send)
+        # Decided by the token's signature alone, before the first byte of the body is read.
+        caller = self._issuer.whose(_bearer(scope), utcnow())
+        guard = _Guard(self._limit(scope, caller), receive, send)
         try:
+            self._demand_rate(scope, caller)
             if (announced := _content_length(scope)) is not None and announced > guard.limit:
                 raise _too_large(guard.limit)
             await self._app(scope, guard.receive, guard.send)
@@ -58,21 +70,29 @@ class Limits:
                 raise
             await answer(500, "unexpected failure; the operators find it in the log", "airpanda")(scope, receive, send)
 
-    def _limit(self, scope: Scope) -> int:
-        """Decided by the token's signature alone, before the first byte of the body is read."""
-        token = _bearer(scope)
-        if self._is_good(self._issuer.verify_pilot, token):
-            return self._max_upload_bytes if scope["method"] == "PUT" else MAX_BODY_BYTES
-        if self._is_good(self._issuer.verify_client, token):
-            return MAX_SUBMISSION_BYTES if scope["path"].endswith("/v1/job/submit") else MAX_BODY_BYTES
+    def _demand_rate(self, scope: Scope, caller: Caller) -> None:
+        if scope["path"].endswith(_UNCOUNTED):
+            return
+        wait_s = self._rates[type(caller)].take(_key(scope, caller))
+        if wait_s:
+            retry = {"Retry-After": str(math.ceil(wait_s))}
+            raise HTTPException(429, "more requests than one caller may send: send the rest later", retry | _CLOSE)
+
+    def _limit(self, scope: Scope, caller: Caller) -> int:
+        path = scope["path"]
+        if isinstance(caller, PilotIdentity):
+            if scope["method"] == "PUT":
+                return self._max_upload_bytes
+            return MAX_BULK_BYTES if path.endswith("/v1/pilot/update_jobs_bulk") else MAX_BODY_BYTES
+        if isinstance(caller, ClientIdentity):
+            return MAX_SUBMISSION_BYTES if path.endswith("/v1/job/submit") else MAX_BODY_BYTES
         return MAX_STRANGERS_BYTES
 
-    def _is_good(self, verify: Callable[[Secret[str], datetime], object], token: Secret[str]) -> bool:
-        try:
-            verify(token, utcnow())
-        except NotAuthorisedError:
-            return False
-        return True
+
+def _key(scope: Scope, caller: Caller) -> object:
+    if isinstance(caller, PilotIdentity):
+        return caller.pilot_id
+    return caller.token_id if caller is not None else (scope.get("client") or ("",))[0]
 
 
 class _Guard:
@@ -84,15 +104,19 @@ class _Guard:
         self._receive = receive
         self._send = send
         self._seen = 0
+        self._begin = asyncio.get_running_loop().time()
         self._whole = False
 
     async def receive(self) -> Message:
         if self._whole:  # waits for the disconnect, however long that takes
             return await self._receive()
+        # What has come buys time for what is to come: a body that trickles in cannot hold a connection for long.
+        until = self._begin + BODY_TIMEOUT_S + self._seen / SLOWEST_BYTES_S
         try:
-            message = await asyncio.wait_for(self._receive(), CHUNK_TIMEOUT_S)
+            async with asyncio.timeout_at(until):
+                message = await self._receive()
         except TimeoutError:
-            raise HTTPException(408, f"no byte of the body came for {CHUNK_TIMEOUT_S:.0f} s", _CLOSE) from None
+            raise HTTPException(408, "the body came too slowly: send it again, faster", _CLOSE) from None
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)

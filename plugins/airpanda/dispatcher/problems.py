@@ -45,6 +45,7 @@ _HTTP_CODES = {
     404: errors.NotFoundError.code,
     408: "too-slow",
     413: "too-large",
+    429: "rate-limited",
 }
 
 

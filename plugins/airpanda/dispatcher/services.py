@@ -14,6 +14,7 @@ from airpanda.credentials.consent import Consents
 from airpanda.credentials.registry import CredentialRegistry
 from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
+from airpanda.dispatcher.revocations import Revocations
 from airpanda.dispatcher.tokens import Issuer
 from airpanda.jobs.files import FileStore
 from airpanda.jobs.observed import Observer
@@ -72,6 +73,7 @@ class Services:
     files: FileStore
     observer: Observer
     single: SingleJobs
+    revocations: Revocations
 
     def queue(self, name: str) -> QueueLike:
         """A queue by name.
@@ -119,4 +121,5 @@ def make_services(
         files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),
         observer=Observer(database),
         single=SingleJobs(database),
+        revocations=Revocations(database),
     )

@@ -6,13 +6,16 @@ whether it may send pilots.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jwt
 from cryptography.hazmat.primitives import serialization
@@ -25,7 +28,9 @@ PILOT_AUDIENCE = "urn:airpanda:pilot"
 CLIENT_AUDIENCE = "urn:airpanda:client"
 ISSUER = "airpanda"
 MAX_TOKEN_CHARS = 8192
+MAX_REMEMBERED = 100_000
 _ALGORITHM = "EdDSA"
+_REQUIRED = ["exp", "iat", "sub", "aud", "iss", "jti"]
 _ALL = "*"
 
 
@@ -35,6 +40,9 @@ class PilotIdentity:
 
     pilot_id: int
     queue: str
+    token_id: str = ""
+    issued_at: float = 0.0
+    expires_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,20 @@ class ClientIdentity:
     owners: frozenset[str] | None
     queues: frozenset[str] | None
     pilots: bool = False
+    token_id: str = ""
+    issued_at: float = 0.0
+    expires_at: float = 0.0
 
     @property
     def is_unrestricted(self) -> bool:
         return self.owners is None and self.queues is None
 
 
+Identity = TypeVar("Identity", PilotIdentity, ClientIdentity)
+
+
 class Issuer:
-    """Mints and verifies with one key.
+    """Mints and verifies with one key. A signature is checked once: what it proved is remembered by a digest.
 
     Raises:
         ConfigurationError: the key file is missing, readable by others, or no Ed25519 key.
@@ -64,6 +78,7 @@ class Issuer:
     def __init__(self, key_path: Path) -> None:
         self._key = _read_key(key_path)
         self._public = self._key.public_key()
+        self._seen: dict[bytes, PilotIdentity | ClientIdentity] = {}
 
     def client_token(
         self,
@@ -93,22 +108,53 @@ class Issuer:
         """Raises:
         NotAuthorisedError: not a valid pilot token now.
         """
-        claims = self._verify(token, PILOT_AUDIENCE, now)
-        subject, queue = claims["sub"], claims.get("queue")
-        if not subject.isascii() or not subject.isdigit() or not isinstance(queue, str):
+        identity = self._known(token, now)
+        if identity is None:
+            claims = self._verify(token, PILOT_AUDIENCE, now)
+            subject, queue = claims["sub"], claims.get("queue")
+            if not subject.isascii() or not subject.isdigit() or not isinstance(queue, str):
+                raise _unknown()
+            identity = self._remember(token, PilotIdentity(int(subject), queue, *_life(claims)))
+        if not isinstance(identity, PilotIdentity):
             raise _unknown()
-        return PilotIdentity(int(subject), queue)
+        return identity
 
     def verify_client(self, token: Secret[str], now: datetime) -> ClientIdentity:
         """Raises:
         NotAuthorisedError: not a valid client token now.
         """
-        claims = self._verify(token, CLIENT_AUDIENCE, now)
-        owners, queues = _names(claims.get("owners")), _names(claims.get("queues"))
-        return ClientIdentity(claims["sub"], owners, queues, claims.get("pilots") is True)
+        identity = self._known(token, now)
+        if identity is None:
+            claims = self._verify(token, CLIENT_AUDIENCE, now)
+            owners, queues = _names(claims.get("owners")), _names(claims.get("queues"))
+            pilots = claims.get("pilots") is True
+            identity = self._remember(token, ClientIdentity(claims["sub"], owners, queues, pilots, *_life(claims)))
+        if not isinstance(identity, ClientIdentity):
+            raise _unknown()
+        return identity
+
+    def whose(self, token: Secret[str], now: datetime) -> PilotIdentity | ClientIdentity | None:
+        """Whom a token speaks for, of whatever kind; None: it is not valid now."""
+        for verify in (self.verify_pilot, self.verify_client):
+            with contextlib.suppress(NotAuthorisedError):
+                return verify(token, now)
+        return None
+
+    def _known(self, token: Secret[str], now: datetime) -> PilotIdentity | ClientIdentity | None:
+        """Whom a token spoke for when its signature was checked; a token has one audience only."""
+        identity = self._seen.get(_digest(token))
+        if identity is not None and identity.expires_at <= now.timestamp():
+            raise _expired()
+        return identity
+
+    def _remember(self, token: Secret[str], identity: Identity) -> Identity:
+        if len(self._seen) >= MAX_REMEMBERED:
+            self._seen.clear()  # costs each caller one more check of a signature
+        self._seen[_digest(token)] = identity
+        return identity
 
     def _mint(self, claims: dict[str, Any], lifetime: timedelta, now: datetime) -> Secret[str]:
-        whole = {**claims, "iss": ISSUER, "iat": now, "exp": now + lifetime}
+        whole = {**claims, "iss": ISSUER, "iat": now, "exp": now + lifetime, "jti": secrets.token_hex(16)}
         return Secret(jwt.encode(whole, self._key, algorithm=_ALGORITHM))
 
     def _verify(self, token: Secret[str], audience: str, now: datetime) -> dict[str, Any]:
@@ -122,13 +168,14 @@ class Issuer:
                 audience=audience,
                 issuer=ISSUER,
                 # The clock is an argument here; iat says nothing that exp does not.
-                options={"require": ["exp", "sub", "aud", "iss"], "verify_exp": False, "verify_iat": False},
+                options={"require": _REQUIRED, "verify_exp": False, "verify_iat": False},
             )
         except jwt.InvalidTokenError:
             raise _unknown() from None
-        expires = claims["exp"]
-        if not isinstance(expires, int | float) or expires <= now.timestamp():
-            raise NotAuthorisedError("the bearer token has expired: get a fresh one", authenticated=False)
+        if not all(isinstance(claims[name], int | float) for name in ("exp", "iat")):
+            raise _unknown()
+        if claims["exp"] <= now.timestamp():
+            raise _expired()
         return claims
 
 
@@ -168,6 +215,18 @@ def _names(claim: object) -> frozenset[str] | None:
     if not isinstance(claim, list) or not all(isinstance(name, str) for name in claim):
         return frozenset()
     return None if claim == [_ALL] else frozenset(claim)
+
+
+def _life(claims: dict[str, Any]) -> tuple[str, float, float]:
+    return str(claims["jti"]), float(claims["iat"]), float(claims["exp"])
+
+
+def _digest(token: Secret[str]) -> bytes:
+    return hashlib.sha256(token.reveal().encode()).digest()
+
+
+def _expired() -> NotAuthorisedError:
+    return NotAuthorisedError("the bearer token has expired: get a fresh one", authenticated=False)
 
 
 def _unknown() -> NotAuthorisedError:

@@ -280,6 +280,22 @@ def upgrade() -> None:
     )
     op.create_index(op.f("panda_pilot_batch_id_ix"), "panda_pilot", ["batch_id"], unique=False)
     op.create_table(
+        "panda_revocation",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("revoked_by", sa.Text(), nullable=False),
+        sa.Column("revoked_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "expires_at",
+            sa.DateTime(timezone=True),
+            nullable=False,
+            comment="when no such token can be valid any more",
+        ),
+        sa.CheckConstraint("kind IN ('token', 'client', 'pilot')", name=op.f("panda_revocation_kind_check")),
+        sa.PrimaryKeyConstraint("kind", "name", name=op.f("panda_revocation_pkey")),
+    )
+    op.create_table(
         "panda_sample",
         sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("attempt_nr", sa.Integer(), autoincrement=False, nullable=False),
@@ -348,6 +364,7 @@ def downgrade() -> None:
     op.drop_index(op.f("panda_task_owner_task_id_ix"), table_name="panda_task")
     op.drop_table("panda_task")
     op.drop_table("panda_sample")
+    op.drop_table("panda_revocation")
     op.drop_index(op.f("panda_pilot_batch_id_ix"), table_name="panda_pilot")
     op.drop_table("panda_pilot")
     op.drop_table("panda_owner")
