@@ -46,6 +46,7 @@ async def test_a_database_that_goes_away_is_said_to_be_away_and_loses_nothing(
             await pilot.good_report(job, "starting", "running", "finished")
 
         own_server.restart()  # idle connections are cut
+        await asyncio.sleep(0.2)  # the restart held this event loop, which must see the cuts first
         rest = await pilot.acquire(n_jobs=20)
         assert len(rest) == 15
         for job in rest:

@@ -44,7 +44,9 @@ def test_removing_a_mapping_while_jobs_wait_leaves_them_unharmed(chain: Chain) -
     chain.site.node.set_mapfile(people)
 
     refused = chain.send_pilots(1)
-    assert chain.pilots_end(refused) == {PilotJobState.FAILED}, chain.logs(refused)
+    assert chain.pilots_end(refused) == {PilotJobState.DONE}, chain.logs(
+        refused
+    )  # one person's trouble benches no node
     jobs = chain.jobs(alice["task_id"])
     assert [one["status"] for one in jobs] == ["activated", "activated"]
     (attempt,) = [attempt for one in jobs for attempt in one["attempts"]]

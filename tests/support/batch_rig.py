@@ -24,7 +24,7 @@ _QUEUE = """
 name = "TEST"
 identity_policy = "NEVER"
 [slot]
-memory_mib = 10
+memory_mib = 1000
 walltime_s = 600
 [ce]
 kind = "slurm"
