@@ -151,6 +151,26 @@ def test_a_benched_node_lets_the_others_end(rig: Rig) -> None:
     assert finals == {1: "finished", 2: "activated"}
 
 
+def test_a_pilot_asks_once_more_when_its_idle_time_is_over(rig: Rig) -> None:
+    """Whatever the dispatcher told it to wait: work that came meanwhile is not left for nobody."""
+    post = rig.fake.post
+
+    def slow(path: str, body: bytes) -> tuple[int, object]:
+        status, answer = post(path, body)
+        return status, answer.model_copy(update={"wait_s": 50.0}) if path.endswith("acquire_jobs") else answer
+
+    rig.fake.post = slow  # type: ignore[method-assign]
+    rig.options["idle_limit_s"] = 2.0
+    thread = rig.start()
+    end = time.monotonic() + 20
+    while not rig.fake.offers:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    rig.fake.jobs = [make_job(5, memory_mib=100)]
+    thread.join(30)
+    assert rig.fake.statuses == ["starting", "running", "finished"]
+
+
 def test_an_unreachable_dispatcher_ends_an_idle_pilot_and_says_so(rig: Rig) -> None:
     thread = rig.start()
     end = time.monotonic() + 20

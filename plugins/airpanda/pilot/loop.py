@@ -44,6 +44,7 @@ class Loop:
     began: float
     trust: Trust = field(default_factory=Trust)
     end: tuple[int, str] = (-1, "")
+    _asked: float = 0.0
     _next_ask: float = 0.0
     _unreached: int = 0
     _last_error: Optional[ServiceError] = None
@@ -125,11 +126,16 @@ class Loop:
             self._close(errors.EXIT_OK, "the slot's time is used up")
         if len(self._crew):
             self._idle_since = time.monotonic()
-        idle_s = time.monotonic() - self._idle_since
-        if idle_s >= self.tools.config.idle_limit_s:
+        now, over = time.monotonic(), self._idle_since + self.tools.config.idle_limit_s
+        idle_s = now - self._idle_since
+        if now >= over and (self._asked >= over or not self._may_ask()):  # it asks once more before it goes
             if self._last_error is not None:
                 raise self._last_error
             self._close(errors.EXIT_OK, f"no work for {idle_s:.0f} s")
+
+    def _until_idle_s(self) -> float:
+        """Until the idle limit, and a little longer once it is over."""
+        return max(0.2, self._idle_since + self.tools.config.idle_limit_s - time.monotonic())
 
     def _room(self) -> Room:
         """What may be offered now: less than was promised to the slot where the node's disk has filled up."""
@@ -140,7 +146,7 @@ class Loop:
 
     def _ask(self) -> bool:
         """Ask once; whether a job has started."""
-        room = self._room()
+        room, self._asked = self._room(), time.monotonic()
         try:
             reply = self.client.acquire(self._offer(room))
         except ServiceError as error:
@@ -153,7 +159,7 @@ class Loop:
             self._start(job, room)
             room = room.without(job.spec)
         if not reply.jobs:
-            self._next_ask = time.monotonic() + min(max(reply.wait_s, 0.2), _MAX_WAIT_S)
+            self._next_ask = time.monotonic() + min(max(reply.wait_s, 0.2), self._until_idle_s(), _MAX_WAIT_S)
         return bool(reply.jobs)
 
     def _start(self, job: wire.Job, room: Room) -> None:
@@ -177,7 +183,7 @@ class Loop:
         if self.end[1]:
             return _MAX_WAIT_S
         now = time.monotonic()
-        until = [self._remaining_s(), self._idle_since + self.tools.config.idle_limit_s - now]
+        until = [self._remaining_s(), self._until_idle_s()]
         if self._crew.room().is_any:
             until.append(self._next_ask - now)
         return min(_MAX_WAIT_S, max(0.02, min(until)))
