@@ -51,6 +51,18 @@ def test_by_sudo_from_somebody_else(site: Site, uid: str) -> None:
     assert as_root(site, str(INSTALLED.launcher), "/usr/bin/id", **env).code == 203
 
 
+def test_a_failure_nobody_expected_is_said_and_runs_nothing(site: Site) -> None:
+    plugins = str(Path(__file__).resolve().parents[2] / "plugins")
+    program = (
+        f"import sys; sys.path[:0] = [{plugins!r}]; from pathlib import Path; "
+        "from airpanda.glexec.launcher import direct; "
+        "direct._caller = lambda environ: 1 / 0; direct.main(Path('/nowhere'), ['/usr/bin/id'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (202, "")
+    assert "glexec: the launcher failed: ZeroDivisionError" in done.stderr
+
+
 def test_root_itself_only_where_the_site_allows_it(site: Site) -> None:
     proxy = str(site.put(site.proxy().to_pem().reveal(), uid=0, where=Path("/run/airpanda")))
     assert as_root(site, str(INSTALLED.launcher), "/usr/bin/id", GLEXEC_CLIENT_CERT=proxy).code == 203

@@ -31,6 +31,8 @@ def main(config_path: Path, argv: list[str]) -> NoReturn:
     try:
         code = _run(config_path, argv)
         sys.stderr.flush()
+    except Exception as error:  # noqa: BLE001 - outermost frame, whose traceback _exit would swallow
+        print(f"glexec: the launcher failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(code)
 
