@@ -221,3 +221,13 @@ def test_a_directory_that_others_can_write_is_refused(rig: Rig, via: str) -> Non
     open_for_all.chmod(0o755)
     with pytest.raises(InvalidDescriptionError, match="cannot be made"):
         rig.element(SLEEP, via, directory="/proc/nowhere").submit(batch("w", 1))
+
+
+def test_a_tag_that_differs_in_case_is_another_one(rig: Rig, via: str) -> None:
+    element, tag = rig.element(SLEEP, via), f"case-{via}"
+    upper = element.submit(batch(tag.upper(), 1))
+    lower = element.submit(batch(tag, 2))
+    assert not upper.adopted
+    assert not lower.adopted
+    assert set(element.find(tag.upper())) == set(upper.handles.values())
+    assert set(element.find(tag)) == set(lower.handles.values())

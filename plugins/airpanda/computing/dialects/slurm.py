@@ -50,7 +50,10 @@ _STATES = {
 
 
 class Slurm:
-    """Arrays with the tag as name and comment. Array tasks that were cancelled while pending leave no record."""
+    """Arrays with the tag as name and comment. Array tasks that were cancelled while pending leave no record.
+
+    squeue's own comparison of names ignores case.
+    """
 
     kind = "slurm"
     limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=5.0)  # MaxArraySize is 1001 by default
@@ -58,8 +61,8 @@ class Slurm:
     job_id = "$SLURM_ARRAY_JOB_ID"
     functions = """\
 list_tag() {
-    found=$(squeue --noheader --states=all --user="$(id -u)" --name="$1" --format=%F) || return
-    printf '%s\\n' "$found" | sed -n '/^[0-9][0-9]*$/p' | sort -un
+    found=$(squeue --noheader --states=all --user="$(id -u)" --name="$1" --format='%F|%j') || return
+    printf '%s\\n' "$found" | awk -F'|' -v name="$1" '$1 ~ /^[0-9]+$/ && $2 == name { print $1 }' | sort -un
 }
 active_tags() { squeue --noheader --array --user="$(id -u)" --format=%j; }
 list_jobs() { squeue --noheader --array --states=all --user="$(id -u)" --format='%F|%K|%T|%j|%r'; }
