@@ -23,10 +23,14 @@ def stage_in(client: DispatcherClient, job: Job, folder: Path, *, max_bytes: int
     """Scripts and inputs of a job as files in the new directory ``folder``, by name.
 
     Raises:
-        JobFault: an input is missing, refused or does not arrive whole.
+        JobFault: an input is missing, refused or does not arrive whole; or a file is to move from or to a URL.
         StaleReportError: the attempt is no longer ours.
     """
     spec = job.spec
+    elsewhere = [item.lfn for item in spec.inputs if not item.source.startswith("panda:")]
+    elsewhere += [output.lfn for output in spec.outputs if output.destination is not None]
+    if elsewhere:
+        raise JobFault(errors.STAGE_IN, f"{elsewhere[0]}: this pilot moves files from and to the dispatcher only")
     inputs = [item.lfn for item in spec.inputs]
     both = sorted(set(spec.scripts) & set(inputs))
     if both:
