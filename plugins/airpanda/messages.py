@@ -350,7 +350,8 @@ class InputFile(Message):
 
     ``source`` is ``panda:<PandaID>/<lfn>``, an output of another job; or the URL of a file that the pilot fetches with
     the owner's proxy: ``https``, ``davs``, ``root``, or ``file`` on the node. What is said of size and checksums
-    (Adler-32 and SHA-256 in hexadecimal) must hold for what arrives.
+    (Adler-32 and SHA-256 in hexadecimal) must hold for what arrives. A pilot that cannot move files from or to URLs
+    says so before the payload starts.
     """
 
     lfn: Lfn
@@ -385,7 +386,7 @@ class JobSpec(Message):
     """One payload. ``argv[0]`` is looked up on the node's PATH; nothing here ever meets a shell.
 
     ``scripts`` maps a file name to text that is put into the sandbox before the start. ``features``: what a node must
-    offer, all of them. ``working_group``: in whose share it counts; empty: the owner's own.
+    offer, all of them. ``working_group`` is kept with the job and decides nothing yet.
     """
 
     job_name: Name
@@ -604,7 +605,7 @@ class DebugAsked(Message):
 class PilotOffer(Message):
     """POST ``/v1/pilot/acquire_jobs``: what the node has left, after its probe.
 
-    A pilot that runs payloads side by side offers what they leave. ``features``: what its probe and its queue promise.
+    A pilot that runs payloads side by side offers what they leave. ``features``: what its queue promises.
     ``avoid_owners``: whose jobs it could not start lately for a reason that is not its node's.
     """
 
@@ -661,7 +662,7 @@ class Sample(Message):
 
 
 class StoredFile(Message):
-    """An output that lies at its destination now: ``url`` is the destination, or begins with it."""
+    """An output that lies at its destination now: ``url`` is that, with the name where it ends in a slash."""
 
     lfn: Lfn
     url: RemoteUrl

@@ -175,10 +175,21 @@ STORED = {"lfn": "out", "url": "https://se.example/d/out", "size": 3, "adler32":
 
 @pytest.mark.parametrize(
     "change",
-    [{"lfn": "here"}, {"lfn": "unknown"}, {"url": "https://evil.example/out"}, {"url": "file:///d/out"}],
+    [
+        {"lfn": "here"},
+        {"lfn": "unknown"},
+        {"url": "https://evil.example/out"},
+        {"url": "file:///d/out"},
+        {"url": "https://se.example/d/../of/another"},
+        {"lfn": "flat", "url": "https://se.example/flat.of.another"},
+    ],
 )
 async def test_an_output_lies_only_where_its_job_wanted_it(world: World, change: dict[str, Any]) -> None:
-    outputs = [{"lfn": "out", "destination": "https://se.example/d/"}, {"lfn": "here"}]
+    outputs = [
+        {"lfn": "out", "destination": "https://se.example/d/"},
+        {"lfn": "flat", "destination": "https://se.example/flat"},
+        {"lfn": "here"},
+    ]
     await world.submit(jobs=[spec(outputs=outputs)])
     pilot = await world.pilot()
     (job,) = await pilot.acquire()

@@ -49,6 +49,13 @@ async def test_all_tokens_of_a_client_until_then(world: World) -> None:
     assert await status(world, {"Authorization": f"Bearer {fresh}"}) == 200
 
 
+async def test_what_no_token_can_match_any_more_is_forgotten(world: World) -> None:
+    await revoke(world, "client", "old")
+    await world.sql("UPDATE panda_revocation SET expires_at = now() - interval '2 days'")
+    await revoke(world, "client", "new")
+    assert [row["name"] for row in await world.sql("SELECT name FROM panda_revocation")] == ["new"]
+
+
 async def test_a_pilot_of_that_number_is_not_a_client_of_that_name(world: World) -> None:
     pilot, other = await world.pilots(2)
     await revoke(world, "client", str(pilot.pilot_id))

@@ -29,8 +29,6 @@ TITLES = {
     500: "Internal error",
     503: "Not available now",
 }
-
-
 _STATUS: dict[type[errors.AirpandaError], int] = {
     errors.NotFoundError: 404,
     errors.ConflictError: 409,

@@ -47,7 +47,8 @@ class Revocations:
 
     async def revoke(self, kind: Kind, name: str, *, reason: str, by: str, expires_at: datetime) -> None:
         """Refuse from now on; forgotten after ``expires_at``, when no such token can be valid any more."""
-        async with self._database.connection() as connection:
+        async with self._database.transaction() as connection:
+            await connection.execute(sql.FORGET)
             await connection.execute(sql.REVOKE, kind, name, reason, by, expires_at)
         self._read_at = float("-inf")
 

@@ -101,9 +101,14 @@ async def _note_stored(connection: Any, key: tuple[int, int], stored: Sequence[S
     outputs = {output.lfn: output for output in spec.outputs}
     for file in stored:
         output = outputs.get(file.lfn)
-        if output is None or output.destination is None or not file.url.startswith(output.destination):
+        if output is None or output.destination is None or file.url not in _places(output.destination, file.lfn):
             raise RequestError(f"job {key[0]} wants no output {file.lfn!r} at {file.url}")
         digest = bytes.fromhex(file.sha256)
         await connection.execute(
             sql.PUT_ELSEWHERE, *key, file.lfn, file.size, digest, file.adler32, output.access, file.url
         )
+
+
+def _places(destination: str, lfn: str) -> tuple[str, ...]:
+    """Where an output with this destination may lie: there, or below it where it is a folder."""
+    return (destination, destination + lfn) if destination.endswith("/") else (destination,)
