@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.launcher import ALICE_UID, PILOT_UID, Ran, Site, host_pids, host_status, make_site, wait_for
+from support.launcher import ALICE_UID, PILOT_UID, PLUGINS, Ran, Site, host_pids, host_status, make_site, wait_for
+from support.need import need_program
 
 from airpanda.core.errors import ConfigurationError
 from airpanda.glexec.install import install
@@ -225,3 +226,131 @@ def test_monitor_lines_where_the_site_wants_them(site: Site) -> None:
     lines = site.read(log).splitlines()
     assert [line.split("]: ")[1].split()[0] for line in lines] == ["Started", "New", "Used", "Terminated"]
     assert f'Used DN: "{site.pki.dn("alice")}"' in lines[2]
+
+
+# --- the command line, on a node's own /etc -------------------------------------------------------------------------
+
+RULE = Path("/etc/sudoers.d/airpanda-glexec")
+
+
+def command(site: Site, *words: str) -> Ran:
+    code = f"import sys; sys.path.insert(0, {str(PLUGINS)!r}); from airpanda.glexec.cli import main; "
+    return as_root(site, sys.executable, "-I", "-c", f"{code}sys.exit(main(sys.argv[1:]))", *words)
+
+
+def put_sudoers(site: Site, text: str = "Defaults env_reset\n@includedir /etc/sudoers.d\n") -> None:
+    etc = site.node.path(Path("/etc"))
+    (etc / "sudoers.d").mkdir(mode=0o750, exist_ok=True)
+    (etc / "sudoers").write_text(text)
+    (etc / "sudoers").chmod(0o440)
+
+
+@pytest.fixture(name="prefix")
+def empty_prefix(site: Site) -> Iterator[Path]:
+    """A place for another installation on the node, and a sudo without rules. Both are empty afterwards."""
+    need_program("visudo", "sudo")
+    done = as_root(site, "/bin/mount", "-t", "tmpfs", "-o", "mode=0755", "opt", "/opt")
+    assert done.code == 0, done
+    put_sudoers(site)
+    yield Path("/opt/air panda")
+    as_root(site, "/bin/umount", "/opt")
+    site.node.path(RULE).unlink(missing_ok=True)
+
+
+def install_there(site: Site, prefix: Path, *more: str) -> Ran:
+    words = ["--prefix", str(prefix), "--caller", "pilot", "--python", "/usr/bin/python3", "--log-file", "/var/log/x"]
+    return command(site, "install", *words, *more)
+
+
+def inside(site: Site, *roots: Path) -> dict[str, tuple[int, int]]:
+    """All files below these, with inode and mode."""
+    found = {}
+    for root in roots:
+        for path in site.node.path(root).rglob("*"):
+            status = path.lstat()
+            found[str(path)] = (status.st_ino, status.st_mode)
+    return found
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(site: Site, prefix: Path) -> None:
+    before = inside(site, Path("/opt"), Path("/etc"))
+    ran = install_there(site, prefix, "--sudoers", "--dry-run")
+    assert ran.code == 0, ran
+    assert "Nothing was written" in ran.out
+    assert str(RULE) in ran.out
+    assert inside(site, Path("/opt"), Path("/etc")) == before
+    for wrong in (
+        ["--set", "hidee=/x"],
+        ["--set", "nothing"],
+        ["--sudoers", "/etc/sudoers.d/a.b"],
+        ["--caller", "a b"],
+    ):
+        ran = install_there(site, prefix, "--sudoers", "--dry-run", *wrong)
+        assert (ran.code, ran.out) == (1, ""), wrong
+        assert ran.err.startswith("airpanda glexec: "), ran
+
+
+def test_the_rule_is_put_in_place_once_and_removed_with_the_rest(site: Site, prefix: Path) -> None:
+    before = inside(site, Path("/etc"))
+    assert install_there(site, prefix, "--sudoers", "--set", "max_processes=77").code == 0
+    rule = site.node.path(RULE)
+    status = rule.lstat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 0, 0o440)
+    assert "max_processes = 77\n" in site.read(prefix / "etc" / "glexec.conf")
+    listed = as_root(site, "/usr/bin/sudo", "-l", "-U", "pilot")
+    assert "(root) NOPASSWD: /opt/air\\ panda/sbin/airpanda-launcher" in listed.out, listed
+    ran = site.run(str(prefix / "sbin" / "glexec-sudo"), "/usr/bin/id")
+    assert ran.code in (201, 202), ran  # the launcher's own word: sudo let it start
+
+    assert install_there(site, prefix, "--sudoers").code == 0
+    assert rule.lstat().st_ino == status.st_ino
+    assert rule.lstat().st_mtime_ns == status.st_mtime_ns
+
+    foreign = prefix / "sbin" / "somebody's"
+    site.node.path(foreign).write_text("")
+    gone = command(site, "uninstall", "--prefix", str(prefix))
+    assert (gone.code, "Left too" in gone.out) == (0, False)
+    left = {str(path.relative_to(site.node.path(prefix))) for path in site.node.path(prefix).rglob("*")}
+    assert left == {"etc", "etc/glexec.conf", "sbin", "sbin/somebody's"}
+    assert inside(site, Path("/etc")) == before
+    assert "Nothing is installed" in command(site, "uninstall", "--prefix", str(prefix)).out
+
+
+def test_what_somebody_else_has_written_stays(site: Site, prefix: Path) -> None:
+    rule = site.node.path(RULE)
+    rule.write_text("# mine\n")
+    rule.chmod(0o440)
+    ran = install_there(site, prefix, "--sudoers")
+    assert "was written or changed by somebody else" in ran.err
+    assert not site.node.path(prefix).exists()
+    assert rule.read_text() == "# mine\n"
+    rule.unlink()
+    assert install_there(site, prefix, "--sudoers").code == 0
+    with rule.open("a") as file:
+        file.write("# changed\n")
+    assert "was written or changed by somebody else" in install_there(site, prefix, "--sudoers").err
+    gone = command(site, "uninstall", "--prefix", str(prefix))
+    assert f"Left too, because somebody has changed it since: {RULE}" in gone.out
+    assert rule.read_text().endswith("# changed\n")
+
+
+@pytest.mark.parametrize(
+    "sudoers", ["Defaults env_reset\n", "Defaults env_reset\nnonsense\n@includedir /etc/sudoers.d\n"]
+)
+def test_a_rule_that_sudo_would_not_use_is_not_left_there(site: Site, prefix: Path, sudoers: str) -> None:
+    put_sudoers(site, sudoers)
+    ran = install_there(site, prefix, "--sudoers")
+    assert ran.code == 1
+    assert "sudo's configuration would not work" in ran.err
+    assert not site.node.path(RULE).exists()
+
+
+def test_systemd_accepts_the_units(site: Site, prefix: Path) -> None:
+    analyze = need_program("systemd-analyze", "systemd")
+    assert install_there(site, prefix).code == 0
+    units = [str(prefix / "share" / f"airpanda-glexec.{kind}") for kind in ("service", "socket")]
+    ran = as_root(site, analyze, "verify", "--man=no", *units)
+    assert (ran.code, ran.err) == (0, ""), ran
+    broken = prefix / "share" / "broken.service"
+    site.node.path(broken).write_text(site.read(Path(units[0])).replace("ExecStart=", "ExecStart=/missing"))
+    assert as_root(site, analyze, "verify", "--man=no", str(broken)).code != 0

@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
-from airpanda.core.errors import AirpandaError
+from airpanda.core.errors import AirpandaError, ConfigurationError
 from airpanda.glexec.check import check
 from airpanda.glexec.install import DEFAULT_SOCKET, Installed, install, uninstall
+from airpanda.glexec.sudo_rule import DEFAULT_RULE
 
 _GRID_SECURITY = Path("/etc/grid-security")
 _PREFIX = Path("/usr/local/libexec/airpanda-glexec")
@@ -36,19 +38,31 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--mapfile", type=Path, default=_GRID_SECURITY / "grid-mapfile")
     add.add_argument("--log-file", type=Path, default=Path("/var/log/airpanda-glexec.jsonl"))
     add.add_argument("--socket", type=Path, default=DEFAULT_SOCKET)
+    add.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="a line of the configuration")
+    add.add_argument(
+        "--sudoers",
+        type=Path,
+        nargs="?",
+        const=DEFAULT_RULE,
+        metavar="FILE",
+        help=f"put the sudo rule in place ({DEFAULT_RULE})",
+    )
+    add.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, write nothing")
     add.set_defaults(run=_install)
     look = commands.add_parser("check", help="say how one proxy maps, step by step; needs root")
     look.add_argument("--prefix", type=Path, default=_PREFIX)
     look.add_argument("--caller", required=True, metavar="ACCOUNT")
     look.add_argument("proxy", type=Path)
     look.set_defaults(run=_check)
-    remove = commands.add_parser("uninstall", help="remove the launcher; configuration and log stay")
+    remove = commands.add_parser("uninstall", help="remove what install has written; configuration and log stay")
     remove.add_argument("--prefix", type=Path, default=_PREFIX)
     remove.set_defaults(run=_uninstall)
     return parser
 
 
 def _install(arguments: argparse.Namespace) -> int:
+    config = Installed(arguments.prefix, arguments.socket).config
+    kept = config.exists()
     installed = install(
         arguments.prefix,
         python=arguments.python,
@@ -57,16 +71,39 @@ def _install(arguments: argparse.Namespace) -> int:
         mapfile=arguments.mapfile,
         log_file=arguments.log_file,
         socket=arguments.socket,
+        options=_options(arguments.set),
+        sudoers=arguments.sudoers,
+        dry_run=arguments.dry_run,
     )
-    share = installed.prefix / "share"
-    print(f"""Installed in {installed.prefix}. Nothing outside of it was changed. What is left to do:
- configuration   {installed.config}
+    if arguments.dry_run:
+        print(_would(installed, kept, arguments.sudoers))
+        return 0
+    share, rule = installed.prefix / "share", arguments.sudoers
+    sudo = f"its rule is {rule}" if rule else "install --sudoers puts its rule in place"
+    outside = f"Outside of it only {rule} was written" if rule else "Nothing outside of it was changed"
+    print(f"""Installed in {installed.prefix}. {outside}. What is left to do:
+ configuration   {config}{" (it was there already and was kept as it is)" if kept else ""}
  with systemd    cp {share}/airpanda-glexec.* /etc/systemd/system && systemctl enable --now airpanda-glexec.socket
  without         start {installed.launcherd} as root at boot
- or with sudo    cp {share}/sudoers /etc/sudoers.d/airpanda-glexec
+ or with sudo    {sudo}
  pilots          OSG_GLEXEC_LOCATION={installed.glexec} (by sudo: {installed.glexec_sudo})
  try             python -m airpanda glexec check --prefix {installed.prefix} --caller {arguments.caller[0]} PROXY""")
     return 0
+
+
+def _options(lines: Sequence[str]) -> dict[str, str]:
+    wrong = [line for line in lines if "=" not in line]
+    if wrong:
+        raise ConfigurationError(f"--set {wrong[0]!r} is not OPTION=VALUE")
+    return {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
+
+
+def _would(installed: Installed, kept: bool, rule: Optional[Path]) -> str:
+    lines = [f"Everything is as it must be. Nothing was written. In {installed.prefix} there would be:"]
+    lines += [f" {name:15} written anew" for name in ("lib", "sbin", "share")]
+    lines.append(f" {'etc/glexec.conf':15} {'kept as it is' if kept else 'written'}")
+    lines.append(f"and outside of it: {f'the sudo rule {rule}' if rule else 'nothing'}.")
+    return "\n".join(lines)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -80,6 +117,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:
-    uninstall(arguments.prefix)
+    found, stay = uninstall(arguments.prefix)
+    if not found:
+        print(f"Nothing is installed in {arguments.prefix}.")
+        return 0
     print(f"Removed the launcher; {arguments.prefix}/etc and the log were left.")
+    for path in stay:
+        print(f"Left too, because somebody has changed it since: {path}")
     return 0

@@ -17,9 +17,12 @@ import airpanda
 from airpanda.core.errors import ConfigurationError
 from airpanda.core.records import dataclass
 from airpanda.glexec.config import SECTION, parse_config
+from airpanda.glexec.sudo_rule import check_place, check_rule, put_rule, rule_text
 from airpanda.glexec.trusted import check_trusted, check_unchangeable
+from airpanda.glexec.written import Manifest, files_below, put
 
 ROOMS = ("core", "x509", "glexec")
+_OWNED = ("lib", "sbin", "share")
 DEFAULT_SOCKET = Path("/run/airpanda-glexec.sock")
 
 # Option, what it means, and the value it has where the site says nothing else ("" = not set).
@@ -84,12 +87,6 @@ SocketMode=0666
 WantedBy=sockets.target
 """
 
-_SUDOERS = """# To start the launcher by sudo instead of by its socket: /etc/sudoers.d/airpanda-glexec, mode 0440.
-# Pilots then have OSG_GLEXEC_LOCATION={glexec_sudo}
-Defaults!{launcher} env_keep += "GLEXEC_*"
-{callers} ALL=(root) NOPASSWD: {launcher}
-"""
-
 
 _QUESTION = """
 import sys, cryptography
@@ -112,6 +109,11 @@ class Installed:
     @property
     def config(self) -> Path:
         return self.prefix / "etc" / "glexec.conf"
+
+    @property
+    def manifest(self) -> Path:
+        """What was written."""
+        return self.prefix / "share" / "manifest.json"
 
     @property
     def glexec(self) -> Path:
@@ -144,15 +146,21 @@ def install(
     log_file: Path,
     socket: Path = DEFAULT_SOCKET,
     options: Optional[Mapping[str, str]] = None,
+    sudoers: Optional[Path] = None,
     check_python: bool = True,
+    dry_run: bool = False,
 ) -> Installed:
     """Write the launcher below ``prefix``, replacing an older one; an existing configuration is kept.
 
-    ``options`` are further lines of the configuration. Paths may hold spaces. ``check_python=False`` is for a node
-    that itself makes the interpreter unchangeable.
+    Args:
+        options: further lines of the configuration. Paths may hold spaces.
+        sudoers: where to put the sudo rule as well; None leaves sudo alone.
+        check_python: False is for a node that itself makes the interpreter unchangeable.
+        dry_run: check everything and write nothing.
 
     Raises:
-        ConfigurationError: not root, an unsafe prefix or interpreter, or an option that cannot be.
+        ConfigurationError: not root, an unsafe prefix or interpreter, an option that cannot be, or a rule that sudo
+            does not take or that somebody else has written.
     """
     if os.geteuid() != 0:
         raise ConfigurationError("the launcher can only be installed by root")
@@ -167,6 +175,16 @@ def install(
             "log_file": str(log_file),
         }
     )
+    rule = rule_text(installed.launcher, installed.glexec_sudo, callers)
+    check_rule(rule)
+    manifest = Manifest(installed.manifest)
+    if sudoers is not None:
+        check_place(sudoers)
+        if manifest.has_changed(sudoers) and sudoers.read_text(encoding="utf-8", errors="replace") != rule:
+            raise ConfigurationError(f"{sudoers} was written or changed by somebody else; move it away first")
+    check_trusted(next(place for place in (prefix, *prefix.parents) if place.exists()))
+    if dry_run:
+        return installed
     for directory in ("", "etc", "lib", "sbin", "share"):
         (prefix / directory).mkdir(mode=0o755, parents=True, exist_ok=True)
     check_trusted(prefix)
@@ -174,15 +192,24 @@ def install(
     _write_programs(installed, python, packages)
     _compile(prefix / "lib", python, packages)
     if not installed.config.exists():
-        _write(installed.config, text, 0o640)
-    _write_units(installed, callers)
+        put(installed.config, text, 0o640)
+    _write_units(installed, rule)
+    placed = manifest.outside(prefix)
+    if sudoers is not None:
+        put_rule(sudoers, rule)
+        placed.append(sudoers)
+    manifest.write([*(path for name in _OWNED for path in files_below(prefix / name)), *placed])
     return installed
 
 
-def uninstall(prefix: Path) -> None:
-    """Remove what ``install`` wrote; the configuration and logs stay."""
-    for name in ("lib", "sbin", "share"):
-        shutil.rmtree(prefix / name, ignore_errors=True)
+def uninstall(prefix: Path) -> tuple[bool, list[Path]]:
+    """Remove exactly what ``install`` wrote, the sudo rule too; the configuration and logs stay. A repeat is no error.
+
+    Returns:
+        Whether anything was installed, and the files that stay because somebody has changed them.
+    """
+    manifest = Manifest(Installed(prefix, DEFAULT_SOCKET).manifest)
+    return len(manifest) > 0, manifest.remove()
 
 
 def render_config(options: Mapping[str, str]) -> str:
@@ -259,14 +286,14 @@ def _write_programs(installed: Installed, python: Path, packages: Sequence[str])
         if "Path(" in call:  # the root side; it collects no garbage while it imports, and has little afterwards
             body = f"import gc\n\ngc.disable()\n{_path(lib, packages)}"
         body += f"from airpanda.glexec.{module} import {function}\n"
-        _write(start, f"{body}sys.exit({call.format(**places)})\n", 0o644)
+        put(start, f"{body}sys.exit({call.format(**places)})\n", 0o644)
         # A shell in front, because a #! line holds neither spaces nor long paths.
         command = f"exec {shlex.quote(str(python))} {flags} {shlex.quote(str(start))}"
-        _write(installed.prefix / "sbin" / name, f'#!/bin/sh\n{command} "$@"\n', 0o755)
+        put(installed.prefix / "sbin" / name, f'#!/bin/sh\n{command} "$@"\n', 0o755)
     for name in ("glexec_wrapenv", "glexec_unwrapenv"):  # gLExec's were perl, and are called by that name
         shutil.copy2(installed.prefix / "sbin" / name, installed.prefix / "sbin" / f"{name}.pl")
     command = f"exec /usr/bin/sudo -n -- {shlex.quote(str(installed.launcher))}"
-    _write(installed.glexec_sudo, f'#!/bin/sh\n{command} "$@"\n', 0o755)
+    put(installed.glexec_sudo, f'#!/bin/sh\n{command} "$@"\n', 0o755)
 
 
 def _path(lib: Path, packages: Sequence[str]) -> str:
@@ -286,25 +313,8 @@ def _compile(lib: Path, python: Path, packages: Sequence[str]) -> None:
             )
 
 
-def _write_units(installed: Installed, callers: Sequence[str]) -> None:
+def _write_units(installed: Installed, rule: str) -> None:
     share = installed.prefix / "share"
-    launcher = str(installed.launcher).replace(" ", "\\ ")
-    _write(share / "airpanda-glexec.service", _SERVICE.format(launcherd=f'"{installed.launcherd}"'), 0o644)
-    _write(share / "airpanda-glexec.socket", _SOCKET.format(socket=installed.socket), 0o644)
-    fragment = _SUDOERS.format(launcher=launcher, callers=", ".join(callers), glexec_sudo=installed.glexec_sudo)
-    _write(share / "sudoers", fragment, 0o440)
-    visudo = shutil.which("visudo") or shutil.which("visudo", path="/usr/sbin:/sbin")
-    if visudo is not None:
-        checked = subprocess.run([visudo, "-cf", share / "sudoers"], capture_output=True, text=True, timeout=30)
-        if checked.returncode != 0:
-            raise ConfigurationError(f"visudo refuses the sudoers fragment: {checked.stderr.strip()}")
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        os.fchmod(descriptor, mode)
-    temporary.replace(path)
+    put(share / "airpanda-glexec.service", _SERVICE.format(launcherd=f'"{installed.launcherd}"'), 0o644)
+    put(share / "airpanda-glexec.socket", _SOCKET.format(socket=installed.socket), 0o644)
+    put(share / "sudoers", rule, 0o440)
