@@ -380,6 +380,7 @@ class OutputFile(Message):
 
 
 Scripts = dict[Lfn, Annotated[str, Field(max_length=256 * 1024)]]
+TaskKey = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
 
 
 class JobSpec(Message):
@@ -410,16 +411,26 @@ class JobSubmission(Message):
 
     ``credential_id`` names the staged credential the jobs may use. ``scripts`` are put into the sandbox of each job
     that has no script of that name itself; they are stored once.
+
+    ``queue``: a name; or several, or ``*``, of which the dispatcher takes one that fits. Jobs that are tried again go
+    where the submission says now, away from a site that failed them if there is another. ``replaces``: keys of this
+    owner whose jobs are stopped in the same transaction when this key is new.
     """
 
-    task_key: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
+    task_key: TaskKey
     task_name: Name
     owner: Name
     credential_id: Id
-    queue: Name
+    queue: QueueName | QueueNames
     ti: TaskInstanceKey
     jobs: Annotated[list[JobSpec], Field(min_length=1, max_length=MAX_JOBS_PER_SUBMISSION)]
     scripts: Annotated[Scripts, Field(max_length=64)] = Field(default_factory=dict)
+    replaces: Annotated[list[TaskKey], Field(max_length=100)] = Field(default_factory=list)
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues to choose from; ``*`` stands for all."""
+        return [self.queue] if isinstance(self.queue, str) else self.queue
 
     @field_validator("scripts")
     @classmethod
@@ -437,6 +448,7 @@ class SubmissionReply(Message):
     n_jobs: int
     created: bool
     resumed: int = 0
+    queue: str = ""
 
 
 class TaskProgress(Message):

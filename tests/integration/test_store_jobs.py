@@ -212,7 +212,7 @@ async def test_submission_is_idempotent_also_at_the_same_time(world: World) -> N
 async def test_a_known_key_with_other_content_is_a_conflict(world: World) -> None:
     number = (await world.credential())["credential_id"]
     await world.good("POST", "/v1/job/submit", submission(number))
-    for change in ({"jobs": [spec(argv=["false"])]}, {"jobs": [spec(), spec()]}, {"queue": "OTHER"}):
+    for change in ({"jobs": [spec(argv=["false"])]}, {"jobs": [spec(), spec()]}):
         refused = await world.call("POST", "/v1/job/submit", submission(number) | change)
         assert (refused.status_code, refused.json()["code"]) == (409, "conflict"), change
 

@@ -312,10 +312,12 @@ def job_range(task: Any) -> tuple[int, int]:
     return task["first_panda_id"], task["first_panda_id"] + task["n_jobs"] - 1
 
 
-async def open_new_attempts(connection: Any, task: Any, credential_id: int, actor: str, reason: str) -> int:
-    """A new attempt for what is final but not finished, or was told to stop; answer how many."""
+async def open_new_attempts(
+    connection: Any, task: Any, credential_id: int, actor: str, reason: str, *, queue: str | None = None
+) -> int:
+    """A new attempt, at ``queue`` if given, for what is final but not finished, or was told to stop; how many."""
     await connection.execute(sql.CLOSE_KILLED_ATTEMPTS, *job_range(task))
-    done = await connection.execute(sql.NEW_ATTEMPTS, *job_range(task), credential_id, actor, reason)
+    done = await connection.execute(sql.NEW_ATTEMPTS, *job_range(task), credential_id, actor, reason, queue)
     return int(done.split()[-1])
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -33,6 +34,14 @@ _JOB_COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Known:
+    """Where a panda task's jobs are now, and the queues where one of them failed for a reason of the site."""
+
+    queue: str
+    failed_at: frozenset[str]
+
+
 class Submissions:
     """Writes panda tasks: all of a submission or nothing."""
 
@@ -40,23 +49,37 @@ class Submissions:
         self._database = database
         self._credentials = credentials
 
-    async def submit(self, wanted: JobSubmission, *, client: str, now: datetime) -> SubmissionReply:
-        """Store the jobs, ready for pilots.
+    async def known(self, wanted: JobSubmission, *, client: str) -> Known | None:
+        """What is stored under this key of this client, or None."""
+        async with self._database.connection() as connection:
+            tasks = await connection.fetch(sql.TASKS_BY_KEY, [_key_digest(wanted, f"client:{client}", wanted.task_key)])
+            if not tasks:
+                return None
+            failed = await connection.fetch(sql.FAILED_BY_SITE, *job_range(tasks[0]))
+        return Known(tasks[0]["queue"], frozenset(row["queue"] for row in failed))
+
+    async def waiting(self, queues: Collection[str]) -> dict[str, int]:
+        """How many jobs wait at each of these queues; exact up to 10 000."""
+        async with self._database.connection() as connection:
+            return {row["name"]: row["n"] for row in await connection.fetch(sql.WAITING, list(queues))}
+
+    async def submit(self, wanted: JobSubmission, *, queue: str, client: str, now: datetime) -> SubmissionReply:
+        """Store the jobs, ready for the pilots of ``queue``.
 
         Keys of another client, or for another owner, are others.
 
         A known key with the same content creates nothing. From the try that owns the jobs it is a repeat; from
         another try it adopts them: what failed or was cancelled gets a new attempt, what finished stays, what runs
-        goes on, and everything not yet dispatched uses the credential given now.
+        goes on, and everything not yet dispatched uses the credential and the queue given now.
 
         Raises:
             NotFoundError: no such credential of this owner.
             CredentialError: the credential cannot cover the jobs, serves another panda task, or its owner has not
                 consented to this client and queue. The refusal stands in the audit log.
-            ConflictError: the key is known with other jobs, another queue or another DN.
+            ConflictError: the key is known with other jobs or another DN.
         """
         try:
-            return await self._submit(wanted, client, now)
+            return await self._submit(wanted.model_copy(update={"queue": queue}), client, now)
         except CredentialError as error:
             async with self._database.connection() as connection:
                 await audit.note_refusal(connection, wanted.credential_id, actor=f"client:{client}", reason=str(error))
@@ -67,13 +90,13 @@ class Submissions:
         specs = [spec.model_dump_json() for spec in wanted.jobs]
         content = _content_digest(wanted, specs)
         async with self._database.connection() as connection:
-            known = await connection.fetchval(sql.TASK_IS_KNOWN, _key_digest(wanted, actor))
+            known = await connection.fetchval(sql.TASK_IS_KNOWN, _key_digest(wanted, actor, wanted.task_key))
             first = 0 if known else await connection.fetchval(sql.RESERVE_IDS, len(specs))
             async with connection.transaction():
                 credential = await find(connection, wanted.credential_id, {wanted.owner})
                 usable.demand_readable(credential, self._credentials.key_ids)
                 usable.demand_lasting(credential, walltime_s=max(spec.walltime_s for spec in wanted.jobs), now=now)
-                await usable.demand_allowed(connection, credential, client=client, queue=wanted.queue, now=now)
+                await usable.demand_allowed(connection, credential, client=client, queue=str(wanted.queue), now=now)
                 task_id = None
                 if not known:
                     task_id = await _insert_task(connection, wanted, content, credential["owner_dn"], first, actor)
@@ -83,7 +106,16 @@ class Submissions:
                 await _insert_jobs(connection, wanted, specs, task_id, first, actor)
                 if wanted.scripts:
                     await connection.execute(sql.SHARE_SCRIPTS, task_id, json.dumps(wanted.scripts))
-        return SubmissionReply(task_id=task_id, first_panda_id=first, n_jobs=len(specs), created=True)
+                await _stop_replaced(connection, wanted, actor)
+        return SubmissionReply(
+            task_id=task_id, first_panda_id=first, n_jobs=len(specs), created=True, queue=str(wanted.queue)
+        )
+
+
+async def _stop_replaced(connection: Any, wanted: JobSubmission, actor: str) -> None:
+    digests = [_key_digest(wanted, actor, key) for key in wanted.replaces if key != wanted.task_key]
+    for task in await connection.fetch(sql.TASKS_BY_KEY, digests):
+        await connection.execute(sql.KILL, *job_range(task), actor, f"replaced by {wanted.task_key}"[:1000])
 
 
 async def _insert_task(
@@ -93,7 +125,7 @@ async def _insert_task(
     task_id: int | None = await connection.fetchval(
         sql.INSERT_TASK,
         wanted.task_key,
-        _key_digest(wanted, actor),
+        _key_digest(wanted, actor, wanted.task_key),
         content,
         wanted.task_name,
         wanted.owner,
@@ -112,25 +144,28 @@ async def _insert_task(
 async def _resume(
     connection: Any, wanted: JobSubmission, content: bytes, credential: Any, actor: str
 ) -> SubmissionReply:
-    task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor))
+    task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor, wanted.task_key))
     if (task["content_digest"], task["owner_dn"]) != (content, credential["owner_dn"]):
-        raise ConflictError("this key is known with other jobs, another queue or another DN: use another key")
+        raise ConflictError("this key is known with other jobs or another DN: use another key")
     resumed = 0
     if task["owner_ti"] != owner_of(wanted.ti):
         await usable.bind(connection, credential, task_id=task["task_id"], n_jobs=task["n_jobs"])
         new_ti = wanted.ti.model_dump()
         await connection.execute(
-            sql.ADOPT_TASK, task["task_id"], new_ti, owner_of(wanted.ti), wanted.credential_id, actor
+            sql.ADOPT_TASK, task["task_id"], new_ti, owner_of(wanted.ti), wanted.credential_id, actor, wanted.queue
         )
         reason = f"submitted again by try {wanted.ti.try_number}"
-        resumed = await open_new_attempts(connection, task, wanted.credential_id, actor, reason)
-        await connection.execute(sql.USE_CREDENTIAL, *job_range(task), wanted.credential_id)
+        resumed = await open_new_attempts(
+            connection, task, wanted.credential_id, actor, reason, queue=str(wanted.queue)
+        )
+        await connection.execute(sql.USE_CREDENTIAL, *job_range(task), wanted.credential_id, wanted.queue)
     return SubmissionReply(
         task_id=task["task_id"],
         first_panda_id=task["first_panda_id"],
         n_jobs=task["n_jobs"],
         created=False,
         resumed=resumed,
+        queue=str(wanted.queue),
     )
 
 
@@ -171,14 +206,14 @@ def _job_row(
     return row
 
 
-def _key_digest(wanted: JobSubmission, actor: str) -> bytes:
+def _key_digest(wanted: JobSubmission, actor: str, key: str) -> bytes:
     """A key is known only to the client that used it, and for one owner: nobody takes or guesses another's."""
-    return hashlib.sha256(f"{actor}\0{wanted.owner}\0{wanted.task_key}".encode()).digest()
+    return hashlib.sha256(f"{actor}\0{wanted.owner}\0{key}".encode()).digest()
 
 
 def _content_digest(wanted: JobSubmission, specs: list[str]) -> bytes:
-    """Of what a repeat must have in common with the first submission; the credential may be a fresh one."""
-    whole = hashlib.sha256(f"{wanted.owner}\n{wanted.queue}\n".encode())
+    """Of what a repeat must have in common with the first submission: not the credential, and not the queue."""
+    whole = hashlib.sha256(f"{wanted.owner}\n".encode())
     if wanted.scripts:
         whole.update(json.dumps(wanted.scripts, sort_keys=True).encode())
     for spec in specs:

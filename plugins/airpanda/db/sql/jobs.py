@@ -27,8 +27,22 @@ RETURNING task_id
 
 SHARE_SCRIPTS = "INSERT INTO panda_task_scripts (task_id, scripts) VALUES ($1, $2)"
 
+TASKS_BY_KEY = "SELECT * FROM panda_task WHERE key_digest = ANY ($1::bytea[]) ORDER BY task_id FOR UPDATE"
+
+FAILED_BY_SITE = """
+SELECT DISTINCT j.queue FROM panda_job j JOIN panda_attempt a USING (panda_id, attempt_nr)
+WHERE j.panda_id BETWEEN $1 AND $2 AND j.status = 'failed' AND a.errors->0->>'blame' = 'site'
+"""
+
+# Counted to a bound, since it only orders queues by their load.
+WAITING = """
+SELECT q.name, (SELECT count(*) FROM (SELECT FROM panda_job j WHERE j.status = 'activated' AND j.queue = q.name
+                                      LIMIT 10000) AS waiting) AS n
+FROM unnest($1::text[]) AS q (name)
+"""
+
 ADOPT_TASK = """
-UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4, submitted_by = $5 WHERE task_id = $1
+UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4, submitted_by = $5, queue = $6 WHERE task_id = $1
 """
 
 # A job that was told to die and has not answered yet is fenced off at once: its pilot learns so at its next report.
@@ -42,13 +56,15 @@ WHERE j.panda_id BETWEEN $1 AND $2 AND j.command = 'tobekilled'
 NEW_ATTEMPTS = """
 UPDATE panda_job
 SET status = 'activated', attempt_nr = attempt_nr + 1, charged = 0, returned = 0, command = '', credential_id = $3,
-    pilot_id = NULL, lease_digest = NULL, lease_expires_at = NULL, changed_by = $4, change_reason = $5
+    pilot_id = NULL, lease_digest = NULL, lease_expires_at = NULL, changed_by = $4, change_reason = $5,
+    queue = coalesce($6, queue)
 WHERE panda_id BETWEEN $1 AND $2 AND (status IN ('failed', 'cancelled', 'closed') OR command = 'tobekilled')
 """
 
 USE_CREDENTIAL = """
-UPDATE panda_job SET credential_id = $3
-WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned', 'activated') AND credential_id <> $3
+UPDATE panda_job SET credential_id = $3, queue = $4
+WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned', 'activated')
+  AND (credential_id <> $3 OR queue <> $4)
 """
 
 # The index panda_job_claim_ix gives the order; the subquery on the credential is scalar on purpose, so that it is

@@ -11,18 +11,16 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import FileResponse, PlainTextResponse
 
 from airpanda.core.clock import utcnow
-from airpanda.core.errors import RequestError
 from airpanda.core.text import clean, without_keys
-from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner, demand_queue
+from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner
+from airpanda.dispatcher.choice import choose_queue
 from airpanda.dispatcher.routes import Id, LfnInPath
 from airpanda.dispatcher.routes.pilots import send_file
-from airpanda.dispatcher.services import QueueLike
 from airpanda.messages import (
     PILOT_LOG,
     DebugAsked,
     DebugRequest,
     JobKill,
-    JobSpec,
     JobStatusView,
     JobSubmission,
     JobView,
@@ -43,11 +41,9 @@ Offset = Annotated[int, Query(ge=0, le=10**9)]
 async def submit(wanted: JobSubmission, client: TheClient, services: TheServices) -> SubmissionReply:
     """Store the jobs of one panda task; a repeat of a key changes nothing."""
     demand_owner(client, wanted.owner)
-    demand_queue(client, wanted.queue)
-    queue = services.queue(wanted.queue)
-    for spec in wanted.jobs:
-        demand_fits(spec, queue)
-    return await services.submissions.submit(wanted, client=client.name, now=utcnow())
+    known = await services.submissions.known(wanted, client=client.name)
+    queue = await choose_queue(wanted, known, client, services)
+    return await services.submissions.submit(wanted, queue=queue, client=client.name, now=utcnow())
 
 
 @router.get("/job/{panda_id}")
@@ -137,30 +133,6 @@ async def retry(task_id: Id, client: TheClient, services: TheServices) -> TaskPr
 async def get_file(panda_id: Id, lfn: LfnInPath, client: TheClient, services: TheServices) -> FileResponse:
     """An output of the latest finished attempt."""
     return send_file(await services.files.output(panda_id, lfn, owners=client.owners), lfn)
-
-
-def demand_fits(spec: JobSpec, queue: QueueLike) -> None:
-    """Refuse at submission what no pilot of the queue could ever take.
-
-    Raises:
-        RequestError: names what is too much.
-    """
-    for need, wanted, offered in (
-        ("cores", spec.cores, queue.slot.cores),
-        ("memory_mib", spec.memory_mib, queue.slot.memory_mib),
-        ("disk_mib", spec.disk_mib, queue.slot.disk_mib),
-        ("walltime_s", spec.walltime_s, queue.slot.walltime_s - start_allowance_s(queue.slot.walltime_s)),
-    ):
-        if wanted > offered:
-            raise RequestError(
-                f"job {spec.job_name} asks for {need} = {wanted}, but a pilot of queue {queue.name} has {offered} to"
-                " give"
-            )
-
-
-def start_allowance_s(walltime_s: int) -> int:
-    """What of a slot is the pilot's own, before it asks for its first job."""
-    return min(300, walltime_s // 10)
 
 
 def _text(text: str) -> PlainTextResponse:
