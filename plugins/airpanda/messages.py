@@ -755,12 +755,41 @@ class PilotCommand(Message):
 # --- pilot batches (computing elements) ----------------------------------------------------------------------
 
 
+CeState = Literal[
+    "", "submitted", "queued", "staging", "running", "completing", "held",
+    "done", "failed", "timeout", "preempted", "cancelled", "lost", "unknown",
+]  # fmt: skip
+"""A computing element's word on a pilot job, as ``airpanda.computing.elements.PilotJobState``; "" before the first."""
+
+PilotState = Literal[
+    "intended", "submitted", "started", "benched", "finished", "failed", "lost", "cancelled",
+]  # fmt: skip
+
+HoldS = Annotated[int, Field(strict=True, ge=1, le=3600)]
+
+
 class BatchIntent(Message):
-    """POST ``/v1/batch/intend``: the intent rows of n pilots, written before anything is submitted."""
+    """POST ``/v1/batch/intend``: the intent rows of n pilots, written before anything is submitted.
+
+    ``key`` makes it idempotent: a repeat answers with the same pilots for as long as any of them may live, so that who
+    submits them again under their tag adopts them. The caller holds the batch for ``hold_s``: longer than the computing
+    element may take. ``purpose`` ``probe``: its pilots show their node and get no jobs. ``ce``: the queue's computing
+    element that it is for, where the queue has several.
+    """
 
     queue: Name
     n_pilots: Annotated[int, Field(ge=1, le=10_000)]
     ti: TaskInstanceKey | None = None
+    key: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")] = ""
+    purpose: Literal["work", "probe"] = "work"
+    ce: Name | Literal[""] = ""
+    hold_s: HoldS = 180
+
+
+class BatchTake(Message):
+    """POST ``/v1/batch/{batch_id}/take``: go on with a submission that nobody holds any more."""
+
+    hold_s: HoldS = 180
 
 
 class PilotTicket(Message):
@@ -773,35 +802,71 @@ class PilotTicket(Message):
 
 
 class IntendedBatch(Message):
-    """``tag`` is unique and finds the batch again at the computing element."""
+    """``tag`` is unique and finds the batch again at the computing element.
+
+    ``fence`` is the holder's, for the record. ``state`` ``submitted``: all is done already, and there are no tickets.
+    """
 
     batch_id: int
     tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     pilots: list[PilotTicket]
     queue: dict[str, Any]
+    fence: int = 1
+    state: Literal["intended", "uncertain", "submitted"] = "intended"
+    ce: str = ""
 
 
 class BatchRecord(Message):
-    """POST ``/v1/batch/{batch_id}/record``: the handles (CEJobIDs) a submission returned, by PilotID."""
+    """POST ``/v1/batch/{batch_id}/record``: the handles (CEJobIDs) a submission returned, by PilotID.
+
+    Refused where another holder has taken the batch over since (``fence``). A repeat changes nothing.
+    """
 
     state: Literal["submitted", "failed", "uncertain"]
     ce: Name
     handles: dict[Annotated[int, Field(ge=0, le=2**63 - 1)], Text] = Field(default_factory=dict)
     reason: Text = ""
+    fence: Count = 1
+
+
+class PilotSeen(Message):
+    """What a computing element said of one pilot; ``asked_to_end``: it was told to end it."""
+
+    pilot_id: Id
+    ce_state: CeState = ""
+    reason: Text = ""
+    asked_to_end: bool = False
+
+
+class PilotsSeen(Message):
+    """POST ``/v1/batch/observed``: what was seen of a queue's pilots. A pilot that speaks outranks it."""
+
+    queue: Name
+    pilots: Annotated[list[PilotSeen], Field(max_length=20_000)]
 
 
 class PilotView(Message):
-    """A pilot on record."""
+    """A pilot on record. ``state`` is its own word, ``ce_state`` the computing element's."""
 
     pilot_id: int
     batch_id: int
     queue: str
     ce: str
     ce_job_id: str
-    state: Literal["intended", "submitted", "started", "benched", "finished", "failed", "lost"]
+    state: PilotState
     node: str
     reason: str
     last_seen_at: datetime | None
+    ce_state: CeState = ""
+    created_at: datetime | None = None
+    registered_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class PilotProbe(PilotView):
+    """GET ``/v1/batch/{batch_id}/pilot/{pilot_id}``: a pilot with what it found on its node."""
+
+    probe: dict[str, Any] | None
 
 
 class BatchView(Message):
@@ -810,6 +875,8 @@ class BatchView(Message):
     queue: str
     state: str
     pilots: list[PilotView]
+    ce: str = ""
+    reason: str = ""
 
 
 JobView.model_rebuild()

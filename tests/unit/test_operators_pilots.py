@@ -96,7 +96,7 @@ def test_pilots_are_on_record_before_and_after(monkeypatch: pytest.MonkeyPatch, 
     result, stub = run(monkeypatch, element, token)
     assert stub.seen[0].path == "/v1/batch/intend"
     assert recorded(stub) == {
-        "state": "submitted", "ce": "local:DEMO", "handles": {"8": "h-8", "9": "h-9"}, "reason": "",
+        "state": "submitted", "ce": "local:DEMO", "handles": {"8": "h-8", "9": "h-9"}, "reason": "", "fence": 1,
     }  # fmt: skip
     assert {n: t.reveal() for n, t in element.batches[0].tokens.items()} == {8: token, 9: token}
     assert result == {"batch_id": 4, "tag": "ap-1", "n_pilots": 2, "ce_job_ids": ["h-8", "h-9"]}

@@ -396,31 +396,49 @@ class File(Base):
 
 
 class Batch(Base):
-    """Pilots submitted together; written before anything is submitted."""
+    """Pilots submitted together; written before anything is submitted.
+
+    ``intent_key`` makes a repeated intent this batch again. Whoever holds it (``fence``, until ``held_until``) may
+    submit it and record what came of it; nobody else.
+    """
 
     __tablename__ = "panda_batch"
     __table_args__ = (
         UniqueConstraint("tag"),
+        UniqueConstraint("intent_key"),
         _one_of("state", "intended", "submitted", "failed", "uncertain"),
+        _one_of("purpose", "work", "probe"),
+        Index("panda_batch_open_ix", "queue", postgresql_where=text("state IN ('intended', 'uncertain')")),
     )
     batch_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     tag: Mapped[str]
     queue: Mapped[str]
     ce: Mapped[str] = mapped_column(server_default=text("''"))
     state: Mapped[str] = mapped_column(server_default=text("'intended'"))
+    purpose: Mapped[str] = mapped_column(server_default=text("'work'"), comment="a probe's pilots get no jobs")
     reason: Mapped[str] = mapped_column(server_default=text("''"))
     ti: Mapped[dict[str, Any] | None]
     intended_by: Mapped[str]
+    intent_key: Mapped[str | None]
+    fence: Mapped[int] = mapped_column(server_default=text("1"))
+    held_until: Mapped[datetime] = mapped_column(server_default=NOW)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class Pilot(Base):
-    """One pilot and its job at the computing element. Its token is signed, not stored."""
+    """One pilot and its job at the computing element. Its token is signed, not stored.
+
+    ``state`` is the pilot's own word, ``ce_state`` the computing element's; ``ended_at`` is set when the pilot has
+    ended for all we know, and taken back when it speaks after all. ``missing_since``: the computing element does not
+    know it.
+    """
 
     __tablename__ = "panda_pilot"
     __table_args__ = (
-        _one_of("state", "intended", "submitted", "started", "benched", "finished", "failed", "lost"),
+        _one_of("state", "intended", "submitted", "started", "benched", "finished", "failed", "lost", "cancelled"),
         Index(None, "batch_id"),
+        Index("panda_pilot_recent_ix", "queue", "pilot_id"),
+        Index("panda_pilot_live_ix", "queue", "pilot_id", postgresql_where=text("ended_at IS NULL")),
     )
     pilot_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     batch_id: Mapped[int]
@@ -428,12 +446,43 @@ class Pilot(Base):
     ce: Mapped[str] = mapped_column(server_default=text("''"))
     ce_job_id: Mapped[str] = mapped_column(server_default=text("''"))
     state: Mapped[str] = mapped_column(server_default=text("'intended'"))
+    ce_state: Mapped[str] = mapped_column(server_default=text("''"))
     node: Mapped[str] = mapped_column(server_default=text("''"))
     pilot_uid: Mapped[int | None]
     dn: Mapped[str] = mapped_column(server_default=text("''"), comment="seen by mutual TLS")
     probe: Mapped[dict[str, Any] | None]
     reason: Mapped[str] = mapped_column(server_default=text("''"))
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    registered_at: Mapped[datetime | None] = mapped_column(comment="when it first said that it can work")
     last_seen_at: Mapped[datetime | None]
+    last_job_at: Mapped[datetime | None]
+    ce_running_at: Mapped[datetime | None] = mapped_column(comment="when its element first said that it runs")
+    missing_since: Mapped[datetime | None]
+    cancel_asked_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class FactoryRow(Base):
+    """The pilot factory of one queue: who runs it now (``fence``), what it remembers, what it last decided and why."""
+
+    __tablename__ = "panda_factory"
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    holder: Mapped[str] = mapped_column(server_default=text("''"))
+    fence: Mapped[int] = mapped_column(server_default=text("0"))
+    held_until: Mapped[datetime] = mapped_column(server_default=NOW)
+    memory: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    decisions: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    cycled_at: Mapped[datetime | None]
+
+
+class BadNode(Base):
+    """A worker node whose pilots of a queue get no jobs for a while."""
+
+    __tablename__ = "panda_bad_node"
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    node: Mapped[str] = mapped_column(primary_key=True)
+    until: Mapped[datetime]
+    reason: Mapped[str]
 
 
 triggers.attach(metadata)

@@ -104,12 +104,13 @@ def make_services(
         ConfigurationError: signing key or Fernet keys cannot be used.
     """
     database = Database(dsn)
+    issuer = Issuer(settings.signing_key)
     credentials = CredentialRegistry(database, Vault(fernet_keys))
     settings.file_store.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Services(
         settings=settings,
         database=database,
-        issuer=Issuer(settings.signing_key),
+        issuer=issuer,
         queues=queues,
         credentials=credentials,
         consents=Consents(database),
@@ -117,7 +118,7 @@ def make_services(
         jobs=JobStore(database, credentials, lease=settings.lease, heartbeat=settings.heartbeat_interval),
         submissions=Submissions(database, credentials),
         reader=JobReader(database),
-        pilots=PilotRegistry(database),
+        pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),
         files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),
         observer=Observer(database),
         single=SingleJobs(database),

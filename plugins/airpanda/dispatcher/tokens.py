@@ -80,6 +80,12 @@ class Issuer:
         self._public = self._key.public_key()
         self._seen: dict[bytes, PilotIdentity | ClientIdentity] = {}
 
+    @property
+    def installation(self) -> str:
+        """Eight hexadecimal digits of the public key's digest: whose pilots these are, where several share a site."""
+        raw = self._public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        return hashlib.sha256(raw).hexdigest()[:8]
+
     def client_token(
         self,
         name: str,

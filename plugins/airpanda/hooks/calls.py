@@ -42,6 +42,8 @@ _JOBS = TypeAdapter(list[m.JobView])
 _JOB = TypeAdapter(m.JobView)
 _INTENDED = TypeAdapter(m.IntendedBatch)
 _BATCH = TypeAdapter(m.BatchView)
+_PROBE = TypeAdapter(m.PilotProbe)
+_NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(list[m.AuditEntry])
 
 
@@ -102,13 +104,26 @@ def kill(task_id: int, request: m.KillRequest) -> Call[m.TaskProgress]:
 
 
 def intend_batch(intent: m.BatchIntent) -> Call[m.IntendedBatch]:
-    """Not repeatable: each call writes n new pilots, and their tokens are told only once."""
+    """Not repeatable: without a key each call writes n new pilots, with one a repeat finds the batch held."""
     return Call("POST", "/v1/batch/intend", _INTENDED, intent, repeatable=False)
+
+
+def take_batch(batch_id: int, wanted: m.BatchTake) -> Call[m.IntendedBatch]:
+    """Not repeatable: the first call holds the batch."""
+    return Call("POST", f"/v1/batch/{batch_id}/take", _INTENDED, wanted, repeatable=False)
 
 
 def record_batch(batch_id: int, record: m.BatchRecord) -> Call[m.BatchView]:
     return Call("POST", f"/v1/batch/{batch_id}/record", _BATCH, record)
 
 
+def observed(seen: m.PilotsSeen) -> Call[None]:
+    return Call("POST", "/v1/batch/observed", _NOTHING, seen)
+
+
 def batch(batch_id: int) -> Call[m.BatchView]:
     return Call("GET", f"/v1/batch/{batch_id}", _BATCH)
+
+
+def pilot_probe(batch_id: int, pilot_id: int) -> Call[m.PilotProbe]:
+    return Call("GET", f"/v1/batch/{batch_id}/pilot/{pilot_id}", _PROBE)

@@ -148,7 +148,7 @@ def _request(call: Call[Any]) -> dict[str, Any]:
 def _read(call: Call[R], response: httpx.Response) -> R:
     _raise_for_problem(response)
     try:
-        return call.reply.validate_json(response.content)
+        return call.reply.validate_json(response.content or b"null")
     except ValidationError as error:
         # The text of a ValidationError quotes the input, which may hold a token.
         raise ServiceError(

@@ -4,31 +4,92 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from airpanda.core.errors import NotAuthorisedError, NotFoundError
+from airpanda.core.clock import to_wire
+from airpanda.core.errors import ConflictError, NotAuthorisedError, NotFoundError
 from airpanda.db.pool import Database
 from airpanda.db.sql import pilots as sql
-from airpanda.messages import BatchIntent, BatchRecord, BatchView, PilotView, WorkerReport
+from airpanda.messages import BatchIntent, BatchRecord, BatchView, PilotProbe, PilotsSeen, PilotView, WorkerReport
+
+SERVED = frozenset({"started"})
+CE_FINAL = ("done", "failed", "timeout", "preempted", "cancelled", "lost")
+SILENT_AFTER = timedelta(minutes=5)
+"""A pilot that said nothing for so long no longer contradicts its computing element."""
+MISSING_AFTER = timedelta(minutes=10)
+"""A pilot that is silent, and that its computing element has not known for so long, is lost."""
 
 _PILOT_FIELDS = frozenset(PilotView.model_fields)
-SERVED = frozenset({"started"})
+_OPEN = frozenset({"intended", "uncertain"})
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A batch on record, held by the caller if it is open. ``pilots`` is empty for one that is submitted."""
+
+    batch_id: int
+    tag: str
+    queue: str
+    ce: str
+    state: Any
+    fence: int
+    pilots: list[int]
 
 
 class PilotRegistry:
-    """Writes and reads batches and pilots. ``queues`` and ``by`` (who intended) bound what a caller sees; None: all."""
+    """Writes and reads batches and pilots. ``queues`` and ``by`` (who intended) bound what a caller sees; None: all.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        prefix: what the tags of this installation begin with; no other installation's do.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        prefix: str = "ap-",
+        silent: timedelta = SILENT_AFTER,
+        missing: timedelta = MISSING_AFTER,
+    ) -> None:
         self._database = database
+        self._prefix = prefix
+        self._silent, self._missing = silent, missing
 
-    async def intend(self, intent: BatchIntent, *, actor: str) -> tuple[int, str, list[int]]:
-        """Write n pilots before anything is submitted; answer batch, its unique tag, and the PilotIDs."""
-        tag = f"ap-{secrets.token_hex(8)}"
+    async def intend(self, intent: BatchIntent, *, actor: str) -> Intent:
+        """Write n pilots before anything is submitted, or answer with those that the same key has already.
+
+        Raises:
+            ConflictError: a submission of this key is going on; says until when it may.
+        """
+        key = f"{actor}|{intent.queue}|{intent.key}" if intent.key else None
+        while True:
+            async with self._database.transaction() as connection:
+                known = await connection.fetchrow(sql.LOCK_INTENT, key) if key else None
+                if known is not None:
+                    if known["state"] in _OPEN:
+                        return await self._take(connection, known, intent.hold_s)
+                    if known["state"] == "submitted" and not await connection.fetchval(sql.IS_OVER, known["batch_id"]):
+                        return _intent(known, known["fence"], [])
+                    await connection.execute(sql.FORGET_KEY, known["batch_id"])
+                made = await self._insert(connection, intent, key, actor)
+                if made is not None:
+                    return made
+            # Another call with this key was faster: what it wrote is there now.
+
+    async def take(self, batch_id: int, hold_s: int, *, queues: Collection[str] | None, by: str | None) -> Intent:
+        """Hold an open batch that nobody holds.
+
+        Raises:
+            NotFoundError: there is no such batch for this caller.
+            ConflictError: somebody holds it, or it is open no more.
+        """
         async with self._database.transaction() as connection:
-            ti = intent.ti.model_dump() if intent.ti else None
-            batch_id = await connection.fetchval(sql.INTEND, tag, intent.queue, ti, actor)
-            rows = await connection.fetch(sql.INTEND_PILOTS, batch_id, intent.queue, intent.n_pilots)
-        return batch_id, tag, [row["pilot_id"] for row in rows]
+            row = _mine(await connection.fetchrow(sql.LOCK_BATCH, batch_id), batch_id, queues, by)
+            if row["state"] not in _OPEN:
+                raise ConflictError(f"batch {batch_id} is {row['state']}: there is nothing left to submit")
+            return await self._take(connection, row, hold_s)
 
     async def record(
         self, batch_id: int, record: BatchRecord, *, queues: Collection[str] | None, by: str | None
@@ -37,20 +98,57 @@ class PilotRegistry:
 
         Raises:
             NotFoundError: there is no such batch for this caller.
+            ConflictError: somebody else has taken it over.
         """
         async with self._database.transaction() as connection:
-            await self._batch(connection, batch_id, queues, by)
-            await connection.execute(sql.RECORD_BATCH, batch_id, record.state, record.ce, record.reason)
+            row = _mine(await connection.fetchrow(sql.LOCK_BATCH, batch_id), batch_id, queues, by)
+            if row["fence"] != record.fence:
+                raise ConflictError(
+                    f"batch {batch_id} was taken over by another submission (fence {row['fence']}, this is"
+                    f" {record.fence}): what that one records counts"
+                )
             ids, handles = list(record.handles), list(record.handles.values())
             await connection.execute(sql.RECORD_HANDLES, batch_id, record.ce, ids, handles)
-            if record.state != "uncertain":
+            was_open = await connection.fetchval(sql.RECORD_BATCH, batch_id, record.state, record.ce, record.reason)
+            if was_open and record.state != "uncertain":
                 await connection.execute(sql.RECORD_FAILURE, batch_id, record.ce, record.reason, ids)
             return await self._view(connection, batch_id, queues, by)
+
+    async def observe(self, seen: PilotsSeen) -> int:
+        """Note what a computing element says of a queue's pilots; answer how many were still live.
+
+        Final or unknown at the element is over only for a pilot that is silent, too.
+        """
+        pilots = {each.pilot_id: each for each in seen.pilots}.values()
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                sql.OBSERVE,
+                seen.queue,
+                [each.pilot_id for each in pilots],
+                list(CE_FINAL),
+                self._silent,
+                self._missing,
+                [each.ce_state for each in pilots],
+                [each.reason for each in pilots],
+                [each.asked_to_end for each in pilots],
+            )
+        return len(rows)
 
     async def batch(self, batch_id: int, *, queues: Collection[str] | None, by: str | None) -> BatchView:
         """One batch with its pilots. Raises as ``record``."""
         async with self._database.connection() as connection:
             return await self._view(connection, batch_id, queues, by)
+
+    async def probe(
+        self, batch_id: int, pilot_id: int, *, queues: Collection[str] | None, by: str | None
+    ) -> PilotProbe:
+        """One pilot with its transcript. Raises as ``record``."""
+        async with self._database.connection() as connection:
+            _mine(await connection.fetchrow(sql.BATCH, batch_id), batch_id, queues, by)
+            for row in await connection.fetch(sql.PILOTS, batch_id):
+                if row["pilot_id"] == pilot_id:
+                    return PilotProbe(**_fields(row), probe=row["probe"])
+        raise NotFoundError(f"batch {batch_id} has no pilot {pilot_id}")
 
     async def seen(self, pilot_id: int, queue: str, *, node: str, dn: str) -> bool:
         """Note that a pilot asks for work; answer whether it is to be served.
@@ -59,38 +157,72 @@ class PilotRegistry:
             NotAuthorisedError: this queue has no such pilot.
         """
         async with self._database.connection() as connection:
-            state = await connection.fetchval(sql.SEEN, pilot_id, queue, node, dn)
-        if state is None:
+            row = await connection.fetchrow(sql.SEEN, pilot_id, queue, node, dn)
+        if row is None:
             raise NotAuthorisedError(f"queue {queue} has no pilot {pilot_id}")
-        return state in SERVED
+        return row["state"] in SERVED and not row["only_probes"]
+
+    async def given_jobs(self, pilot_id: int) -> None:
+        """Note that a pilot has work: until it asks again it is not idle."""
+        async with self._database.connection() as connection:
+            await connection.execute(sql.GIVEN_JOBS, pilot_id)
 
     async def report(self, pilot_id: int, queue: str, report: WorkerReport, *, dn: str) -> bool:
-        """Note a pilot's start, benching or end; answer whether its state allows that. A repeat changes nothing."""
+        """Note a pilot's start, benching or end; answer whether it may go on. A repeat changes nothing."""
+        probe = report.probe or None
         async with self._database.connection() as connection:
-            state = await connection.fetchval(
-                sql.REPORT,
-                pilot_id,
-                queue,
-                report.node,
-                report.status,
-                report.pilot_uid,
-                report.probe or None,
-                report.reason,
-                dn,
+            row = await connection.fetchrow(
+                sql.REPORT, pilot_id, queue, report.node, report.status, report.pilot_uid, probe, report.reason, dn
             )
-        return state is not None
+            if row is None and report.status == "finished":
+                await connection.execute(sql.LAST_WORD, pilot_id, queue, probe)
+        return row is not None and not row["only_probes"]
 
-    async def _batch(self, connection: Any, batch_id: int, queues: Collection[str] | None, by: str | None) -> Any:
-        row = await connection.fetchrow(sql.BATCH, batch_id)
-        others = row is not None and by is not None and row["intended_by"] != by
-        if row is None or others or (queues is not None and row["queue"] not in queues):
-            raise NotFoundError(f"there is no batch {batch_id} for this caller")
-        return row
+    async def _insert(self, connection: Any, intent: BatchIntent, key: str | None, actor: str) -> Intent | None:
+        """None: another transaction has inserted this key since."""
+        tag = f"{self._prefix}{secrets.token_hex(8)}"
+        ti = intent.ti.model_dump() if intent.ti else None
+        hold = timedelta(seconds=intent.hold_s)
+        batch_id = await connection.fetchval(
+            sql.INTEND, tag, intent.queue, ti, actor, key, intent.purpose, intent.ce, hold
+        )
+        if batch_id is None:
+            return None
+        rows = await connection.fetch(sql.INTEND_PILOTS, batch_id, intent.queue, intent.n_pilots, intent.ce)
+        return Intent(batch_id, tag, intent.queue, intent.ce, "intended", 1, [row["pilot_id"] for row in rows])
+
+    async def _take(self, connection: Any, row: Any, hold_s: int) -> Intent:
+        if row["held"]:
+            raise ConflictError(
+                f"another submission of batch {row['batch_id']} is going on, or has broken off: it can be taken over at"
+                f" {to_wire(row['held_until'])}"
+            )
+        fence = await connection.fetchval(sql.TAKE, row["batch_id"], timedelta(seconds=hold_s))
+        ids = [each["pilot_id"] for each in await connection.fetch(sql.PILOT_IDS, row["batch_id"])]
+        return _intent(row, fence, ids)
 
     async def _view(self, connection: Any, batch_id: int, queues: Collection[str] | None, by: str | None) -> BatchView:
-        batch = await self._batch(connection, batch_id, queues, by)
-        pilots = [
-            PilotView(**{key: value for key, value in row.items() if key in _PILOT_FIELDS})
-            for row in await connection.fetch(sql.PILOTS, batch_id)
-        ]
-        return BatchView(batch_id=batch_id, tag=batch["tag"], queue=batch["queue"], state=batch["state"], pilots=pilots)
+        batch = _mine(await connection.fetchrow(sql.BATCH, batch_id), batch_id, queues, by)
+        pilots = [PilotView(**_fields(row)) for row in await connection.fetch(sql.PILOTS, batch_id)]
+        head = {key: batch[key] for key in ("tag", "queue", "state", "ce", "reason")}
+        return BatchView(batch_id=batch_id, pilots=pilots, **head)
+
+
+def _intent(row: Any, fence: int, pilots: list[int]) -> Intent:
+    return Intent(row["batch_id"], row["tag"], row["queue"], row["ce"], row["state"], fence, pilots)
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key in _PILOT_FIELDS}
+
+
+def _mine(row: Any, batch_id: int, queues: Collection[str] | None, by: str | None) -> Any:
+    """The batch's row, if this caller may see it.
+
+    Raises:
+        NotFoundError: there is none, or not for this caller.
+    """
+    others = row is not None and by is not None and row["intended_by"] != by
+    if row is None or others or (queues is not None and row["queue"] not in queues):
+        raise NotFoundError(f"there is no batch {batch_id} for this caller")
+    return row

@@ -1,4 +1,4 @@
-"""Batches of pilots, for the operator that submits them."""
+"""Batches of pilots, for whoever submits them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,43 @@ from pydantic import SecretStr
 from airpanda.core.clock import utcnow
 from airpanda.dispatcher.auth import TheClient, TheServices, demand_pilot_sender, demand_queue
 from airpanda.dispatcher.routes import Id
+from airpanda.dispatcher.services import Services
 from airpanda.dispatcher.tokens import ClientIdentity
-from airpanda.messages import BatchIntent, BatchRecord, BatchView, IntendedBatch, PilotTicket
+from airpanda.jobs.pilots import Intent
+from airpanda.messages import (
+    BatchIntent,
+    BatchRecord,
+    BatchTake,
+    BatchView,
+    IntendedBatch,
+    PilotProbe,
+    PilotsSeen,
+    PilotTicket,
+)
 
 router = APIRouter(prefix="/v1/batch", dependencies=[Depends(demand_pilot_sender)])
 
 
 @router.post("/intend")
 async def intend(intent: BatchIntent, client: TheClient, services: TheServices) -> IntendedBatch:
-    """Write n pilots before anything is submitted. Their tokens are told only here."""
+    """Write n pilots before anything is submitted. Their tokens are told only here and to who takes the batch over."""
     demand_queue(client, intent.queue)
-    queue = services.queue(intent.queue)
-    batch_id, tag, ids = await services.pilots.intend(intent, actor=f"client:{client.name}")
-    lifetime, now = services.settings.token_lifetime, utcnow()
-    tokens = [services.issuer.pilot_token(pilot_id, queue.name, lifetime, now) for pilot_id in ids]
-    pilots = [
-        PilotTicket(pilot_id=pilot_id, token=SecretStr(token.reveal()))
-        for pilot_id, token in zip(ids, tokens, strict=True)
-    ]
-    return IntendedBatch(batch_id=batch_id, tag=tag, pilots=pilots, queue=queue.to_wire())
+    services.queue(intent.queue)
+    return _told(await services.pilots.intend(intent, actor=f"client:{client.name}"), services)
+
+
+@router.post("/observed", status_code=204)
+async def observed(seen: PilotsSeen, client: TheClient, services: TheServices) -> None:
+    """Note what computing elements said of a queue's pilots."""
+    demand_queue(client, seen.queue)
+    await services.pilots.observe(seen)
+
+
+@router.post("/{batch_id}/take")
+async def take(batch_id: Id, wanted: BatchTake, client: TheClient, services: TheServices) -> IntendedBatch:
+    """Go on with a submission that nobody holds any more."""
+    held = await services.pilots.take(batch_id, wanted.hold_s, queues=client.queues, by=_bound_to(client))
+    return _told(held, services)
 
 
 @router.post("/{batch_id}/record")
@@ -39,6 +57,28 @@ async def record(batch_id: Id, record: BatchRecord, client: TheClient, services:
 async def batch(batch_id: Id, client: TheClient, services: TheServices) -> BatchView:
     """A batch with its pilots."""
     return await services.pilots.batch(batch_id, queues=client.queues, by=_bound_to(client))
+
+
+@router.get("/{batch_id}/pilot/{pilot_id}")
+async def pilot(batch_id: Id, pilot_id: Id, client: TheClient, services: TheServices) -> PilotProbe:
+    """One pilot of a batch, with what it found on its node."""
+    return await services.pilots.probe(batch_id, pilot_id, queues=client.queues, by=_bound_to(client))
+
+
+def _told(intent: Intent, services: Services) -> IntendedBatch:
+    """The batch with a fresh token for each pilot."""
+    queue = services.queue(intent.queue)
+    lifetime, now = services.settings.token_lifetime, utcnow()
+    tokens = {pilot: services.issuer.pilot_token(pilot, queue.name, lifetime, now) for pilot in intent.pilots}
+    return IntendedBatch(
+        batch_id=intent.batch_id,
+        tag=intent.tag,
+        pilots=[PilotTicket(pilot_id=pilot, token=SecretStr(token.reveal())) for pilot, token in tokens.items()],
+        queue=queue.to_wire(),
+        fence=intent.fence,
+        state=intent.state,
+        ce=intent.ce,
+    )
 
 
 def _bound_to(client: ClientIdentity) -> str | None:

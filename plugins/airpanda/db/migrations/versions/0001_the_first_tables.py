@@ -53,21 +53,48 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("kind", "name", name=op.f("panda_ban_pkey")),
     )
     op.create_table(
+        "panda_bad_node",
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("queue", "node", name=op.f("panda_bad_node_pkey")),
+    )
+    op.create_table(
         "panda_batch",
         sa.Column("batch_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("tag", sa.Text(), nullable=False),
         sa.Column("queue", sa.Text(), nullable=False),
         sa.Column("ce", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("state", sa.Text(), server_default=sa.text("'intended'"), nullable=False),
+        sa.Column(
+            "purpose",
+            sa.Text(),
+            server_default=sa.text("'work'"),
+            nullable=False,
+            comment="a probe's pilots get no jobs",
+        ),
         sa.Column("reason", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("ti", JSON_B, nullable=True),
         sa.Column("intended_by", sa.Text(), nullable=False),
+        sa.Column("intent_key", sa.Text(), nullable=True),
+        sa.Column("fence", sa.BigInteger(), server_default=sa.text("1"), nullable=False),
+        sa.Column("held_until", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
             "state IN ('intended', 'submitted', 'failed', 'uncertain')", name=op.f("panda_batch_state_check")
         ),
+        sa.CheckConstraint("purpose IN ('work', 'probe')", name=op.f("panda_batch_purpose_check")),
         sa.PrimaryKeyConstraint("batch_id", name=op.f("panda_batch_pkey")),
+        sa.UniqueConstraint("intent_key", name=op.f("panda_batch_intent_key_key")),
         sa.UniqueConstraint("tag", name=op.f("panda_batch_tag_key")),
+    )
+    op.create_index(
+        "panda_batch_open_ix",
+        "panda_batch",
+        ["queue"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('intended', 'uncertain')"),
     )
     op.create_table(
         "panda_consent",
@@ -158,6 +185,17 @@ def upgrade() -> None:
         sa.Column("answered_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("what IN ('tail', 'ps', 'ls')", name=op.f("panda_debug_what_check")),
         sa.PrimaryKeyConstraint("panda_id", "attempt_nr", name=op.f("panda_debug_pkey")),
+    )
+    op.create_table(
+        "panda_factory",
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("holder", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("fence", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("held_until", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("memory", JSON_B, server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("decisions", JSON_B, server_default=sa.text("'[]'"), nullable=False),
+        sa.Column("cycled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("queue", name=op.f("panda_factory_pkey")),
     )
     op.create_table(
         "panda_file",
@@ -266,19 +304,42 @@ def upgrade() -> None:
         sa.Column("ce", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("ce_job_id", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("state", sa.Text(), server_default=sa.text("'intended'"), nullable=False),
+        sa.Column("ce_state", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("node", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("pilot_uid", sa.BigInteger(), nullable=True),
         sa.Column("dn", sa.Text(), server_default=sa.text("''"), nullable=False, comment="seen by mutual TLS"),
         sa.Column("probe", JSON_B, nullable=True),
         sa.Column("reason", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "registered_at", sa.DateTime(timezone=True), nullable=True, comment="when it first said that it can work"
+        ),
         sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_job_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "ce_running_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when its element first said that it runs",
+        ),
+        sa.Column("missing_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("cancel_asked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "state IN ('intended', 'submitted', 'started', 'benched', 'finished', 'failed', 'lost')",
+            "state IN ('intended', 'submitted', 'started', 'benched', 'finished', 'failed', 'lost', 'cancelled')",
             name=op.f("panda_pilot_state_check"),
         ),
         sa.PrimaryKeyConstraint("pilot_id", name=op.f("panda_pilot_pkey")),
     )
     op.create_index(op.f("panda_pilot_batch_id_ix"), "panda_pilot", ["batch_id"], unique=False)
+    op.create_index(
+        "panda_pilot_live_ix",
+        "panda_pilot",
+        ["queue", "pilot_id"],
+        unique=False,
+        postgresql_where=sa.text("ended_at IS NULL"),
+    )
+    op.create_index("panda_pilot_recent_ix", "panda_pilot", ["queue", "pilot_id"], unique=False)
     op.create_table(
         "panda_revocation",
         sa.Column("kind", sa.Text(), nullable=False),
@@ -365,6 +426,8 @@ def downgrade() -> None:
     op.drop_table("panda_task")
     op.drop_table("panda_sample")
     op.drop_table("panda_revocation")
+    op.drop_index("panda_pilot_recent_ix", table_name="panda_pilot")
+    op.drop_index("panda_pilot_live_ix", table_name="panda_pilot", postgresql_where=sa.text("ended_at IS NULL"))
     op.drop_index(op.f("panda_pilot_batch_id_ix"), table_name="panda_pilot")
     op.drop_table("panda_pilot")
     op.drop_table("panda_owner")
@@ -375,6 +438,7 @@ def downgrade() -> None:
     op.drop_index("panda_job_claim_ix", table_name="panda_job", postgresql_where=sa.text("status = 'activated'"))
     op.drop_table("panda_job")
     op.drop_table("panda_file")
+    op.drop_table("panda_factory")
     op.drop_table("panda_debug")
     op.drop_index(
         "panda_credential_audit_released_key",
@@ -386,7 +450,13 @@ def downgrade() -> None:
     op.drop_index(op.f("panda_credential_owner_dn_ix"), table_name="panda_credential")
     op.drop_table("panda_credential")
     op.drop_table("panda_counter")
+    op.drop_index(
+        "panda_batch_open_ix",
+        table_name="panda_batch",
+        postgresql_where=sa.text("state IN ('intended', 'uncertain')"),
+    )
     op.drop_table("panda_batch")
+    op.drop_table("panda_bad_node")
     op.drop_table("panda_consent")
     op.drop_table("panda_ban")
     op.drop_table("panda_attempt")
