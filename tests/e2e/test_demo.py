@@ -85,6 +85,25 @@ def test_the_launchers_own_log_agrees(inside: Inside, jobs: list[dict[str, Any]]
         record = seen[f"PandaID={job['panda_id']} attempt={job['attempt_nr']}"]
         assert (record["dn"], record["uid"]) == (job["owner_dn"], job["account_uid"])
         assert record["caller_uid"] == job["pilot_uid"]
+        assert (record["launcher"], record["mapping"]) == ("sudo", "lcmaps")
+
+
+def test_payloads_came_by_sudo_and_lcmaps_and_sudos_log_agrees(
+    demo: Demo, inside: Inside, jobs: list[dict[str, Any]]
+) -> None:
+    """CI has both installed. Each request that the launcher knows of was let through by sudo, and by nothing else."""
+    assert {(job["launcher"], job["mapping"]) for job in jobs} == {("sudo", "lcmaps")}
+    assert inside.report["launcher"] == {"launcher": "sudo", "mapping": "lcmaps"}
+    assert f"of {len(inside.report['jobs'])} payloads: sudo+lcmaps {len(inside.report['jobs'])}" in demo.text
+    assert "the launcher is started by sudo's rule, accounts come from the site's LCMAPS" in demo.text
+    let_through = inside.node_path("/run/airpanda/log/sudo.log").read_text().splitlines()
+    assert {line.split(" : ")[1].split()[0] for line in let_through} == {"pilot"}
+    assert all("USER=root ; COMMAND=/run/airpanda/sbin/airpanda-launcher " in line for line in let_through)
+    records = inside.launcher_records()
+    assert {record["launcher"] for record in records} == {"sudo"}
+    # One more where a launcher was killed before it could write.
+    assert len(records) <= len(let_through) <= len(records) + 2
+    assert not inside.node_path("/run/airpanda/launcher.socket").exists()
 
 
 def test_who_used_alices_proxy_where_and_when(inside: Inside, jobs: list[dict[str, Any]]) -> None:
@@ -153,13 +172,25 @@ def test_a_payload_reaches_nothing_that_is_not_its_own(inside: Inside, home: Pat
     private += [str(path.relative_to(site)) for path in site.glob("pki/*.key")]
     private += [str(path.relative_to(site)) for path in site.glob("pki/*.proxy")]
     on_node = ["/var/tmp/pilots", "/home/pilot", "/home/pilot/pilot.proxy", "/home/robot", "/home/bob", "/etc/shadow"]
-    on_node += ["/run/airpanda/log/glexec.jsonl", "/proc/1/environ", "/proc/1/root", "/proc/1/fd", "/dev/mem"]
+    on_node += [
+        "/run/airpanda/log/glexec.jsonl",
+        "/run/airpanda/log/sudo.log",
+        "/proc/1/environ",
+        "/proc/1/root",
+        "/proc/1/fd",
+        "/dev/mem",
+    ]
     control = {"read targets.json", "run /bin/true", f"ask {gateway}/v1/health", f"ask {api}/api/v2/monitor/health"}
     targets = {
         "paths": [*(str(site / name) for name in private), *on_node, str(home), "targets.json"],
         "sockets": [str(site / "pg/socket/.s.PGSQL.5432"), "/mnt/socket/.s.PGSQL.5432"],
-        # Anybody may connect to the launcher's socket; whom it obeys is what counts.
-        "commands": [["/run/airpanda/sbin/glexec", "/usr/bin/id"], ["/bin/true"]],
+        # Anybody may ask the launcher or sudo; whom they obey is what counts.
+        "commands": [
+            ["/run/airpanda/sbin/glexec", "/usr/bin/id"],
+            ["/run/airpanda/sbin/glexec-sudo", "/usr/bin/id"],
+            ["/usr/bin/sudo", "-n", "/run/airpanda/sbin/airpanda-launcher", "/usr/bin/id"],
+            ["/bin/true"],
+        ],
         "writable": [
             "/",
             "/etc",
@@ -198,7 +229,7 @@ def test_what_the_node_hides_from_payloads_exists(inside: Inside) -> None:
         "myproxy/store",
     ):
         assert (inside.directory / name).exists(), name
-    for name in ("/var/tmp/pilots", "/home/pilot/pilot.proxy", "/run/airpanda/launcher.socket"):
+    for name in ("/var/tmp/pilots", "/home/pilot/pilot.proxy", "/run/airpanda/log/sudo.log"):
         assert inside.node_path(name).exists(), name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airpanda_demo.errors import DemoError, sentence
-from airpanda_demo.options import DATABASE_URL, MYPROXY, PORT, options
+from airpanda_demo.options import DATABASE_URL, LAUNCHER, MYPROXY, PORT, options
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "-1", "80a", "8080 ", "²", "0x50", "8080.0"])
@@ -51,3 +51,10 @@ def test_a_full_disk_is_a_sentence() -> None:
     assert sentence(OSError(28, "No space left on device", "/x")) == (
         "no disk space is left (/x); make room and run again"
     )
+
+
+def test_the_launchers_socket_can_be_asked_for() -> None:
+    assert options({LAUNCHER: "socket"}).socket_launcher is True
+    assert options({LAUNCHER: ""}).socket_launcher is False
+    with pytest.raises(DemoError, match="set it to socket, or unset it"):
+        options({LAUNCHER: "sudo"})

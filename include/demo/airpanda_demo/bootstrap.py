@@ -39,6 +39,7 @@ environment variables:
   AIRPANDA_DEMO_PORT      port of the web UI (default: 8080 or a free one)
   AIRPANDA_DATABASE_URL   postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE, an empty database (default: an own server)
   AIRPANDA_DEMO_MYPROXY   embedded: our own MyProxy server, also where Debian's is installed
+  AIRPANDA_DEMO_LAUNCHER  socket: the launcher's socket and our own mapping, also where sudo and LCMAPS are installed
 """
 
 _BOOT = """

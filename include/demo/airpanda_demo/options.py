@@ -13,7 +13,8 @@ from airpanda_demo.errors import DemoError
 PORT = "AIRPANDA_DEMO_PORT"
 DATABASE_URL = "AIRPANDA_DATABASE_URL"
 MYPROXY = "AIRPANDA_DEMO_MYPROXY"
-VARIABLES = (PORT, DATABASE_URL, MYPROXY)
+LAUNCHER = "AIRPANDA_DEMO_LAUNCHER"
+VARIABLES = (PORT, DATABASE_URL, MYPROXY, LAUNCHER)
 PREFERRED_PORT = 8080
 
 
@@ -34,11 +35,13 @@ class Options:
         port: of the web UI; None takes 8080 or, when that is taken, a free one.
         database_url: of a PostgreSQL to use, as Airflow needs it; None starts the embedded one. Holds a password.
         embedded_myproxy: use our own development server even where Debian's is installed.
+        socket_launcher: the launcher's socket and our own mapping even where sudo and LCMAPS are installed.
     """
 
     port: int | None
     database_url: str | None
     embedded_myproxy: bool
+    socket_launcher: bool = False
 
 
 def options(environment: Mapping[str, str]) -> Options:
@@ -50,8 +53,16 @@ def options(environment: Mapping[str, str]) -> Options:
     myproxy = environment.get(MYPROXY, "")
     if myproxy not in ("", "embedded"):
         raise DemoError(f"{MYPROXY} = {myproxy!r} is unknown; set it to embedded, or unset it")
+    launcher = environment.get(LAUNCHER, "")
+    if launcher not in ("", "socket"):
+        raise DemoError(f"{LAUNCHER} = {launcher!r} is unknown; set it to socket, or unset it")
     url = environment.get(DATABASE_URL, "")
-    return Options(_port(environment.get(PORT, "")), check_database_url(url) if url else None, myproxy == "embedded")
+    return Options(
+        _port(environment.get(PORT, "")),
+        check_database_url(url) if url else None,
+        embedded_myproxy=myproxy == "embedded",
+        socket_launcher=launcher == "socket",
+    )
 
 
 def _port(text: str) -> int | None:

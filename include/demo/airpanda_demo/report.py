@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from airpanda.messages import JobView
+from airpanda_demo.switching import Switching
 
 MIN_FINISHED = 23
 OWNERS = 3
@@ -34,6 +36,13 @@ class JobLine:
     exit_code: int | None
     wall_s: float | None
     cpu_s: float | None
+    launcher: str | None = None
+    mapping: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the pilot calls this attempt where it asks for its owner's account."""
+        return f"PandaID={self.panda_id} attempt={self.attempt_nr}"
 
     @classmethod
     def of(cls, job: JobView) -> JobLine:
@@ -59,6 +68,31 @@ class JobLine:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One payload in the launcher's own log: how the launcher was started, what gave the account, and which."""
+
+    launcher: str
+    mapping: str
+    dn: str
+    uid: int
+
+    @classmethod
+    def of(cls, record: Mapping[str, object]) -> Launch:
+        return cls(str(record["launcher"]), str(record["mapping"]), str(record["dn"]), int(str(record["uid"])))
+
+
+def with_launches(jobs: Sequence[JobLine], launches: Mapping[str, Launch]) -> list[JobLine]:
+    """The jobs, each with how the launcher says that it started its payload; only where person and account agree."""
+    found = [(job, launches.get(job.label)) for job in jobs]
+    return [
+        replace(job, launcher=launch.launcher, mapping=launch.mapping)
+        if launch is not None and (launch.dn, launch.uid) == (job.owner_dn, job.account_uid)
+        else job
+        for job, launch in found
+    ]
+
+
+@dataclass(frozen=True)
 class Peak:
     """The fit of one analysis, and the picture it belongs to."""
 
@@ -71,11 +105,15 @@ class Peak:
         return float(self.result["mass_gev"])
 
 
+_COLUMNS = (
+    "PandaID", "DAG.task", "owner", "account(uid)", "switched", "by", "pilot(uid)", "try", "exit", "wall s", "cpu s"
+)  # fmt: skip
+
+
 def table(jobs: Sequence[JobLine]) -> str:
     """A table for people; columns as wide as they need to be."""
-    head = ("PandaID", "DAG.task", "owner", "account(uid)", "switched", "pilot(uid)", "try", "exit", "wall s", "cpu s")
-    rows = [head, *(_row(job) for job in jobs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    rows = [_COLUMNS, *(_row(job) for job in jobs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
@@ -88,6 +126,7 @@ def _row(job: JobLine) -> tuple[str, ...]:
         job.owner_dn,
         f"{job.account_name or '-'}({_shown(job.account_uid)})",
         switched,
+        f"{job.launcher}+{job.mapping}" if job.launcher else "-",
         f"{_shown(job.pilot_id)}({_shown(job.pilot_uid)})",
         str(job.attempt_nr),
         _shown(job.exit_code) if job.status == "finished" else f"{job.status} {_shown(job.exit_code)}",
@@ -104,11 +143,18 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def verdict(jobs: Sequence[JobLine], peaks: Sequence[Peak], *, switches: bool) -> list[str]:
+def summary(jobs: Sequence[JobLine], switching: Switching) -> str:
+    """How many payloads got their accounts in which way."""
+    ways = Counter((job.launcher, job.mapping) for job in jobs if job.launcher)
+    counted = ", ".join(f"{way}+{mapping} {number}" for (way, mapping), number in sorted(ways.items())) or "none"
+    return f"accounts: {switching.words}.\nby the launcher's own log, of {len(jobs)} payloads: {counted}"
+
+
+def verdict(jobs: Sequence[JobLine], peaks: Sequence[Peak], *, switching: Switching | None) -> list[str]:
     """What of the demonstration's promises does not hold; empty when all do.
 
     Args:
-        switches: whether the site has an identity switch (it was started by root).
+        switching: the site's identity switch; None where it has none (it was not started by root).
     """
     wrong = [f"PandaID {job.panda_id} is {job.status}" for job in jobs if job.status != "finished"]
     finished = [job for job in jobs if job.status == "finished"]
@@ -117,7 +163,13 @@ def verdict(jobs: Sequence[JobLine], peaks: Sequence[Peak], *, switches: bool) -
     owners = {job.owner_dn for job in finished}
     if len(owners) != OWNERS:
         wrong.append(f"jobs of {len(owners)} owners finished, not of {OWNERS}")
-    wrong += _wrong_accounts(finished, switches=switches)
+    wrong += _wrong_accounts(finished, switches=switching is not None)
+    if switching is not None:
+        wrong += [
+            f"PandaID {job.panda_id} ran by {job.launcher}+{job.mapping}, not by {switching.way}+{switching.mapping}"
+            for job in finished
+            if (job.launcher, job.mapping) != (switching.way, switching.mapping)
+        ]
     if not peaks:
         wrong.append("no analysis left a picture")
     wrong += [

@@ -65,8 +65,11 @@ class Demonstration:
             self._start(myproxy(self._site))
             node = self._node.start()
             self._site.write_queue(node)
-            what = "with accounts of its own" if self._site.switches else "on this machine, without an identity switch"
+            chosen = self._node.switching
+            what = "on this machine, without an identity switch" if chosen is None else "with accounts of its own"
             self._progress.say(f"worker node ready, {what}")
+            if chosen is not None:
+                self._progress.say(chosen.words)
             wait_for_step(migration, 120.0)
             self._progress.say("Airflow's and airpanda's tables are ready")
         with self._progress.phase("services"):
@@ -92,16 +95,20 @@ class Demonstration:
                 jobs, peaks, timeline = work.jobs(), work.fetch_peaks(), work.timeline()
         except httpx.TransportError as error:
             raise DemoError(f"the api-server does not answer ({error}); its log is in {place.logs}") from error
-        wrong = report.verdict(jobs, peaks, switches=self._site.switches)
+        jobs, switching = report.with_launches(jobs, self._node.launches()), self._node.switching
+        wrong = report.verdict(jobs, peaks, switching=switching)
         about: dict[str, Any] = {
             "phases_s": {name: round(seconds, 2) for name, seconds in self._progress.phases.items()},
             "timeline": timeline,
             "identity_switch": self._site.switches,
+            "launcher": None if switching is None else {"launcher": switching.way, "mapping": switching.mapping},
             "wrong": wrong,
         }
         report.write(place.report, jobs, peaks, elapsed_s=self._progress.elapsed_s, about=about)
         print(f"\n{report.table(jobs)}\n", flush=True)
-        if not self._site.switches:
+        if switching is not None:
+            print(f"{report.summary(jobs, switching)}\n")
+        else:
             print(
                 "identity_switched = false: started by an ordinary user, this site has no launcher. All payloads ran "
                 "under the\npilot's own account, contained; the queue's policy OPTIONAL allows that. Start it as root "

@@ -26,6 +26,7 @@ from airpanda.glexec.install import Installed
 PREFIX = Path("/run/airpanda")
 GRID_SECURITY = Path("/etc/grid-security")
 LOG = PREFIX / "log" / "glexec.jsonl"
+SUDO_LOG = PREFIX / "log" / "sudo.log"
 INSTALLED = Installed(PREFIX, PREFIX / "launcher.socket")
 
 
@@ -60,6 +61,8 @@ class WorkerNode:
         python: the interpreter of the launcher; needs ``cryptography``.
         options: further options of the launcher's configuration.
         pools: pool accounts, listed in the gridmapdir.
+        lcmaps_db: the text of LCMAPS' configuration, where LCMAPS maps; empty for our own mapping.
+        sudo: start the launcher by a sudo rule alone, without its daemon and socket.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class WorkerNode:
         python: Path = Path(sys.executable),
         options: Optional[Mapping[str, str]] = None,
         pools: Sequence[str] = (),
+        lcmaps_db: str = "",
+        sudo: bool = False,
         hostname: str = "wn1.airpanda.test",
     ) -> None:
         self.directory = directory
@@ -90,6 +95,8 @@ class WorkerNode:
             "python": str(python),
             "options": dict(options or {}),
             "pools": list(pools),
+            "lcmaps_db": lcmaps_db,
+            "sudo": sudo,
             "hostname": hostname,
         }
         self._supervisor: Optional[subprocess.Popen[str]] = None
@@ -97,8 +104,8 @@ class WorkerNode:
 
     @property
     def glexec(self) -> Path:
-        """The launcher's client, as seen on the node (``OSG_GLEXEC_LOCATION``)."""
-        return INSTALLED.glexec
+        """What pilots call, as seen on the node (``OSG_GLEXEC_LOCATION``)."""
+        return INSTALLED.glexec_sudo if self._spec["sudo"] else INSTALLED.glexec
 
     @property
     def enter(self) -> Path:

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from airpanda.core.errors import AirpandaError, ConfigurationError
+from airpanda.glexec.contract import CLIENT_ERROR
 from airpanda.glexec.install import install
 from airpanda.glexec.launcher import kernel
 from airpanda.glexec.launcher.plan import is_below
 from airpanda.glexec.launcher.view import outermost
-from airpanda_demo.worker_node import GRID_SECURITY, INSTALLED, LOG, PREFIX
+from airpanda.glexec.sudo_rule import DEFAULT_RULE
+from airpanda_demo.worker_node import GRID_SECURITY, INSTALLED, LOG, PREFIX, SUDO_LOG
 
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - each is replaced by an empty one
 _EMPTY = ("/home", "/root", "/run")
@@ -56,15 +58,22 @@ def _run_init(spec: dict[str, Any], supervisor: int) -> NoReturn:
         kernel.die_with_parent(signal.SIGKILL, 0)
         os.umask(0o022)
         _build(spec)
-        launcherd = subprocess.Popen([INSTALLED.launcherd], stdin=subprocess.DEVNULL, stdout=sys.stderr, close_fds=True)
+        launcherd = None if spec["sudo"] else _start_daemon()
         _check_interpreter(spec)
-        _wait_for_launcher(launcherd)
+        if launcherd is None:
+            _check_sudo(spec)
+        else:
+            _wait_for_launcher(launcherd)
         print("ready", flush=True)
-        _reap(launcherd.pid)
+        _reap(launcherd)
     except (AirpandaError, OSError, subprocess.SubprocessError) as error:
         print(f"failed {' '.join(str(error).split())}", flush=True)
     finally:
         os._exit(1)
+
+
+def _start_daemon() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([INSTALLED.launcherd], stdin=subprocess.DEVNULL, stdout=sys.stderr, close_fds=True)
 
 
 def _check_interpreter(spec: dict[str, Any]) -> None:
@@ -96,9 +105,33 @@ def _wait_for_launcher(launcherd: subprocess.Popen[bytes]) -> None:
     raise ConfigurationError("the launcher's daemon did not start")
 
 
-def _reap(launcherd: int) -> None:
-    """Reap orphans until the launcher ends: a node without a launcher is no node."""
-    while os.waitpid(-1, 0)[0] != launcherd:
+def _check_sudo(spec: dict[str, Any]) -> None:
+    """As the pilot, by sudo's rule: the launcher itself must answer, and ask for a proxy."""
+    _, uid, _ = spec["accounts"][0]
+    command = [str(INSTALLED.glexec_sudo), "/bin/true"]
+    tried = subprocess.run(
+        command,
+        user=uid,
+        group=uid,
+        extra_groups=[],
+        env={},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=_ANSWER_S,
+    )
+    if tried.returncode != CLIENT_ERROR:
+        reason = (tried.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigurationError(f"the launcher cannot be used by sudo's rule ({tried.returncode}): {reason}")
+
+
+def _reap(launcherd: subprocess.Popen[bytes] | None) -> None:
+    """Reap orphans until the launcher's daemon ends: a node without a launcher is no node."""
+    if launcherd is None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+        while True:
+            signal.pause()
+    while os.waitpid(-1, 0)[0] != launcherd.pid:
         pass
 
 
@@ -216,6 +249,12 @@ def _install_launcher(spec: dict[str, Any]) -> None:
         for name in spec["pools"]:
             (gridmapdir / name).touch()
         options["gridmapdir"] = str(gridmapdir)
+    if spec["lcmaps_db"]:
+        database = GRID_SECURITY / "lcmaps.db"
+        database.write_text(spec["lcmaps_db"])
+        options.update(mapping="lcmaps", lcmaps_db=str(database))
+    if spec["sudo"]:
+        _configure_sudo()
     LOG.parent.mkdir(mode=0o755, parents=True)
     install(
         PREFIX,
@@ -226,5 +265,16 @@ def _install_launcher(spec: dict[str, Any]) -> None:
         log_file=LOG,
         socket=INSTALLED.socket,
         options=options,
+        sudoers=DEFAULT_RULE if spec["sudo"] else None,
         check_python=False,  # the node shows it read-only, and root has chosen to start the node from it
     )
+
+
+def _configure_sudo() -> None:
+    """The node's sudo has no rule but the launcher's. It logs into a file of its own, which root alone can read."""
+    rules = DEFAULT_RULE.parent
+    rules.mkdir(mode=0o750)
+    main = rules.parent / "sudoers"
+    lines = ["Defaults env_reset", f"Defaults !syslog, logfile={SUDO_LOG}, loglinelen=0", f"@includedir {rules}"]
+    main.write_text("".join(f"{line}\n" for line in lines))
+    main.chmod(0o440)

@@ -51,7 +51,7 @@ def _dynamic(config: LauncherConfig) -> Mapper:
 
 
 _MAPPERS: dict[str, Callable[[LauncherConfig], Mapper]] = {"own": MapfileMapper, "lcmaps": _lcmaps, "dynamic": _dynamic}
-_TOLD = ("dn", "fqans", "issuer", "serial", "fingerprint", "lease", "launcher")
+_TOLD = ("dn", "fqans", "issuer", "serial", "fingerprint", "lease", "launcher", "mapping")
 """What the caller's record says about the identity besides the account."""
 _PREPARATION_S = 30
 _CREDENTIALS = struct.Struct("3i")
@@ -84,6 +84,7 @@ def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, s
     try:
         config = read_config(config_path)
         audit = Audit(config.log_file, to_syslog=config.syslog)
+        fields["mapping"] = config.mapping
     except AirpandaError as error:
         refused = refusal(error)
         return refused.exit_code or contract.INTERNAL_ERROR, str(refused)
