@@ -489,21 +489,3 @@ def test_an_error_of_the_switch_after_the_start_is_no_hand_back(rig: Rig) -> Non
     rig.run()
     assert rig.fake.statuses == ["starting", "running", "failed"]
     assert codes(rig.fake) == [("pilot", 1226)]
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"inputs": [{"lfn": "data.txt", "source": "https://se.example/data.txt"}]},
-        {"outputs": [{"lfn": "data.txt", "destination": "https://se.example/d/"}]},
-    ],
-    ids=["input", "output"],
-)
-def test_files_elsewhere_are_refused_before_the_payload_starts(rig: Rig, files: dict[str, Any]) -> None:
-    rig.fake.jobs = [make_job(**files)]
-    assert rig.run() == errors.EXIT_OK
-    assert rig.fake.statuses == ["starting", "failed"]
-    assert (rig.fake.final.errors[0].code, rig.fake.final.errors[0].blame) == (1099, "system")
-    assert "data.txt: this pilot moves files from and to the dispatcher only" in rig.fake.final.errors[0].diag
-    assert rig.switcher.launched == []
-    assert rig.leftovers() == []

@@ -9,6 +9,7 @@ Values and rules: ``config``, ``errors``, ``wire``, ``limits`` (what a payload m
 slot), ``trust`` (whose jobs to go on taking), ``command``. I/O: ``client`` (dispatcher), ``probe`` (node),
 ``sitechecks`` (the site's own), ``capture`` (payload output), ``heartbeat``, ``watch`` (measurements against limits),
 ``renewal`` and ``credentials`` (the owner's proxy), ``as_owner`` (small commands in a sandbox), ``staging`` (files),
+``transfers`` and ``carrier`` (files of URLs, moved by their owner),
 ``job`` (one job), ``crew`` (jobs side by side), ``loop`` (asking for them), ``agent`` (the life), ``sweep`` (after a
 pilot that was killed), ``bundle`` (all of it in one file). Python 3.9, standard library and ``cryptography``.
 """

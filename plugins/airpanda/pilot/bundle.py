@@ -19,8 +19,8 @@ from typing import Optional
 import airpanda
 from airpanda.core.errors import ConfigurationError
 
-# The second is started by its path, not imported.
-_BEGINNINGS = ("airpanda.pilot.__main__", "airpanda.glexec.supervisor")
+# What is not imported: started by its path, or sent to another account.
+_BEGINNINGS = ("airpanda.pilot.__main__", "airpanda.glexec.supervisor", "airpanda.pilot.carrier.main")
 _WHEEL = re.compile(r"(cryptography|cffi|pycparser|typing_extensions)-[^-]+(-[^-]+)?-([^-]+)-([^-]+)-([^-]+)\.whl")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

@@ -53,6 +53,18 @@ TOO_LARGE = Kind(1319, "the job asks for more than this pilot has left", "the op
 STAGE_IN = Kind(1099, "an input could not be fetched", "the operator", "system", 51)
 INPUT_MISSING = Kind(1331, "a declared input does not exist", "the owner", "user", 51)
 INPUT_REFUSED = Kind(1338, "the owner may not read a declared input", "the owner", "user", 51)
+INPUT_NO_FILE = Kind(1103, "a declared input is no regular file", "the owner", "user", 51)
+INPUT_TOO_LARGE = Kind(1168, "the inputs are larger than the job's disk limit", "the owner", "user", 51)
+INPUT_WRONG = Kind(1171, "a declared input is not what was declared", "the owner", "user", 51)
+INPUT_DAMAGED = Kind(1171, "an input did not arrive as it was declared", "the operator", "system", 51)
+INPUT_CHANGES = Kind(1099, "an input changes while it is read", "the owner", "user", 51)
+STAGE_IN_TIMEOUT = Kind(1151, "an input did not arrive in time", "the operator", "system", 51)
+STAGE_IN_UNTRUSTED = Kind(1099, "an input's storage is not trusted on this node", "the site", "site", 51)
+NO_PROTOCOL = Kind(1313, "this node cannot move files in the way that a URL asks for", "the site", "site", 51)
+NO_ACCOUNT = Kind(
+    1338, "without a switch of accounts no files of the node are opened for an owner; choose a queue with a switch",
+    "the owner", "user", 51,
+)  # fmt: skip
 MEMORY = Kind(1212, "the payload used more memory than the job asked for", "the owner", "user", 60)
 WALLTIME = Kind(1213, "the payload reached the job's time limit", "the owner", "user", 61)
 SANDBOX_TOO_LARGE = Kind(1104, "the sandbox grew over the job's disk limit", "the owner", "user", 60)
@@ -61,6 +73,12 @@ PAYLOAD = Kind(0, "the payload failed", "the owner", "user", 70, "exe")
 NOT_EXECUTABLE = Kind(1305, "the command could not be executed on the node", "the owner", "user", 69)
 OUTPUT_MISSING = Kind(1165, "a declared output is missing", "the owner", "user", 80)
 OUTPUT_TOO_LARGE = Kind(1124, "an output is larger than the job's disk limit", "the owner", "user", 81)
+OUTPUT_REFUSED = Kind(1383, "the owner may not store an output where it is wanted", "the owner", "user", 82)
+NO_DESTINATION = Kind(1137, "an output cannot lie where it is wanted", "the owner", "user", 82)
+NO_REMOTE_SPACE = Kind(1333, "there is no space where an output is wanted", "the owner", "user", 82)
+OUTPUT_DAMAGED = Kind(1172, "an output is not stored as it was sent", "the operator", "system", 82)
+STAGE_OUT_TIMEOUT = Kind(1152, "an output could not be stored in time", "the operator", "system", 82)
+STAGE_OUT_UNTRUSTED = Kind(1137, "an output's storage is not trusted on this node", "the site", "site", 82)
 STAGE_OUT = Kind(1137, "an output could not be stored", "the operator", "system", 82)
 PILOT_ERROR = Kind(1301, "the pilot failed", "the operator", "system", 90)
 

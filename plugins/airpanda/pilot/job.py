@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import shutil
@@ -34,9 +35,11 @@ from airpanda.pilot.heartbeat import Heartbeat
 from airpanda.pilot.limits import Limits
 from airpanda.pilot.probe import Probe, free_disk_mib
 from airpanda.pilot.renewal import MARGINS_AHEAD, Renewal
-from airpanda.pilot.staging import MIB, collect, stage_in, store
+from airpanda.pilot.staging import MIB, collect, fetch_elsewhere, stage_in, store, store_elsewhere
 from airpanda.pilot.stopping import Stop
 from airpanda.pilot.sweep import PROXY, remove_sandbox
+from airpanda.pilot.transfers.mover import Moved, Mover
+from airpanda.pilot.transfers.plan import check as check_files
 from airpanda.pilot.trust import Verdict
 from airpanda.pilot.watch import Watch
 
@@ -85,6 +88,7 @@ class Attempt:
     proxy_ends: Optional[datetime] = None
     watch: Optional[Watch] = None
     renewal: Optional[Renewal] = None
+    stored: list[Moved] = field(default_factory=list)
     told_renewed: int = 0
     told_tail: str = ""
     told_running: bool = False
@@ -136,7 +140,7 @@ class Attempt:
             self._launch(client, place)
             self._watch(beat, place)
             if not beat.stale:
-                self._stage_out(client, place)
+                self._stage_out(client, beat, place)
         except IdentitySwitchError as error:
             not_executable = error.exit_code == 126 and self.payload is None
             kind = errors.NOT_EXECUTABLE if not_executable else errors.GLEXEC
@@ -168,12 +172,21 @@ class Attempt:
         proxy = fetch_owner_proxy(self.job, self.tools.retrieve, place / PROXY, utcnow, at_least=at_least)
         self.proxy_ends, self.credential_event = proxy.not_after, "retrieved"
         self._check_going_on(beat)
+        check_files(self.job, switches=self.tools.switcher.switches)
         files = stage_in(client, self.job, place / "in", max_bytes=spec.disk_mib * MIB)
         self._check_going_on(beat)
         self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / PROXY)
         if files:
             self.tools.switcher.put(self.sandbox, place / PROXY, files)
         self._check_going_on(beat)
+        self.faults += fetch_elsewhere(self._mover(place, lambda: self._check_going_on(beat)), self.job)
+        if self.faults:
+            raise self.faults.pop()
+
+    def _mover(self, place: Path, go_on: Callable[[], None]) -> Mover:
+        assert self.sandbox is not None
+        label, tools = f"PandaID={self.job.panda_id} pilot", self.tools
+        return Mover(tools.switcher, self.sandbox, place / PROXY, place, label, tools.config.ca_dir, go_on)
 
     def _launch(self, client: DispatcherClient, place: Path) -> None:
         assert self.sandbox is not None
@@ -279,7 +292,7 @@ class Attempt:
         if self.outcome is None:
             self.faults.append(JobFault(errors.GLEXEC, "the payload could not be ended; the site must look"))
 
-    def _stage_out(self, client: DispatcherClient, place: Path) -> None:
+    def _stage_out(self, client: DispatcherClient, beat: Heartbeat, place: Path) -> None:
         """Outputs of a good payload, and the log of every one."""
         assert self.sandbox is not None
         assert self.capture is not None
@@ -292,6 +305,9 @@ class Attempt:
                 found, missing = collect(self.tools.switcher, self.sandbox, place / PROXY, self.job, place / "out")
                 stored += found.items()
                 self.faults += missing
+                go_on = functools.partial(self._check_storing, beat, time.monotonic())
+                self.stored, lost = store_elsewhere(self._mover(place, go_on), self.job)
+                self.faults += lost
             except IdentitySwitchError as error:
                 self.faults.append(JobFault(errors.GLEXEC, f"after the payload: {error}"))
             except JobFault as fault:
@@ -299,6 +315,11 @@ class Attempt:
         self.capture.finish()
         files = [*stored, (wire.PAYLOAD_LOG, self.capture.log)]
         self.faults += store(client, self.job, files, patience_s=self._patience_s())
+
+    def _check_storing(self, beat: Heartbeat, began: float) -> None:
+        """As ``_check_going_on``; but what is nearly safe is not cut short by the first signal."""
+        if self.tools.stop.signal is None or time.monotonic() - began > STOPPING_PATIENCE_S:
+            self._check_going_on(beat)
 
     # --- what is told ---
 
@@ -363,6 +384,7 @@ class Attempt:
             self._tell_running(client, patience_s=self._patience_s())
             report = self._report(self._final_status())
             report.errors = ranked(self.faults)
+            report.stored = [each.to_wire() for each in self.stored]
             reply = client.update(report, patience_s=self._patience_s())
         except StaleReportError as error:
             log.warning("%s: final report came too late: %s", self.job, error)

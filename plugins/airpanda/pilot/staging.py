@@ -10,31 +10,25 @@ from airpanda.core.errors import AirpandaError, NotAuthorisedError, NotFoundErro
 from airpanda.pilot import errors
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.errors import JobFault, Kind
+from airpanda.pilot.transfers.plan import inputs_elsewhere, inputs_here, outputs_elsewhere, outputs_here
 from airpanda.pilot.wire import Job
 
 if TYPE_CHECKING:
     from airpanda.glexec.switchers import IdentitySwitcher
+    from airpanda.pilot.transfers.mover import Moved, Mover
 
 PATIENCE_S = 60.0
 MIB = 1024 * 1024
 
 
 def stage_in(client: DispatcherClient, job: Job, folder: Path, *, max_bytes: int) -> dict[str, Path]:
-    """Scripts and inputs of a job as files in the new directory ``folder``, by name.
+    """Scripts of a job and inputs that the dispatcher keeps, as files in the new directory ``folder``, by name.
 
     Raises:
-        JobFault: an input is missing, refused or does not arrive whole; or a file is to move from or to a URL.
+        JobFault: an input is missing, refused or does not arrive whole.
         StaleReportError: the attempt is no longer ours.
     """
-    spec = job.spec
-    elsewhere = [item.lfn for item in spec.inputs if not item.source.startswith("panda:")]
-    elsewhere += [output.lfn for output in spec.outputs if output.destination is not None]
-    if elsewhere:
-        raise JobFault(errors.STAGE_IN, f"{elsewhere[0]}: this pilot moves files from and to the dispatcher only")
-    inputs = [item.lfn for item in spec.inputs]
-    both = sorted(set(spec.scripts) & set(inputs))
-    if both:
-        raise JobFault(errors.INPUT_REFUSED, f"{both[0]} is both a script and an input")
+    spec, inputs = job.spec, inputs_here(job)
     folder.mkdir(mode=0o700)
     for name, text in spec.scripts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -51,13 +45,15 @@ def stage_in(client: DispatcherClient, job: Job, folder: Path, *, max_bytes: int
 def collect(
     switcher: IdentitySwitcher, sandbox: Path, proxy: Path, job: Job, folder: Path
 ) -> tuple[dict[str, Path], list[JobFault]]:
-    """The declared outputs, copied out of the sandbox into the new directory ``folder``; a fault for each missing one.
+    """The outputs for the dispatcher, copied out of the sandbox into the new directory ``folder``.
+
+    A fault for each missing one.
 
     Raises:
         JobFault: together they are over the job's disk limit.
         IdentitySwitchError: the switch has failed.
     """
-    outputs = [output.lfn for output in job.spec.outputs]
+    outputs = outputs_here(job)
     folder.mkdir(mode=0o700)
     try:
         found = switcher.get(sandbox, proxy, outputs, folder, max_bytes=job.spec.disk_mib * MIB)
@@ -65,6 +61,23 @@ def collect(
         raise JobFault(errors.OUTPUT_TOO_LARGE, str(error)) from error
     missing = [name for name in outputs if name not in found]
     return dict(found), [JobFault(errors.OUTPUT_MISSING, name) for name in missing[:20]]
+
+
+def fetch_elsewhere(mover: Mover, job: Job) -> list[JobFault]:
+    """Inputs at URLs, put into the sandbox by their owner; a fault for each that could not be.
+
+    Raises:
+        IdentitySwitchError: the switch has failed.
+        AirpandaError: ``mover.go_on`` says that it must not go on.
+    """
+    wanted = inputs_elsewhere(job)
+    return mover.move(wanted, max_bytes=job.spec.disk_mib * MIB)[1] if wanted else []
+
+
+def store_elsewhere(mover: Mover, job: Job) -> tuple[list[Moved], list[JobFault]]:
+    """Outputs with destinations, taken there from the sandbox by their owner; raises as ``fetch_elsewhere``."""
+    wanted = outputs_elsewhere(job)
+    return mover.move(wanted, max_bytes=job.spec.disk_mib * MIB) if wanted else ([], [])
 
 
 def store(
