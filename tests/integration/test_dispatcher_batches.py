@@ -172,6 +172,15 @@ async def test_a_cancelled_pilot_is_over_when_it_is_gone_and_gets_no_job_after(w
     assert (await pilot_row(world, pilot.pilot_id))["state"] == "cancelled"
 
 
+async def test_a_pilot_that_was_to_end_and_has_is_over_though_it_spoke_just_now(world: World) -> None:
+    pilot = await world.pilot()
+    await pilot.post("update_worker_status", {"status": "benched", "node": "wn", "reason": "no switch"})
+    await observe(world, pilot.pilot_id, "unknown", asked_to_end=True)
+    assert (await pilot_row(world, pilot.pilot_id))["ended_at"] is None
+    await observe(world, pilot.pilot_id, "cancelled")
+    assert (await pilot_row(world, pilot.pilot_id))["state"] == "cancelled"
+
+
 async def test_another_queue_s_pilots_are_not_observed(world: World) -> None:
     other = await world.pilot("OTHER")
     await observe(world, other.pilot_id, "lost")

@@ -247,7 +247,7 @@ def load_queue(path: Path) -> PandaQueue:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
     queue = parse_queue(text, str(path))
     if queue.name != path.stem:
-        line = _line_of(text, "queue", "name")
+        line = line_of(text, "queue", "name")
         raise ConfigurationError(f"{path}:{line}: [queue] name = {queue.name!r} must be the file's name, {path.stem!r}")
     return queue
 
@@ -266,13 +266,13 @@ def parse_queue(text: str, source: str) -> PandaQueue:
         raise ConfigurationError(f"{where}: {error}") from error
 
     def wrong(message: str, section: str = "", key: str = "") -> ConfigurationError:
-        line = _line_of(text, section, key)
+        line = line_of(text, section, key)
         return ConfigurationError(f"{source}:{line}: {message}" if line else f"{source}: {message}")
 
     return _build(document, wrong)
 
 
-def _line_of(text: str, section: str, key: str) -> int:
+def line_of(text: str, section: str, key: str) -> int:
     """The line of a key, else of its section, else 0. A help for people: what decides is tomllib's reading."""
     section_line = 0
     inside = False

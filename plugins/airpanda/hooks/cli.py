@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import httpx
 from pydantic import ValidationError
 
 from airpanda.core.clock import to_wire
 from airpanda.core.errors import AirpandaError, RequestError
-from airpanda.core.secret import Secret
 from airpanda.hooks import calls
 from airpanda.hooks.panda import send_once
+from airpanda.hooks.terminal import add_dispatcher, dispatcher_client
 from airpanda.messages import BanRequest, BanView
 
 
@@ -32,18 +29,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _add(arguments: argparse.Namespace) -> list[BanView]:
-    with _client(arguments) as client:
+    with dispatcher_client(arguments) as client:
         return [send_once(calls.ban(_wanted(arguments)), client, "of the command line")]
 
 
 def _lift(arguments: argparse.Namespace) -> list[BanView]:
-    with _client(arguments) as client:
+    with dispatcher_client(arguments) as client:
         send_once(calls.lift_ban(_wanted(arguments)), client, "of the command line")
     return []
 
 
 def _list(arguments: argparse.Namespace) -> list[BanView]:
-    with _client(arguments) as client:
+    with dispatcher_client(arguments) as client:
         return send_once(calls.bans(), client, "of the command line")
 
 
@@ -52,17 +49,6 @@ def _wanted(arguments: argparse.Namespace) -> BanRequest:
         return BanRequest(dn=arguments.dn, fqan=arguments.fqan, reason=arguments.reason)
     except ValidationError as error:
         raise RequestError("; ".join(item["msg"] for item in error.errors())) from None
-
-
-def _client(arguments: argparse.Namespace) -> httpx.Client:
-    token: Secret[str] = Secret(arguments.token_file.read_text().strip())
-    return httpx.Client(
-        base_url=arguments.dispatcher.rstrip("/") + "/",
-        headers={"Authorization": f"Bearer {token.reveal()}", "Accept": "application/json"},
-        verify=str(arguments.ca_file) if arguments.ca_file else True,
-        trust_env=False,
-        timeout=30.0,
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,10 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         ("list", _list, "show all bans"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        default = os.environ.get("AIRPANDA_DISPATCHER", "")
-        command.add_argument("--dispatcher", default=default, required=not default, metavar="URL", help="its base URL")
-        command.add_argument("--token-file", type=Path, required=True, help="a client token for all owners")
-        command.add_argument("--ca-file", type=Path, help="CA of the dispatcher's certificate")
+        add_dispatcher(command, "a client token for all owners")
         command.set_defaults(run=run)
         if name != "list":
             who = command.add_mutually_exclusive_group(required=True)

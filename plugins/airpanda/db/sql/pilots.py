@@ -96,9 +96,10 @@ WITH said AS (
     JOIN panda_pilot p ON p.pilot_id = s.pilot_id
     WHERE p.queue = $1 AND p.ended_at IS NULL
 ), judged AS (
-    SELECT *, NOT fresh AND (
-        ce_state = ANY ($3::text[])
-        OR ce_state = 'unknown' AND (cancel_asked_at IS NOT NULL OR missing_since <= now() - $5::interval)) AS over
+    SELECT *, CASE
+        WHEN ce_state = 'unknown'
+            THEN NOT fresh AND (cancel_asked_at IS NOT NULL OR missing_since <= now() - $5::interval)
+        ELSE ce_state = ANY ($3::text[]) AND (NOT fresh OR cancel_asked_at IS NOT NULL) END AS over
     FROM said
 )
 UPDATE panda_pilot p

@@ -1,0 +1,168 @@
+"""One pilot for one look at a queue: it shows its node, gets no job, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from airpanda.computing.elements import (
+    ComputingElement,
+    ComputingElementError,
+    Handle,
+    HasOutput,
+    NotFoundAtCEError,
+    Outcome,
+    PilotBatch,
+    Purgeable,
+    Status,
+    SubmitUncertainError,
+)
+from airpanda.computing.queues import PandaQueue
+from airpanda.core.secret import Secret
+from airpanda.hooks import calls
+from airpanda.hooks.calls import Call
+from airpanda.messages import BatchIntent, BatchRecord, IntendedBatch, PilotProbe, PilotSeen, PilotsSeen
+
+R = TypeVar("R")
+_POLL_S = 1.0
+_LOG_LINES = 15
+
+
+class Send(Protocol):
+    """Sends one call to the dispatcher, as ``PandaHook.send``."""
+
+    def __call__(self, call: Call[R]) -> R: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the look went. ``text`` is a sentence for a person; ``log``: the end of the pilot's own log, if it failed."""
+
+    good: bool
+    text: str
+    probe: dict[str, Any] | None = None
+    log: str = ""
+
+
+@dataclass
+class QueueTest:
+    """Sends one pilot to a queue.
+
+    Args:
+        send: the dispatcher.
+        element_of: makes the queue's computing element from its description and the wrapper.
+        limit_s: how long to wait for the pilot's word.
+        grace_s: how long to wait for its end, after it was asked to end.
+    """
+
+    send: Send
+    element_of: Callable[[PandaQueue, Path], ComputingElement]
+    wrapper: Path
+    say: Callable[[str], None]
+    limit_s: float = 600.0
+    grace_s: float = 90.0
+
+    def run(self, name: str) -> Verdict:
+        """Submit, wait, clean up, whatever happens.
+
+        Raises:
+            ComputingElementError: the element did not take the pilot, or failed later; it says who must act.
+            AirpandaError: the dispatcher refuses or does not answer.
+        """
+        intended = self.send(calls.intend_batch(BatchIntent(queue=name, n_pilots=1, purpose="probe")))
+        element = self.element_of(PandaQueue.from_wire(intended.queue), self.wrapper)
+        try:
+            handle = self._submit(element, intended)
+            try:
+                return self._verdict(element, intended, handle)
+            finally:
+                self._clean_up(element, intended, handle)
+        finally:
+            element.close()
+
+    def _submit(self, element: ComputingElement, intended: IntendedBatch) -> Handle:
+        (ticket,) = intended.pilots
+        tokens = {ticket.pilot_id: Secret(ticket.token.get_secret_value())}
+        record, fence = calls.record_batch, intended.fence
+        began = time.monotonic()
+        try:
+            handle = element.submit(PilotBatch(intended.tag, tokens)).handles[ticket.pilot_id]
+        except ComputingElementError as error:
+            self.send(record(intended.batch_id, failed_submission(element.name, error, fence)))
+            if isinstance(error, SubmitUncertainError):
+                element.cancel(list(element.find(intended.tag)))
+            raise
+        handles = {ticket.pilot_id: str(handle)}
+        self.send(
+            record(intended.batch_id, BatchRecord(state="submitted", ce=element.name, handles=handles, fence=fence))
+        )
+        took_s = time.monotonic() - began
+        self.say(f"pilot {ticket.pilot_id} is submitted to {element.name} as {handle} ({took_s:.1f} s)")
+        return handle
+
+    def _verdict(self, element: ComputingElement, intended: IntendedBatch, handle: Handle) -> Verdict:
+        pilot_id = intended.pilots[0].pilot_id
+        deadline = time.monotonic() + self.limit_s
+        said = ""
+        while True:
+            status = element.status([handle])[handle]
+            # Asked after the element: a pilot that has ended by now has said everything that it will say.
+            pilot = self.send(calls.pilot_probe(intended.batch_id, pilot_id))
+            if pilot.registered_at is not None or pilot.state in ("benched", "finished", "failed"):
+                return self._of_its_word(element, handle, pilot)
+            if status.state.is_final:
+                ended = f"the pilot ended ({status.state.value}{_because(status)}) and never reached the dispatcher"
+                text = f"{ended}: its log says why; correct the queue file, or ask the site's administrator"
+                return Verdict(False, text, log=_log(element, handle))
+            if status.state.value != said:
+                said = status.state.value
+                self.say(f"the computing element says: {said}{_because(status)}")
+            if time.monotonic() > deadline:
+                text = f"no word from the pilot within {self.limit_s:.0f} s; the computing element says {said}"
+                return Verdict(False, f"{text}{_because(status)}", log=_log(element, handle))
+            time.sleep(_POLL_S)
+
+    def _of_its_word(self, element: ComputingElement, handle: Handle, pilot: PilotProbe) -> Verdict:
+        if pilot.registered_at is not None:
+            return Verdict(True, f"the pilot works on node {pilot.node}: the queue can take jobs", pilot.probe)
+        text = f"the pilot on node {pilot.node} refuses to work: {pilot.reason}; the site's administrator must act"
+        return Verdict(False, text, pilot.probe, _log(element, handle))
+
+    def _clean_up(self, element: ComputingElement, intended: IntendedBatch, handle: Handle) -> None:
+        pilot_id = intended.pilots[0].pilot_id
+        deadline = time.monotonic() + self.grace_s
+        outcome = element.cancel([handle])[handle]
+        while outcome is Outcome.ACCEPTED and time.monotonic() < deadline:
+            if element.status([handle])[handle].state.is_final:
+                break
+            time.sleep(_POLL_S)
+        status = element.status([handle])[handle]
+        if isinstance(element, Purgeable):
+            element.purge([handle])
+        seen = PilotSeen(pilot_id=pilot_id, ce_state=status.state.value, asked_to_end=True)
+        self.send(calls.observed(PilotsSeen(queue=intended.queue["queue"]["name"], pilots=[seen])))
+        ended = status.state.is_final or outcome is not Outcome.ACCEPTED
+        self.say(f"pilot {pilot_id} is {'gone' if ended else 'asked to end and still there'} ({status.state.value})")
+
+
+def failed_submission(ce: str, error: ComputingElementError, fence: int) -> BatchRecord:
+    """What to record where a submission raised this: whether the pilots may exist all the same."""
+    uncertain = isinstance(error, SubmitUncertainError)
+    return BatchRecord(state="uncertain" if uncertain else "failed", ce=ce, reason=str(error)[:4000], fence=fence)
+
+
+def _because(status: Status) -> str:
+    return f": {status.reason}" if status.reason else ""
+
+
+def _log(element: ComputingElement, handle: Handle) -> str:
+    """The last lines of the pilot's log, where the element can show it."""
+    if isinstance(element, HasOutput):
+        with suppress(NotFoundAtCEError):
+            text = element.fetch(handle, tail_bytes=16384).decode("utf-8", "replace")
+            return "\n".join(text.splitlines()[-_LOG_LINES:])
+    return ""
