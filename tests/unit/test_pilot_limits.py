@@ -40,7 +40,8 @@ class World:
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.now, self.cpu_s, self.rss_kib, self.printed, self.free = 1000.0, 0.0, 0, 0, 100_000
         self.scan: Scan | Exception = Scan(0, 0, 0.0)
-        self.scans = 0
+        self.scans = self.looks = self.moved = 0
+        self.spent_s = self.look_costs_s = 0.0
         self.watch = Watch(
             self,  # type: ignore[arg-type]
             limits,
@@ -49,10 +50,13 @@ class World:
             free_mib=lambda: self.free,
             scan_every_s=30,
             clock=lambda: self.now,
+            cpu_clock=lambda: self.spent_s,
         )
 
     def usage(self) -> Usage:
-        return Usage(self.cpu_s, self.rss_kib)
+        self.looks += 1
+        self.spent_s += self.look_costs_s
+        return Usage(self.cpu_s, self.rss_kib, 4, self.moved, 2 * self.moved)
 
     def look(self) -> Scan:
         self.scans += 1
@@ -122,10 +126,28 @@ def test_a_sandbox_that_cannot_be_measured_stops_nobody(world: World) -> None:
     assert world.scans == 1, "not again at once"
 
 
-def test_measurements_for_heartbeats_do_not_put_off_the_watch(world: World) -> None:
-    world.rss_kib = 3 * 1024 * 1024
-    for _ in range(3):
-        world.now += 1
-        world.watch.measure()
-    assert world.watch.peak_rss_mib == 3072
-    assert world.after(0.1) == 1212
+def test_a_look_that_costs_much_is_followed_by_a_long_pause(world: World) -> None:
+    """A payload of thousands of processes must not make its watch a burden: a hundredth of a core at most."""
+    world.look_costs_s, world.rss_kib = 0.5, 3 * 1024 * 1024
+    assert world.after(3) == 1212
+    world.rss_kib = 0
+    assert world.after(3) == 0
+    assert world.looks == 1
+    assert world.after(47) == 0
+    assert world.looks == 2
+
+
+def test_what_is_measured_becomes_samples(world: World) -> None:
+    world.scan = Scan(3 * MIB, 1, 1.0)
+    for step in range(1, 12):
+        world.cpu_s, world.rss_kib, world.moved = float(step), 2048 * step, step * MIB
+        world.after(1)
+    kept = world.watch.samples.all
+    assert [sample["at_s"] for sample in kept] == [1, 3, 5, 7, 9, 11]
+    assert kept[0] == {
+        "at_s": 1, "cpu_s": 1, "rss_mib": 2, "read_mib": 1, "written_mib": 2, "disk_mib": 0, "processes": 4
+    }  # fmt: skip
+    assert world.watch.cpu_s == 11
+    assert world.after(20) == 0
+    assert world.after(3) == 0
+    assert kept[-1]["disk_mib"] == 3, "the sandbox was looked into in between"

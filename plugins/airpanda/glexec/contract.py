@@ -22,7 +22,8 @@ TARGET_PROXY = "GLEXEC_TARGET_PROXY"
 ENVIRONMENT = "GLEXEC_ENV"
 LOG_ID = "GLEXEC_ID"
 RECORD = "GLEXEC_RECORD"
-"""Our extension: absolute path of a new file that receives one JSON line at the start and one at the end."""
+"""Our extension: absolute path of a new file that receives one JSON line at the start and one at the end, and now and
+then one in between about what only root can see of a payload that runs."""
 NO_TARGET_PROXY = "/dev/null"
 
 CLIENT_ERROR = 201

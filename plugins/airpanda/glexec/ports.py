@@ -12,10 +12,17 @@ from airpanda.core.records import dataclass
 
 @dataclass(frozen=True)
 class Usage:
-    """What a running payload has used so far, with all its processes, as far as it can be seen."""
+    """What a running payload has used so far, with all its processes, as far as it can be seen.
+
+    ``read_bytes`` and ``written_bytes`` went through system calls, whether a disk was touched or not; 0 where nobody
+    may look (a launcher that is not ours).
+    """
 
     cpu_s: float
     rss_kib: int
+    processes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class RunningPayload(Protocol):
         """SIGTERM, and after the grace SIGKILL to the whole tree. Returns when nothing of it is left."""
 
     def usage(self) -> Usage:
-        """CPU and memory of the whole tree by now."""
+        """What the whole tree uses by now. Costs a look at every process of the machine."""
 
 
 class IdentitySwitcher(Protocol):

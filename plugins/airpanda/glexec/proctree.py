@@ -1,4 +1,4 @@
-"""What /proc tells about processes of any account: ids, parents, CPU and memory. Linux only.
+"""What /proc tells about processes of any account: ids, parents, CPU, memory, bytes moved. Linux only.
 
 Source: proc(5).
 """
@@ -6,7 +6,7 @@ Source: proc(5).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Optional
 
 from airpanda.core.identity import Account
@@ -47,24 +47,48 @@ def ids_of(pid: int) -> Optional[Ids]:
 
 def tree(root: int) -> list[int]:
     """A process and all its descendants that can be seen."""
+    return _family(root, {pid: int(fields[1]) for pid, fields in _all()})
+
+
+def usage_of(root: int) -> Usage:
+    """What the descendants of a process use, with what those used that were waited for.
+
+    The process itself is ours: a launcher or supervisor that only waits. Its own memory and time are not the payload's.
+    """
+    seen = dict(_all())
+    family = [pid for pid in _family(root, {pid: int(fields[1]) for pid, fields in seen.items()}) if pid in seen]
+    members = [pid for pid in family if pid != root]
+    # utime stime cutime cstime; of the root the latter two; rss
+    cpu_ticks = sum(sum(map(int, seen[pid][13 if pid == root else 11 : 15])) for pid in family)
+    rss_pages = sum(int(seen[pid][21]) for pid in members)
+    living = sum(seen[pid][0] not in "ZX" for pid in members)
+    return Usage(cpu_ticks / _TICKS, rss_pages * _PAGE_KIB, living, *moved_by(family))
+
+
+def moved_by(pids: Iterable[int]) -> tuple[int, int]:
+    """Bytes that these processes have read and written, with the children they have waited for.
+
+    Whom this account may not look into counts nothing.
+    """
+    read = written = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/io", encoding="ascii") as file:
+                lines = file.read().splitlines()
+            read, written = read + int(lines[0].split()[1]), written + int(lines[1].split()[1])
+        except (OSError, IndexError):
+            continue
+    return read, written
+
+
+def _family(root: int, parents: Mapping[int, int]) -> list[int]:
     children: dict[int, list[int]] = {}
-    for pid, fields in _all():
-        children.setdefault(int(fields[1]), []).append(pid)
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
     found = [root]
     for pid in found:
         found.extend(children.get(pid, []))
     return found
-
-
-def usage_of(root: int) -> Usage:
-    """CPU time of a tree, with that of its members that were waited for, and its resident memory."""
-    wanted = set(tree(root))
-    cpu_ticks = rss_pages = 0
-    for pid, fields in _all():
-        if pid in wanted:
-            cpu_ticks += sum(map(int, fields[11:15]))  # utime stime cutime cstime
-            rss_pages += int(fields[21])
-    return Usage(cpu_ticks / _TICKS, rss_pages * _PAGE_KIB)
 
 
 def _all() -> Iterator[tuple[int, list[str]]]:

@@ -213,7 +213,9 @@ class ThroughGlexec:
     def usage(self) -> Usage:
         root = self._root()
         seen = usage_of(root) if root is not None and self._process.code is None else Usage(0.0, 0)
-        self._last_usage = Usage(max(seen.cpu_s, self._last_usage.cpu_s), seen.rss_kib)
+        used = self._event("used", last=True) or {}
+        read, written = (int(used.get(name, 0)) for name in ("read_bytes", "written_bytes"))
+        self._last_usage = Usage(max(seen.cpu_s, self._last_usage.cpu_s), seen.rss_kib, seen.processes, read, written)
         return self._last_usage
 
     def _prove(self) -> bool:
@@ -264,15 +266,15 @@ class ThroughGlexec:
             code = 128 + signal.SIGKILL  # the launcher was killed, and its payload with it
         return PayloadOutcome(code, contract.signal_of(code), wall_s, cpu_s, rss_kib, self.account, True)
 
-    def _event(self, name: str, patience_s: float = 0) -> Optional[dict[str, Any]]:
-        """A line of the launcher's record, waited for where it must come."""
+    def _event(self, name: str, patience_s: float = 0, *, last: bool = False) -> Optional[dict[str, Any]]:
+        """The first or the last such line of the launcher's record, waited for where it must come."""
         deadline = time.monotonic() + patience_s
         while True:
             try:
                 lines = self._record.read_text(encoding="ascii").splitlines(keepends=True)
             except FileNotFoundError:
                 lines = []
-            for line in lines:
+            for line in reversed(lines) if last else lines:
                 if line.endswith("\n") and json.loads(line)["event"] == name:
                     event: dict[str, Any] = json.loads(line)
                     return event

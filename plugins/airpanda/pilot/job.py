@@ -35,6 +35,7 @@ from airpanda.pilot.heartbeat import Heartbeat
 from airpanda.pilot.limits import Limits
 from airpanda.pilot.probe import Probe, free_disk_mib
 from airpanda.pilot.renewal import MARGINS_AHEAD, Renewal
+from airpanda.pilot.samples import BATCH
 from airpanda.pilot.staging import MIB, collect, fetch_elsewhere, stage_in, store, store_elsewhere
 from airpanda.pilot.stopping import Stop
 from airpanda.pilot.sweep import PROXY, remove_sandbox
@@ -341,17 +342,22 @@ class Attempt:
         if outcome is not None:
             report.trans_exit_code = outcome.exit_code
             report.use = self._use(outcome.wall_s, outcome.cpu_s, outcome.max_rss_kib / 1024)
+            report.samples = self._untold_samples(at_least=1)
         return report
 
+    def _untold_samples(self, *, at_least: int) -> list[dict[str, float]]:
+        return [] if self.watch is None else self.watch.samples.untold(at_least=at_least)
+
     def _heartbeat_report(self) -> wire.Report:
-        """Bare unless the payload has printed something since the last one, or its proxy was renewed."""
+        """Bare unless there is news: something printed, a batch of samples, a renewed proxy."""
         report = wire.Report(job=self.job, job_status=self.status, node=self.tools.probe.node)
         tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS) if self.capture is not None else ""
         if tail != self.told_tail and self.watch is not None and self.outcome is None:
             self.told_tail = report.log_tail = tail
             wall_s = time.monotonic() - self.watch.began
-            report.use = self._use(wall_s, self.watch.measure().cpu_s, 0.0)
+            report.use = self._use(wall_s, self.watch.cpu_s, 0.0)
         report.credential_event = self._untold_renewal()
+        report.samples = self._untold_samples(at_least=BATCH)
         return report
 
     def _untold_renewal(self) -> str:
@@ -362,6 +368,8 @@ class Attempt:
     def _note_accepted(self, report: wire.Report) -> None:
         if report.credential_event == "renewed":
             self.told_renewed += 1
+        if self.watch is not None:
+            self.watch.samples.arrived(report.samples)
 
     def _use(self, wall_s: float, cpu_s: float, rss_mib: float) -> dict[str, float]:
         peak = 0.0 if self.watch is None else self.watch.peak_rss_mib

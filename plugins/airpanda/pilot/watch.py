@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 from airpanda.core.errors import AirpandaError
 from airpanda.pilot.errors import JobFault
 from airpanda.pilot.limits import IDLE_CPU_S, MIN_FREE_MIB, Limits, Scan
+from airpanda.pilot.samples import Samples
 
 if TYPE_CHECKING:
     from airpanda.glexec.switchers import RunningPayload, Usage
@@ -18,6 +19,10 @@ log = logging.getLogger(__name__)
 
 MEASURE_S = 2.0
 """Looking at a payload's processes means reading all of /proc: not at every step."""
+COST = 100
+"""A look that took long is followed by a pause so many times as long: a hundredth of a core, whatever the node runs."""
+FIRST_SCAN_S = 10.0
+"""What fills its sandbox often does so at once."""
 
 
 @dataclass
@@ -38,10 +43,13 @@ class Watch:
     free_mib: Callable[[], int]
     scan_every_s: float
     clock: Callable[[], float] = time.monotonic
+    cpu_clock: Callable[[], float] = time.thread_time
+    samples: Samples = field(default_factory=Samples)
     peak_rss_mib: float = 0.0
+    cpu_s: float = 0.0
     began: float = 0.0
-    _measured: float = 0.0
-    _scanned: float = 0.0
+    _next_measure: float = 0.0
+    _next_scan: float = 0.0
     _free_then: int = 0
     _scan: Scan = field(default_factory=lambda: Scan(0, 0, 0.0))
     _worked: float = 0.0
@@ -49,28 +57,33 @@ class Watch:
     _signs: tuple[int, float] = (0, 0.0)
 
     def __post_init__(self) -> None:
-        self.began = self._scanned = self._worked = self.clock()
+        self.began = self._worked = self.clock()
+        self._next_scan = self.began + min(FIRST_SCAN_S, self.scan_every_s)
         self._free_then = self.free_mib()
 
     def fault(self) -> Optional[JobFault]:
         """The limit that is exceeded now, if one is. Cheap when called often."""
         now = self.clock()
         late = self.limits.time(now - self.began)
-        if late is not None or now - self._measured < MEASURE_S:
+        if late is not None or now < self._next_measure:
             return late
-        usage, self._measured = self.measure(), now
+        usage = self._measure(now)
         return self.limits.memory(usage.rss_kib / 1024) or self._disk(now) or self._progress(now, usage.cpu_s)
 
-    def measure(self) -> Usage:
+    def _measure(self, now: float) -> Usage:
         """What the payload's tree uses now; remembers the most memory ever seen."""
+        begin = self.cpu_clock()
         usage = self.payload.usage()
+        self._next_measure = now + max(MEASURE_S, COST * (self.cpu_clock() - begin))
         self.peak_rss_mib = max(self.peak_rss_mib, usage.rss_kib / 1024)
+        self.cpu_s = usage.cpu_s
+        self.samples.note(now - self.began, usage, self._scan.disk_bytes)
         return usage
 
     def _disk(self, now: float) -> Optional[JobFault]:
         free = self.free_mib()
         filling = self._free_then - free > self.limits.disk_mib / 4
-        if now - self._scanned < self.scan_every_s and not filling and free >= MIN_FREE_MIB:
+        if now < self._next_scan and not filling and free >= MIN_FREE_MIB:
             return None
         self._look(free)
         return self.limits.disk(self._scan) or self.limits.node(free)
@@ -82,7 +95,7 @@ class Watch:
             self._scan = self.scan()
         except (AirpandaError, OSError) as error:
             log.warning("the sandbox was not measured: %s", error)
-        self._scanned = self.clock()  # from its end: a slow look must not be all that happens
+        self._next_scan = self.clock() + self.scan_every_s  # from its end: a slow look must not be all that happens
 
     def _progress(self, now: float, cpu_s: float) -> Optional[JobFault]:
         signs = (self.printed(), self._scan.newest)

@@ -113,6 +113,11 @@ class CallerRecord:
     def __init__(self, descriptor: Optional[int]) -> None:
         self._descriptor = descriptor
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody reads it."""
+        return self._descriptor is not None
+
     def write(self, fields: Mapping[str, Value]) -> None:
         if self._descriptor is None:
             return

@@ -28,6 +28,7 @@ from airpanda.glexec.launcher.credential import Identity, identify
 from airpanda.glexec.launcher.gratia import MonitorLog
 from airpanda.glexec.launcher.identity import open_as
 from airpanda.glexec.launcher.init import remove_proxy, run_init
+from airpanda.glexec.launcher.meter import Meter
 from airpanda.glexec.launcher.payload import GO, READY
 from airpanda.glexec.launcher.plan import Plan, make_plan
 from airpanda.glexec.launcher.proxyfile import read_proxy
@@ -170,6 +171,15 @@ class _Records:
         ids: dict[str, Value] = {"pid": pid, "uid": account.uid, "gid": account.gids[0], "account": account.name}
         self._caller.write({"event": "started", **ids, **told})
 
+    @property
+    def are_asked_for(self) -> bool:
+        """Whether the caller wants to know."""
+        return self._caller.is_open
+
+    def used(self, event: dict[str, Value]) -> None:
+        """For the caller, while the payload runs."""
+        self._caller.write(event)
+
     def ended(self, ended: Ended) -> None:
         """For the caller; the site's record is written when all is cleaned up."""
         usage: dict[str, Value] = {"wall_s": ended.wall_s, "cpu_s": ended.cpu_s, "max_rss_kib": ended.max_rss_kib}
@@ -279,11 +289,15 @@ class _Run:
 
     def _wait(self) -> None:
         """Forward signals until the report comes, or until the first process or the asker is gone."""
+        meter = Meter(self._init, None if self._cgroup is None else self._cgroup.path)
         poll = select.poll()
         for descriptor in (self._control.fileno(), *self._source.descriptors()):
             poll.register(descriptor, select.POLLIN)
         while True:
-            for descriptor, _ in poll.poll():
+            ready = poll.poll(1000 * meter.left_s() if self._records.are_asked_for else None)
+            if not ready:
+                self._records.used(meter.look())
+            for descriptor, _ in ready:
                 if descriptor == self._control.fileno():
                     data = self._control.recv(4096)
                     self._report = json.loads(data) if data else None

@@ -1,0 +1,55 @@
+"""What a running payload has read and written: only root may look at that of another account's processes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Optional
+
+from airpanda.glexec.launcher.audit import Value
+
+EVERY_S = 5.0
+_SHARE = 60
+"""The pauses grow with the payload's age, so that the record of a long one stays short (some hundred lines)."""
+_COST = 100
+"""A look that costs much is followed by a pause so many times as long: a hundredth of a core at most."""
+
+
+class Meter:
+    """Looks at one payload from time to time, from outside.
+
+    Args:
+        init: the first process of the payload's PID namespace, which waits for all the others.
+        cgroup: the directory of the payload's cgroup, which knows its processes, or None: then all are looked at.
+    """
+
+    def __init__(self, init: int, cgroup: Optional[Path]) -> None:
+        self._init = init
+        self._cgroup = cgroup
+        self._began = time.monotonic()
+        self._next = self._began + EVERY_S
+
+    def left_s(self) -> float:
+        """Until the next look."""
+        return max(0.0, self._next - time.monotonic())
+
+    def look(self) -> dict[str, Value]:
+        """The event for the caller's record."""
+        from airpanda.glexec.proctree import moved_by  # for long payloads only
+
+        begin = time.process_time()
+        read, written = moved_by(self._members())
+        cost_s, now = time.process_time() - begin, time.monotonic()
+        self._next = now + max(EVERY_S, (now - self._began) / _SHARE, _COST * cost_s)
+        return {"event": "used", "read_bytes": read, "written_bytes": written}
+
+    def _members(self) -> list[int]:
+        from airpanda.glexec.proctree import tree
+
+        if self._cgroup is None:
+            return tree(self._init)
+        try:
+            inside = (self._cgroup / "cgroup.procs").read_text(encoding="ascii").split()
+        except OSError:
+            return tree(self._init)
+        return [self._init, *map(int, inside)]

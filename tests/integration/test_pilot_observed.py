@@ -1,0 +1,63 @@
+"""What people see of a running job, everything real but Airflow: samples, and answers to their questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.dispatcher import job_database, spec, template_database
+from support.launcher import Site, make_site
+from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.pilot_chain import Chain, running_chain
+from support.postgres import Database, postgres
+
+__all__ = ["job_database", "postgres", "template_database"]
+pytestmark = [pytest.mark.root, pytest.mark.integration]
+
+
+@pytest.fixture(scope="module", name="site")
+def _site() -> Iterator[Site]:
+    for site in make_site():
+        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
+        yield site
+
+
+@pytest.fixture(scope="module", name="myproxy")
+def _myproxy(site: Site) -> Iterator[ServerProcess]:
+    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
+        yield server
+
+
+@pytest.fixture
+def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: Path) -> Iterator[Chain]:
+    with running_chain(site, myproxy, job_database, tmp_path) as chain:
+        yield chain
+
+
+# Eight million bytes written and read back, some CPU, two processes beside the shell.
+BUSY = """
+head -c 8000000 /dev/zero > big; cat big > /dev/null
+python3 -IS -c 'import os
+while os.times().user < 1: pass'
+sleep 14 & sleep 14
+"""
+
+
+def test_a_switched_payload_is_measured_from_outside(chain: Chain) -> None:
+    """CPU, memory and processes by the pilot, bytes moved by the launcher, the sandbox's disk as its owner."""
+    task = chain.submit("alice", spec("busy", argv=["sh", "busy.sh"], scripts={"busy.sh": BUSY}, walltime_s=120))
+    handles = chain.send_pilots(1)
+    assert chain.wait(task["task_id"]) == {"finished": 1}, chain.logs(handles)
+    samples: list[dict[str, Any]] = chain.call("GET", f"/v1/job/{task['first_panda_id']}/samples")
+    assert 5 <= len(samples) <= 60, "the first at once, then every two seconds"
+    assert [s["at_s"] for s in samples] == sorted(s["at_s"] for s in samples)
+    last = samples[-1]
+    assert 0.9 < last["cpu_s"] < 5
+    assert 0.5 < last["rss_mib"] < 25, "the payload's, not the launcher's"
+    assert last["processes"] >= 3
+    assert 7 < last["read_mib"] < 60
+    assert 7 < last["written_mib"] < 60
+    assert 7 < last["disk_mib"] < 20
+    chain.pilots_end(handles)
