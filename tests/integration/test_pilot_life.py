@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.fake_dispatcher import DN, PASSPHRASE, FakeDispatcher, fake_dispatcher, make_job
 from support.fake_switch import FakeSwitcher
+from support.launcher import wait_for
 from support.pilot_rig import FakeProxy, Rig
 
 from airpanda.core.errors import CredentialError, IdentitySwitchError, ServiceError
@@ -367,6 +368,65 @@ def test_heartbeats_carry_the_live_log_and_use(rig: Rig) -> None:
     assert [beat.log_tail for beat in beats if beat.log_tail] == ["early\n"]
     assert any(beat.use and beat.use.wall_s > 0 for beat in beats)
     assert any(beat.model_fields_set <= {"job_id", "attempt_nr", "token", "job_status", "node"} for beat in beats)
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [
+        ("tail", "hello\ufffd[2J\n"),
+        ("ps", "61.25"),
+        ("ls", "    5 "),
+        ("gdb", "this pilot cannot show 'gdb'; it knows tail, ps, ls"),
+        ("x" * 10_000, "this pilot cannot show 'xxx"),
+    ],
+)
+def test_what_a_person_asks_is_answered_at_once(rig: Rig, what: str, found: str) -> None:
+    script = "printf 'hello\\033[2J\\n'; printf 12345 > data; cp data .x509up-dontshow; "
+    script += "touch \"$(printf 'a\\033b')\"; sleep 61.25"
+    rig.fake.jobs = [make_job(argv=[SH, "-c", script])]
+    rig.fake.heartbeat_s = 0.5
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    time.sleep(0.3)
+    rig.fake.debug = what
+    wait_for(lambda: any(report.debug_output for report in rig.fake.reports), 15)
+    rig.fake.command = "tobekilled"
+    thread.join(15)
+    (answer,) = [report.debug_output for report in rig.fake.reports if report.debug_output]
+    assert answer.startswith(what[:100] + " at 20")
+    assert found in answer
+    assert "\x1b" not in answer
+    assert "dontshow" not in answer or what == "ps"
+    if what == "ls":
+        assert "a\ufffdb" in answer
+
+
+def test_a_question_that_cannot_be_answered_is_answered_with_the_reason_and_holds_up_nothing(rig: Rig) -> None:
+    """Not before the payload runs, and not by a launcher that hangs and then fails."""
+
+    class Hangs(FakeSwitcher):
+        def launch(self, *args: Any, **options: Any) -> Any:
+            if options["label"].endswith(" pilot"):
+                time.sleep(1.0)
+                raise IdentitySwitchError("the launcher is gone")
+            rig.fake.debug = "ps"
+            time.sleep(0.5)
+            return super().launch(*args, **options)
+
+    rig.switcher = Hangs()
+    rig.fake.jobs = [make_job(argv=["sleep", "60"])]
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    rig.fake.debug = "ls"
+    before = len(rig.fake.reports)
+    wait_for(lambda: not rig.fake.debug, 15)
+    during = len(rig.fake.reports) - before
+    rig.fake.command = "tobekilled"
+    thread.join(15)
+    answers = [report.debug_output.split("\n", 1)[1] for report in rig.fake.reports if report.debug_output]
+    assert answers == ["the payload has not started", "the pilot cannot show it: the launcher is gone"]
+    assert during >= 5, "heartbeats went on meanwhile"
+    assert rig.leftovers() == []
 
 
 def test_a_dispatcher_that_is_down_for_a_while_changes_nothing(rig: Rig) -> None:

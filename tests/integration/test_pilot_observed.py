@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.dispatcher import job_database, spec, template_database
-from support.launcher import Site, make_site
+from support.launcher import Site, make_site, wait_for
 from support.myproxy_server import CONFIG, ServerProcess, start_debian
 from support.pilot_chain import Chain, running_chain
 from support.postgres import Database, postgres
@@ -60,4 +60,34 @@ def test_a_switched_payload_is_measured_from_outside(chain: Chain) -> None:
     assert 7 < last["read_mib"] < 60
     assert 7 < last["written_mib"] < 60
     assert 7 < last["disk_mib"] < 20
+    chain.pilots_end(handles)
+
+
+def ask(chain: Chain, panda_id: int, what: str) -> str:
+    """The answer, once it is there."""
+    path = f"/v1/job/{panda_id}/debug"
+    chain.call("POST", path, {"what": what})
+    answer = wait_for(lambda: (r := chain.http.get(path)).status_code == 200 and r, 30)
+    return str(answer.text)
+
+
+def test_a_person_sees_log_processes_and_files_of_a_switched_payload(chain: Chain) -> None:
+    script = "echo from the payload; mkdir d; printf 12345 > d/data; exec sleep 300.5"
+    task = chain.submit("bob", spec("asked", argv=["sh", "-c", script], walltime_s=600))
+    handles = chain.send_pilots(1)
+    progress = f"/v1/task/{task['task_id']}/progress"
+    wait_for(lambda: chain.call("GET", progress)["counts"].get("running"), 60)
+    panda_id = task["first_panda_id"]
+    assert ask(chain, panda_id, "tail").split("\n")[1:] == ["from the payload", ""]
+    processes = ask(chain, panda_id, "ps").splitlines()[1:]
+    assert processes[0].split()[:3] == ["PID", "PPID", "S"]
+    (sleeper,) = [line.split() for line in processes[1:]]
+    assert sleeper[-2:] == ["sleep", "300.5"]
+    files = [line.split() for line in ask(chain, panda_id, "ls").splitlines()[1:]]
+    assert sorted((line[0], line[1], line[-1]) for line in files) == [
+        ("-rw-------", "bob", "d/data"),
+        ("drwx------", "bob", "d"),
+    ]
+    chain.call("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "the test is over"})
+    assert chain.wait(task["task_id"]) == {"cancelled": 1}
     chain.pilots_end(handles)

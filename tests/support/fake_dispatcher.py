@@ -66,6 +66,8 @@ class FakeDispatcher:
     wrong_checksum: bool = False
     refused_inputs: bool = False
     lease_s: float = 60.0
+    debug: str = ""
+    heartbeat_s: float = 0.1
     url: str = ""
 
     @property
@@ -106,7 +108,9 @@ class FakeDispatcher:
             assert report.token == f"lease-{report.job_id}-{report.attempt_nr}"
             self.reports.append(report)
             until = datetime.now(UTC) + timedelta(seconds=self.lease_s)
-            return 200, m.ReportReply(command=self.command, lease_expires_at=until, heartbeat_s=0.1)  # type: ignore[arg-type]
+            self.debug = "" if report.debug_output else self.debug
+            reply = m.ReportReply(command=self.command, lease_expires_at=until, heartbeat_s=self.heartbeat_s)  # type: ignore[arg-type]
+            return 200, {**reply.model_dump(mode="json"), "debug": self.debug}
         return 404, {"code": "not-found", "detail": path}
 
 

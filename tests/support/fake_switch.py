@@ -17,7 +17,8 @@ from typing import Any
 
 from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
-from airpanda.glexec.ports import PayloadOutcome, Usage
+from airpanda.glexec.ports import PayloadOutcome, ProcessSeen, Usage
+from airpanda.glexec.proctree import descendants
 
 
 def this_account() -> Account:
@@ -53,6 +54,9 @@ class FakePayload:
 
     def usage(self) -> Usage:
         return Usage(cpu_s=0.0, rss_kib=1024)
+
+    def processes(self) -> list[ProcessSeen]:
+        return descendants(os.getpid())
 
 
 @dataclass

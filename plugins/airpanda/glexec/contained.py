@@ -22,8 +22,8 @@ from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
 from airpanda.glexec import contract
 from airpanda.glexec.marks import end_marked, mark_of
-from airpanda.glexec.ports import PayloadOutcome, Usage
-from airpanda.glexec.proctree import tree, usage_of
+from airpanda.glexec.ports import PayloadOutcome, ProcessSeen, Usage
+from airpanda.glexec.proctree import descendants, tree, usage_of
 from airpanda.glexec.running import Process
 from airpanda.glexec.sandboxes import PATH, SandboxTools, Tool
 
@@ -157,6 +157,9 @@ class Contained:
 
     def usage(self) -> Usage:
         return usage_of(self._process.pid)
+
+    def processes(self) -> list[ProcessSeen]:
+        return descendants(self._process.pid) if self._process.code is None else []
 
     def _conclude(self) -> PayloadOutcome:
         process = self._process

@@ -26,6 +26,18 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class ProcessSeen:
+    """One process of a payload, seen from outside. ``state`` is the kernel's letter; ``command`` may hold anything."""
+
+    pid: int
+    parent: int
+    state: str
+    cpu_s: float
+    rss_kib: int
+    command: str
+
+
+@dataclass(frozen=True)
 class PayloadOutcome:
     """How a payload ended. ``exit_code`` is a shell's (128 + n for death by signal n); ``signal`` is that n.
 
@@ -56,6 +68,9 @@ class RunningPayload(Protocol):
 
     def usage(self) -> Usage:
         """What the whole tree uses by now. Costs a look at every process of the machine."""
+
+    def processes(self) -> list[ProcessSeen]:
+        """The processes of the tree that can be seen now, in the order of their births as far as that is known."""
 
 
 class IdentitySwitcher(Protocol):

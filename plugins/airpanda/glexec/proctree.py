@@ -11,10 +11,11 @@ from typing import Optional
 
 from airpanda.core.identity import Account
 from airpanda.core.records import dataclass
-from airpanda.glexec.ports import Usage
+from airpanda.glexec.ports import ProcessSeen, Usage
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+_MAX_COMMAND = 4096
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,23 @@ def usage_of(root: int) -> Usage:
     rss_pages = sum(int(seen[pid][21]) for pid in members)
     living = sum(seen[pid][0] not in "ZX" for pid in members)
     return Usage(cpu_ticks / _TICKS, rss_pages * _PAGE_KIB, living, *moved_by(family))
+
+
+def descendants(root: int) -> list[ProcessSeen]:
+    """The processes below one of ours, as they are now."""
+    seen = dict(_all())
+    family = _family(root, {pid: int(fields[1]) for pid, fields in seen.items()})
+    return [_seen(pid, seen[pid]) for pid in family if pid != root and pid in seen]
+
+
+def _seen(pid: int, fields: list[str]) -> ProcessSeen:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read(_MAX_COMMAND).rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        command = ""
+    cpu_s = sum(map(int, fields[11:13])) / _TICKS
+    return ProcessSeen(pid, int(fields[1]), fields[0], cpu_s, int(fields[21]) * _PAGE_KIB, command)
 
 
 def moved_by(pids: Iterable[int]) -> tuple[int, int]:

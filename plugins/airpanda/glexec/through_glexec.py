@@ -20,8 +20,8 @@ from typing import IO, Any, Optional
 from airpanda.core.errors import IdentitySwitchError, RequestError
 from airpanda.core.identity import Account
 from airpanda.glexec import contract
-from airpanda.glexec.ports import PayloadOutcome, Usage
-from airpanda.glexec.proctree import ids_of, tree, usage_of
+from airpanda.glexec.ports import PayloadOutcome, ProcessSeen, Usage
+from airpanda.glexec.proctree import descendants, ids_of, tree, usage_of
 from airpanda.glexec.running import Process
 from airpanda.glexec.sandboxes import PATH, SandboxTools, Tool, open_path
 
@@ -217,6 +217,10 @@ class ThroughGlexec:
         read, written = (int(used.get(name, 0)) for name in ("read_bytes", "written_bytes"))
         self._last_usage = Usage(max(seen.cpu_s, self._last_usage.cpu_s), seen.rss_kib, seen.processes, read, written)
         return self._last_usage
+
+    def processes(self) -> list[ProcessSeen]:
+        root = self._root() if self._process.code is None else None
+        return [] if root is None else descendants(root)
 
     def _prove(self) -> bool:
         """Look at the payload's process from outside; true once its account is known."""

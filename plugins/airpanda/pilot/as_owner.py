@@ -28,6 +28,11 @@ _SCAN = (
     '$3 == "f" && $4 !~ /^[.](x509up-|airpanda-)/ && $2 > last { last = $2 }\n'
     'END { printf "%.0f %.0f %.3f\\n", blocks * 512, n, last }\''
 )
+# What the switch itself has put there is not the payload's.
+_LIST = (
+    'cd "$HOME" || exit 1; find . -xdev -mindepth 1 -maxdepth 4 ! -name ".x509up-*" ! -name ".airpanda-*" '
+    '-printf "%M %u %12s %TY-%Tm-%Td %TH:%TM %P\\n" 2>&1 | head -n 1000'
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,14 @@ class AsOwner:
             raise IdentitySwitchError(
                 f"the sandbox was measured, but the answer cannot be read: {text[:200]!r}"
             ) from None
+
+    def listing(self, proxy: Path) -> str:
+        """The files in the sandbox, one a line, for a person to read; their names may hold anything.
+
+        Raises:
+            IdentitySwitchError: it could not be looked into.
+        """
+        return self._run(_LIST, proxy)
 
     def _run(self, script: str, proxy: Path) -> str:
         output = self.folder / f"tool-{secrets.token_hex(4)}"

@@ -9,7 +9,7 @@ from typing import Callable
 
 from airpanda.core.errors import AirpandaError, RequestError, StaleReportError
 from airpanda.pilot.client import DispatcherClient
-from airpanda.pilot.wire import Job, Report
+from airpanda.pilot.wire import Job, Report, ReportReply
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Heartbeat:
 
     Attributes read by the job's thread: ``killed`` (the dispatcher said so), ``stale`` (the attempt is no longer
     ours), ``lease_over`` (no report was accepted until the lease and one more lease length of grace had passed),
-    ``drain`` (finish this job, then end). ``accepted`` is called with each report that has arrived.
+    ``drain`` (finish this job, then end). ``accepted`` is called with each report that has arrived and its reply.
     """
 
     def __init__(
@@ -29,32 +29,38 @@ class Heartbeat:
         make_report: Callable[[], Report],
         *,
         lease_s: float,
-        accepted: Callable[[Report], None],
+        accepted: Callable[[Report, ReportReply], None],
     ) -> None:
         self._client = client
         self._job = job
         self._make_report = make_report
         self._accepted = accepted
-        self._over = threading.Event()
+        self._over = False
+        self._wake = threading.Event()
         self._interval_s = job.heartbeat_s
         self.killed = False
         self.stale = False
         self.drain = False
         self._until = _limit(lease_s)
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{job} heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._over.set()
+        self._over = True
+        self._wake.set()
         self._thread.join()
         self._client.close()
 
     @property
     def lease_over(self) -> bool:
         return time.monotonic() > self._until
+
+    def hurry(self) -> None:
+        """Send the next one now: there is something that a person waits for."""
+        self._wake.set()
 
     def send(self) -> None:
         """One heartbeat now; failures are remembered, not raised."""
@@ -69,15 +75,18 @@ class Heartbeat:
         except AirpandaError as error:
             log.warning("%s: heartbeat not accepted: %s", self._job, error)
         else:
-            self._accepted(report)
+            self._accepted(report, reply)
             self._interval_s = reply.heartbeat_s
             self._until = _limit(self._client.seconds_until(reply.lease_expires_at))
             self.killed = self.killed or reply.command == "tobekilled"
             self.drain = self.drain or reply.command == "drain"
 
     def _run(self) -> None:
-        while not self._over.wait(self._interval_s):
-            self.send()
+        while not self._over:
+            self._wake.wait(self._interval_s)
+            self._wake.clear()
+            if not self._over:
+                self.send()
 
 
 def _limit(lease_s: float) -> float:

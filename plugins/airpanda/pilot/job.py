@@ -24,12 +24,13 @@ from airpanda.core.errors import (
     StaleReportError,
 )
 from airpanda.pilot import errors, wire
-from airpanda.pilot.as_owner import AsOwner
+from airpanda.pilot.as_owner import LIMIT_S, AsOwner
 from airpanda.pilot.capture import Capture
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.command import payload_environment, payload_fault, resolve
 from airpanda.pilot.config import PilotConfig
 from airpanda.pilot.credentials import Retrieve, fetch_owner_proxy
+from airpanda.pilot.debug import Answers, process_table, unknown
 from airpanda.pilot.errors import JobFault, ranked
 from airpanda.pilot.heartbeat import Heartbeat
 from airpanda.pilot.limits import Limits
@@ -93,6 +94,8 @@ class Attempt:
     told_renewed: int = 0
     told_tail: str = ""
     told_running: bool = False
+    place: Optional[Path] = None
+    answers: Optional[Answers] = None
 
     def run(self) -> Verdict:
         """Everything, once. Does not raise: whatever goes wrong becomes a report."""
@@ -109,8 +112,10 @@ class Attempt:
                 lease_s=lease_s,
                 accepted=self._note_accepted,
             )
+            name, hurry = f"{self.job} debug", beat.hurry
+            self.answers = Answers(self._show, name=name, ready=hurry, now=utcnow)
             with beat:
-                place = self._place()
+                self.place = place = self._place()
                 if place is not None:
                     self._guarded(client, beat, place)
             return self._conclude(client, beat)
@@ -349,7 +354,7 @@ class Attempt:
         return [] if self.watch is None else self.watch.samples.untold(at_least=at_least)
 
     def _heartbeat_report(self) -> wire.Report:
-        """Bare unless there is news: something printed, a batch of samples, a renewed proxy."""
+        """Bare unless there is news: something printed, a batch of samples, a renewed proxy, an answer."""
         report = wire.Report(job=self.job, job_status=self.status, node=self.tools.probe.node)
         tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS) if self.capture is not None else ""
         if tail != self.told_tail and self.watch is not None and self.outcome is None:
@@ -358,6 +363,7 @@ class Attempt:
             report.use = self._use(wall_s, self.watch.cpu_s, 0.0)
         report.credential_event = self._untold_renewal()
         report.samples = self._untold_samples(at_least=BATCH)
+        report.debug_output = "" if self.answers is None else self.answers.untold()
         return report
 
     def _untold_renewal(self) -> str:
@@ -365,11 +371,30 @@ class Attempt:
         told_all = self.renewal is None or self.renewal.renewed == self.told_renewed
         return "" if told_all or not self.told_running else "renewed"
 
-    def _note_accepted(self, report: wire.Report) -> None:
+    def _note_accepted(self, report: wire.Report, reply: wire.ReportReply) -> None:
         if report.credential_event == "renewed":
             self.told_renewed += 1
         if self.watch is not None:
             self.watch.samples.arrived(report.samples)
+        if self.answers is not None:
+            self.answers.arrived(report.debug_output)
+            self.answers.hear(reply.debug)
+
+    def _show(self, what: str) -> str:
+        """What a person has asked for.
+
+        Raises:
+            IdentitySwitchError: the sandbox cannot be looked into.
+        """
+        if what not in wire.DEBUG:
+            return unknown(what)
+        if self.payload is None or self.capture is None or self.place is None:
+            return "the payload has not started"
+        if what == "tail":
+            return self.capture.tail(wire.MAX_DEBUG_CHARS)
+        if what == "ps":
+            return process_table(self.payload.processes())
+        return self._as_owner(self.place).listing(self.place / PROXY)
 
     def _use(self, wall_s: float, cpu_s: float, rss_mib: float) -> dict[str, float]:
         peak = 0.0 if self.watch is None else self.watch.peak_rss_mib
@@ -393,6 +418,7 @@ class Attempt:
             report = self._report(self._final_status())
             report.errors = ranked(self.faults)
             report.stored = [each.to_wire() for each in self.stored]
+            report.debug_output = "" if self.answers is None else self.answers.untold()
             reply = client.update(report, patience_s=self._patience_s())
         except StaleReportError as error:
             log.warning("%s: final report came too late: %s", self.job, error)
@@ -424,6 +450,8 @@ class Attempt:
 
     def _clean(self, place: Path) -> None:
         """Sandbox as its owner, the rest as the pilot. Where that fails the proxy stays too: the sweep needs it."""
+        if self.answers is not None:
+            self.answers.wait(LIMIT_S)
         if self.capture is not None:
             self.capture.finish()
         if self.sandbox is not None and not remove_sandbox(self.tools.switcher, self.sandbox, place / PROXY):

@@ -23,6 +23,7 @@ MAX_LOG_TAIL_CHARS = 16 * 1024
 MAX_DEBUG_CHARS = 64 * 1024
 MAX_SAMPLES = 240  # in one report
 DEBUG = ("tail", "ps", "ls")
+_MAX_QUESTION_CHARS = 100
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,10 @@ class AcquireReply:
 
 @dataclass(frozen=True)
 class ReportReply:
-    """``debug``: what a person wants to see, one of ``DEBUG`` or empty, until a report has a ``debug_output``."""
+    """``debug``: what a person wants to see, or empty, until a report has a ``debug_output``.
+
+    A pilot knows ``DEBUG``; a newer dispatcher may know more, and must be told so.
+    """
 
     command: str
     lease_expires_at: datetime
@@ -166,7 +170,7 @@ def read_report_reply(value: Any) -> ReportReply:
             str(value["command"]),
             from_wire(value["lease_expires_at"]),
             heartbeat_s,
-            debug if debug in DEBUG else "",
+            debug[:_MAX_QUESTION_CHARS] if isinstance(debug, str) else "",
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _garbled("update_job", error) from None
