@@ -500,7 +500,10 @@ class AttemptView(Message):
 
 
 class JobView(Message):
-    """A job with all its attempts, newest first. ``reason`` tells why the job has its status, where there is one."""
+    """A job with all its attempts, newest first. ``reason`` tells why the job has its status, where there is one.
+
+    ``logs`` are those of the latest attempt: GET ``/v1/job/{panda_id}/log`` and ``/v1/job/{panda_id}/pilot_log``.
+    """
 
     panda_id: int
     task_id: int
@@ -515,6 +518,7 @@ class JobView(Message):
     outputs: list[FileView]
     attempts: list[AttemptView]
     reason: Text = ""
+    logs: list[FileView] = Field(default_factory=list)
 
 
 class FileView(Message):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import signal
+import tarfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -347,6 +350,53 @@ def test_binary_and_escape_sequences_do_not_reach_a_screen(rig: Rig) -> None:
     assert "\x1b" not in rig.fake.final.log_tail
     assert "\0" not in rig.fake.final.log_tail
     assert rig.fake.files["7/1/payload.log"] == b"\x1b[2Jred\0\xff"
+
+
+# --- the pilot's log of a job ---------------------------------------------------------------------------------
+
+
+def archive(fake: FakeDispatcher, name: str) -> dict[str, str]:
+    with tarfile.open(fileobj=io.BytesIO(fake.files[name])) as tar:
+        found = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        return {name: file.read().decode() for name, file in found.items() if file is not None}
+
+
+def test_every_end_of_a_job_leaves_the_pilots_log_of_it(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "airpanda")
+    missing = [{"lfn": "data.txt", "source": "panda:1/data.txt"}]
+    rig.fake.jobs = [
+        make_job(7, argv=[SH, "-c", "echo hello; sleep 1"]),
+        make_job(8, argv=[SH, "-c", "echo bad; exit 3"]),
+        make_job(9, inputs=missing),
+    ]
+    assert rig.run() == errors.EXIT_OK
+    good, bad, unrun = (archive(rig.fake, f"{i}/1/pilot-log.tgz") for i in (7, 8, 9))
+    assert set(good) == set(bad) == {"job.json", "pilot.log", "node.json", "payload-tail.log", "samples.json"}
+    assert set(unrun) == {"job.json", "pilot.log", "node.json"}
+    told = json.loads(good["job.json"])
+    assert (told["job_status"], told["trans_exit_code"], told["owner_dn"]) == ("finished", 0, DN)
+    assert set(told["timing_s"]) == {"proxy", "stage_in", "sandbox", "launch", "payload", "stage_out"}
+    assert told["timing_s"]["payload"] > 0.5
+    assert "job 7 attempt 1: the payload runs as" in good["pilot.log"]
+    assert "job 8" not in good["pilot.log"]
+    assert good["payload-tail.log"] == "hello\n"
+    assert len(json.loads(good["samples.json"])) == 1
+    assert "switch" in json.loads(good["node.json"])
+    assert json.loads(bad["job.json"])["errors"][0]["code"] == 3
+    assert json.loads(unrun["job.json"])["errors"][0]["code"] == 1331
+    everything = "".join(text for parts in (good, bad, unrun) for text in parts.values())
+    for secret in (PASSPHRASE, "lease-7-1", "pilot-token"):
+        assert secret not in everything
+    assert rig.leftovers() == []
+
+
+def test_a_job_is_not_worse_for_a_log_that_could_not_be_kept(rig: Rig) -> None:
+    rig.fake.refused_files = "pilot-log.tgz"
+    rig.fake.jobs = [make_job()]
+    assert rig.run() == errors.EXIT_OK
+    assert rig.fake.statuses == ["starting", "running", "finished"]
+    assert rig.fake.final.errors == []
+    assert rig.leftovers() == []
 
 
 # --- drills --------------------------------------------------------------------------------------------------

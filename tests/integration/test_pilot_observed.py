@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.canary import Canaries
 from support.dispatcher import job_database, spec, template_database
 from support.launcher import Site, make_site, wait_for
 from support.myproxy_server import CONFIG, ServerProcess, start_debian
@@ -90,4 +94,31 @@ def test_a_person_sees_log_processes_and_files_of_a_switched_payload(chain: Chai
     ]
     chain.call("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "the test is over"})
     assert chain.wait(task["task_id"]) == {"cancelled": 1}
+    chain.pilots_end(handles)
+
+
+def test_the_pilots_log_is_listed_and_holds_no_secret_of_anybody(chain: Chain, canaries: Canaries) -> None:
+    """The hunt: tokens, lease, passphrase and keys, which pilot and payload had, are not in what everybody may see."""
+    script = 'cat "$X509_USER_PROXY"; cat "$X509_USER_PROXY" > copy'
+    task = chain.submit("alice", spec("talks", argv=["sh", "-c", script], walltime_s=120))
+    handles = chain.send_pilots(1)
+    assert chain.wait(task["task_id"]) == {"finished": 1}, chain.logs(handles)
+    (job,) = chain.jobs(task["task_id"])
+    assert [file["lfn"] for file in job["logs"]] == ["payload.log", "pilot-log.tgz"]
+    assert job["outputs"] == []
+    data = chain.http.get(f"/v1/job/{job['panda_id']}/pilot_log").content
+    assert len(data) == job["logs"][1]["size"] < 100_000
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        parts = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        texts = {name: file.read() for name, file in parts.items() if file is not None}
+    assert b"[private key removed]" in texts["payload-tail.log"], "the payload has shown its own key"
+    for name, text in texts.items():
+        assert canaries.shown_in(text) == set(), name
+        assert b"PRIVATE KEY" not in text, name
+        for kind in (b"passphrase", b"Bearer", b"eyJ"):
+            assert kind not in text, (name, kind)
+    assert b"begins, owner" not in texts["pilot.log"], "that is the loop's, of no single job"
+    told = json.loads(texts["job.json"])
+    assert (told["account_name"], told["identity_switched"], told["job_status"]) == ("alice", True, "finished")
+    assert told["timing_s"]["proxy"] > 0
     chain.pilots_end(handles)

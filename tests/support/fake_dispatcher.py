@@ -65,6 +65,7 @@ class FakeDispatcher:
     down: bool = False
     wrong_checksum: bool = False
     refused_inputs: bool = False
+    refused_files: str = "none"
     lease_s: float = 60.0
     debug: str = ""
     heartbeat_s: float = 0.1
@@ -126,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
             if hashlib.sha256(body).hexdigest() != self.headers["X-Airpanda-Sha256"]:
                 return 422, {"code": "request", "detail": "checksum"}
             assert self.headers["X-Airpanda-Lease"].startswith("lease-")
+            if self.path.endswith(self.fake.refused_files):
+                return 404, {"code": "not-found", "detail": "no such output"}
             self.fake.files[self.path.removeprefix("/v1/pilot/file/")] = body
             return 201, {}
 

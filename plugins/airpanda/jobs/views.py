@@ -168,8 +168,16 @@ async def _views(connection: Any, first: int, last: int) -> list[JobView]:
     outputs: dict[int, list[FileView]] = defaultdict(list)
     for row in await connection.fetch(sql.OUTPUTS, first, last):
         outputs[row["panda_id"]].append(file_view(row))
+    logs: dict[int, list[FileView]] = defaultdict(list)
+    for row in await connection.fetch(sql.LOGS, first, last):
+        logs[row["panda_id"]].append(file_view(row))
     return [
-        JobView(**dict(row), attempts=attempts[row["panda_id"]], outputs=outputs[row["panda_id"]])
+        JobView(
+            **dict(row),
+            attempts=attempts[row["panda_id"]],
+            outputs=outputs[row["panda_id"]],
+            logs=logs[row["panda_id"]],
+        )
         for row in await connection.fetch(sql.JOBS, first, last)
     ]
 

@@ -15,7 +15,7 @@ from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.panda import PandaHook
 from airpanda.links.job import PandaJobLink
-from airpanda.messages import Blame, JobSpec, JobStatus, JobSubmission, JobView, KillRequest, TaskInstanceKey
+from airpanda.messages import PILOT_LOG, Blame, JobSpec, JobStatus, JobSubmission, JobView, KillRequest, TaskInstanceKey
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
 _PAGE = 1000
@@ -154,6 +154,8 @@ class PandaTaskOperator(BaseOperator):
                 continue
             for line in text.splitlines()[-_LOG_LINES:]:
                 self.log.info("%s", line)
+            if any(file.lfn == PILOT_LOG for file in job.logs):
+                self.log.info("---- what the pilot saw and did: /panda/v1/job/%d/pilot_log", job.panda_id)
 
 
 class PandaJobOperator(PandaTaskOperator):

@@ -11,10 +11,11 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import (
@@ -33,6 +34,7 @@ from airpanda.pilot.credentials import Retrieve, fetch_owner_proxy
 from airpanda.pilot.debug import Answers, process_table, unknown
 from airpanda.pilot.errors import JobFault, ranked
 from airpanda.pilot.heartbeat import Heartbeat
+from airpanda.pilot.joblog import JobLog, write_archive
 from airpanda.pilot.limits import Limits
 from airpanda.pilot.probe import Probe, free_disk_mib
 from airpanda.pilot.renewal import MARGINS_AHEAD, Renewal
@@ -59,6 +61,8 @@ STEP_S = 0.25
 KEEP_ALIVE_S = 30.0
 FINAL_PATIENCE_S = 600.0
 STOPPING_PATIENCE_S = 30.0
+LOG_PATIENCE_S = 60.0
+LOG_TAIL_CHARS = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,16 @@ class Attempt:
     told_running: bool = False
     place: Optional[Path] = None
     answers: Optional[Answers] = None
+    log: Optional[JobLog] = None
+    timing: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Verdict:
         """Everything, once. Does not raise: whatever goes wrong becomes a report."""
+        with JobLog(str(self.job)) as joblog:
+            self.log = joblog
+            return self._run()
+
+    def _run(self) -> Verdict:
         patient = threading.Event()  # never set: a final report is worth waiting for
         client = self.tools.make_client(patient)
         place: Optional[Path] = None
@@ -143,10 +154,13 @@ class Attempt:
         """Run the job; errors become faults."""
         try:
             self._prepare(client, beat, place)
-            self._launch(client, place)
-            self._watch(beat, place)
+            with self._timed("launch"):
+                self._launch(client, place)
+            with self._timed("payload"):
+                self._watch(beat, place)
             if not beat.stale:
-                self._stage_out(client, beat, place)
+                with self._timed("stage_out"):
+                    self._stage_out(client, beat, place)
         except IdentitySwitchError as error:
             not_executable = error.exit_code == 126 and self.payload is None
             kind = errors.NOT_EXECUTABLE if not_executable else errors.GLEXEC
@@ -165,6 +179,16 @@ class Attempt:
         finally:
             self._end_payload()
 
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Seconds of one phase, for the job's log; PanDA calls the like ``pilotTiming``."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timing[phase] = round(time.monotonic() - begin, 4)
+            log.info("%s: %s took %.3f s", self.job, phase, self.timing[phase])
+
     def _prepare(self, client: DispatcherClient, beat: Heartbeat, place: Path) -> None:
         config, spec = self.tools.config, self.job.spec
         if self.refusal is not None:
@@ -175,17 +199,21 @@ class Attempt:
         self.credential_event = "refused"
         # A server that caps lifetimes grants less than the job's time at first; the rest is for the renewal.
         at_least = timedelta(seconds=min(spec.walltime_s, MARGINS_AHEAD * config.proxy_margin_s))
-        proxy = fetch_owner_proxy(self.job, self.tools.retrieve, place / PROXY, utcnow, at_least=at_least)
+        with self._timed("proxy"):
+            proxy = fetch_owner_proxy(self.job, self.tools.retrieve, place / PROXY, utcnow, at_least=at_least)
         self.proxy_ends, self.credential_event = proxy.not_after, "retrieved"
         self._check_going_on(beat)
         check_files(self.job, switches=self.tools.switcher.switches)
-        files = stage_in(client, self.job, place / "in", max_bytes=spec.disk_mib * MIB)
+        with self._timed("stage_in"):
+            files = stage_in(client, self.job, place / "in", max_bytes=spec.disk_mib * MIB)
         self._check_going_on(beat)
-        self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / PROXY)
-        if files:
-            self.tools.switcher.put(self.sandbox, place / PROXY, files)
+        with self._timed("sandbox"):
+            self.sandbox = self.tools.switcher.make_sandbox(config.scratch, place / PROXY)
+            if files:
+                self.tools.switcher.put(self.sandbox, place / PROXY, files)
         self._check_going_on(beat)
-        self.faults += fetch_elsewhere(self._mover(place, lambda: self._check_going_on(beat)), self.job)
+        with self._timed("transfers_in"):
+            self.faults += fetch_elsewhere(self._mover(place, lambda: self._check_going_on(beat)), self.job)
         if self.faults:
             raise self.faults.pop()
 
@@ -215,6 +243,7 @@ class Attempt:
             raise JobFault(errors.UNPROVEN)
         self.payload, self.watch = payload, self._new_watch(payload, place)
         self.status = "running"
+        log.info("%s: the payload runs as %s (uid %d)", self.job, payload.account.name, payload.account.uid)
         with contextlib.suppress(ServiceError):  # the final report comes after it in any case
             self._tell_running(client, patience_s=0.0)
 
@@ -253,6 +282,7 @@ class Attempt:
             needed_s=self.job.spec.walltime_s,
             margin_s=self.tools.config.proxy_margin_s,
             now=utcnow,
+            name=f"{self.job} renewal",
         )
         with self.renewal:
             while self.outcome is None and not beat.stale:
@@ -415,6 +445,7 @@ class Attempt:
             return self._verdict(beat)
         try:
             self._tell_running(client, patience_s=self._patience_s())
+            self._keep_log(client)
             report = self._report(self._final_status())
             report.errors = ranked(self.faults)
             report.stored = [each.to_wire() for each in self.stored]
@@ -428,6 +459,35 @@ class Attempt:
             beat.drain = beat.drain or reply.command == "drain"
         log.info("%s: %s %s", self.job, self._final_status(), [str(fault) for fault in self.faults])
         return self._verdict(beat)
+
+    def _keep_log(self, client: DispatcherClient) -> None:
+        """The pilot's log of this job, beside the payload's; a job is not worse for the lack of it."""
+        if self.place is None or self.log is None:
+            return
+        path = self.place / wire.PILOT_LOG
+        secrets = (self.tools.config.token, self.job.token, self.job.credential.passphrase)
+        try:
+            write_archive(path, self._log_parts(self.log), secrets=[secret.reveal() for secret in secrets])
+            client.put_file(self.job, wire.PILOT_LOG, path, patience_s=min(LOG_PATIENCE_S, self._patience_s()))
+        except StaleReportError:
+            raise
+        except (AirpandaError, OSError) as error:
+            log.warning("%s: the pilot's log of it is not kept: %s", self.job, error)
+
+    def _log_parts(self, joblog: JobLog) -> dict[str, Any]:
+        """What helps whoever looks for the cause of something later; nothing of it is secret."""
+        report = self._report(self._final_status()).to_wire()
+        del report["token"]
+        report.update(errors=ranked(self.faults), timing_s=self.timing, queue=self.tools.config.queue)
+        report.update(pilot_id=self.tools.config.pilot_id, owner_dn=self.job.owner_dn, proxy_ends=self.proxy_ends)
+        report.pop("log_tail", None)
+        report.pop("samples", None)
+        parts: dict[str, Any] = {"job.json": report, "pilot.log": joblog.text, "node.json": self.tools.probe.transcript}
+        if self.capture is not None:
+            parts["payload-tail.log"] = self.capture.tail(LOG_TAIL_CHARS)
+        if self.watch is not None:
+            parts["samples.json"] = self.watch.samples.all
+        return parts
 
     def _final_status(self) -> str:
         kinds = [fault.kind for fault in self.faults]

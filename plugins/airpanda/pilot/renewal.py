@@ -39,6 +39,7 @@ class Renewal:
         needed_s: how long from now the payload may run.
         margin_s: the payload is stopped so long before its proxy ends.
         now: the node's clock, read once per proxy, so that a clock that jumps later moves nothing.
+        name: of the thread.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Renewal:
         needed_s: float,
         margin_s: float,
         now: Callable[[], datetime],
+        name: str = "renewal",
     ) -> None:
         self._renew = renew
         self._now = now
@@ -59,7 +61,7 @@ class Renewal:
         self._reason: Optional[JobFault] = None
         self._over = threading.Event()
         self.renewed = 0
-        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def __enter__(self) -> Renewal:
         self._thread.start()

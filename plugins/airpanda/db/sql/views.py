@@ -20,6 +20,16 @@ WHERE f.lfn NOT IN ('payload.log', 'pilot-log.tgz')
 ORDER BY f.panda_id, f.lfn
 """
 
+# Of each job, the logs of its latest attempt.
+LOGS = """
+SELECT f.* FROM panda_file f
+JOIN (SELECT panda_id, max(attempt_nr) AS attempt_nr FROM panda_attempt
+      WHERE panda_id BETWEEN $1 AND $2 GROUP BY panda_id) AS last
+  ON f.panda_id = last.panda_id AND f.attempt_nr = last.attempt_nr
+WHERE f.lfn IN ('payload.log', 'pilot-log.tgz')
+ORDER BY f.panda_id, f.lfn
+"""
+
 STATUSES = """
 SELECT j.panda_id, j.attempt_nr, j.status FROM panda_job j JOIN panda_task t USING (task_id)
 WHERE j.panda_id = ANY ($1::bigint[]) AND ($2::text[] IS NULL OR t.owner = ANY ($2))
