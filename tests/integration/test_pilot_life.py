@@ -375,7 +375,7 @@ def test_every_end_of_a_job_leaves_the_pilots_log_of_it(rig: Rig, caplog: pytest
     assert set(unrun) == {"job.json", "pilot.log", "node.json"}
     told = json.loads(good["job.json"])
     assert (told["job_status"], told["trans_exit_code"], told["owner_dn"]) == ("finished", 0, DN)
-    assert set(told["timing_s"]) == {"proxy", "stage_in", "sandbox", "launch", "payload", "stage_out"}
+    assert set(told["timing_s"]) >= {"proxy", "stage_in", "sandbox", "launch", "payload", "stage_out"}
     assert told["timing_s"]["payload"] > 0.5
     assert "job 7 attempt 1: the payload runs as" in good["pilot.log"]
     assert "job 8" not in good["pilot.log"]
