@@ -788,6 +788,9 @@ class BatchIntent(Message):
     purpose: Literal["work", "probe"] = "work"
     ce: Name | Literal[""] = ""
     hold_s: HoldS = 180
+    factory_fence: Annotated[
+        int, Field(ge=0, description="refused unless this still holds the queue's factory; 0: no factory")
+    ] = 0
 
 
 class BatchTake(Message):
@@ -867,10 +870,33 @@ class PilotView(Message):
     ended_at: datetime | None = None
 
 
+class BatchCancel(Message):
+    """POST ``/v1/batch/{batch_id}/cancel``: its pilots get no more jobs; whoever asks ends them at their element.
+
+    With ``ti`` only if that try still owns the batch; else the answer names no pilots.
+    """
+
+    reason: Text
+    ti: TaskInstanceKey | None = None
+
+
+class PilotLog(Message):
+    """POST ``/v1/batch/{batch_id}/pilot/{pilot_id}/log``: the end of a pilot's own log, as its element shows it."""
+
+    text: Annotated[str, Field(max_length=64 * 1024), AfterValidator(_without_nul)]
+
+
+class KnownTags(Message):
+    """POST ``/v1/batch/known``, and its answer: those of them that are on record."""
+
+    tags: Annotated[list[Text], Field(max_length=20_000)]
+
+
 class PilotProbe(PilotView):
     """GET ``/v1/batch/{batch_id}/pilot/{pilot_id}``: a pilot with what it found on its node."""
 
     probe: dict[str, Any] | None
+    log_tail: str = ""
 
 
 class BatchView(Message):
@@ -881,6 +907,116 @@ class BatchView(Message):
     pilots: list[PilotView]
     ce: str = ""
     reason: str = ""
+
+
+# --- the pilot factory ---------------------------------------------------------------------------------------
+
+
+class FactoryBegin(Message):
+    """POST ``/v1/factory/{queue}/begin``: be the one factory of this queue for ``hold_s``."""
+
+    holder: Text
+    hold_s: HoldS = 600
+
+
+class Demand(Message):
+    """Jobs that wait and that a pilot of the queue could take; counted up to a bound."""
+
+    waiting: int
+    waiting_cores: int
+
+
+class LivePilot(Message):
+    """A pilot that has not ended, for all that is known.
+
+    ``unheard_s``: for how long it has said nothing, though its element says that it runs, or it should ask for work.
+    """
+
+    pilot_id: int
+    batch_id: int
+    ce: str
+    handle: str
+    kind: Literal["queued", "idle", "busy", "silent"]
+    ce_state: CeState
+    age_s: float
+    unheard_s: float
+    asked_to_end: bool
+
+
+class RecentBatch(Message):
+    """What came of a submission; see ``airpanda.computing.factory.values.BatchOutcome``."""
+
+    batch_id: int
+    ce: str
+    pilots: int
+    registered: int
+    eaten: int
+    cancelled: int
+
+
+class RecentNode(Message):
+    """What came of pilots on one node lately."""
+
+    node: str
+    pilots: int
+    short: int
+    jobs_done: int
+    jobs_failed: int
+
+
+class OpenBatch(Message):
+    """A submission that has no known end. ``held``: somebody may still be at it."""
+
+    batch_id: int
+    tag: str
+    ce: str
+    n_pilots: int
+    held: bool
+    age_s: float
+    by_factory: bool
+
+
+class FactoryView(Message):
+    """Everything that the factory of one queue decides from. ``fence`` is 0 where it is not held."""
+
+    queue: dict[str, Any]
+    installation: str
+    fence: int
+    memory: dict[str, Any]
+    demand: Demand
+    pilots: list[LivePilot]
+    batches: list[RecentBatch]
+    queue_s: dict[str, float]
+    nodes: list[RecentNode]
+    bad_nodes: dict[str, datetime]
+    open: list[OpenBatch]
+
+
+class NodeBench(Message):
+    """A node whose pilots get no jobs for a while."""
+
+    node: Text
+    until: AwareDatetime
+    reason: Text
+
+
+class FactoryEnd(Message):
+    """POST ``/v1/factory/{queue}/end``: what the cycle has decided and remembers. Refused for who lost the queue."""
+
+    fence: Count
+    memory: Annotated[dict[str, Any], AfterValidator(_storable)]
+    decisions: Annotated[list[Text], Field(max_length=1000)]
+    benches: Annotated[list[NodeBench], Field(max_length=1000)] = Field(default_factory=list)
+
+
+class FactoryState(Message):
+    """A queue and its factory's last cycle."""
+
+    queue: str
+    state: str
+    live_pilots: int
+    decisions: list[str]
+    cycled_at: datetime | None
 
 
 JobView.model_rebuild()

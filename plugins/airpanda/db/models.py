@@ -460,6 +460,9 @@ class Pilot(Base):
     missing_since: Mapped[datetime | None]
     cancel_asked_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    jobs_done: Mapped[int] = mapped_column(Integer(), server_default=text("0"))
+    jobs_failed: Mapped[int] = mapped_column(Integer(), server_default=text("0"), comment="failed or handed back")
+    log_tail: Mapped[str] = mapped_column(server_default=text("''"), comment="of its own log, once fetched")
 
 
 class FactoryRow(Base):

@@ -16,6 +16,7 @@ from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
 from airpanda.dispatcher.revocations import Revocations
 from airpanda.dispatcher.tokens import Issuer
+from airpanda.jobs.factory import FactoryRegistry
 from airpanda.jobs.files import FileStore
 from airpanda.jobs.observed import Observer
 from airpanda.jobs.pilots import PilotRegistry
@@ -70,6 +71,7 @@ class Services:
     submissions: Submissions
     reader: JobReader
     pilots: PilotRegistry
+    factory: FactoryRegistry
     files: FileStore
     observer: Observer
     single: SingleJobs
@@ -119,6 +121,7 @@ def make_services(
         submissions=Submissions(database, credentials),
         reader=JobReader(database),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),
+        factory=FactoryRegistry(database),
         files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),
         observer=Observer(database),
         single=SingleJobs(database),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
@@ -42,6 +43,9 @@ _JOBS = TypeAdapter(list[m.JobView])
 _JOB = TypeAdapter(m.JobView)
 _INTENDED = TypeAdapter(m.IntendedBatch)
 _BATCH = TypeAdapter(m.BatchView)
+_TAGS = TypeAdapter(m.KnownTags)
+_FACTORY = TypeAdapter(m.FactoryView)
+_FACTORIES = TypeAdapter(list[m.FactoryState])
 _PROBE = TypeAdapter(m.PilotProbe)
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(list[m.AuditEntry])
@@ -127,3 +131,32 @@ def batch(batch_id: int) -> Call[m.BatchView]:
 
 def pilot_probe(batch_id: int, pilot_id: int) -> Call[m.PilotProbe]:
     return Call("GET", f"/v1/batch/{batch_id}/pilot/{pilot_id}", _PROBE)
+
+
+def cancel_batch(batch_id: int, wanted: m.BatchCancel) -> Call[m.BatchView]:
+    return Call("POST", f"/v1/batch/{batch_id}/cancel", _BATCH, wanted)
+
+
+def keep_pilot_log(batch_id: int, pilot_id: int, log: m.PilotLog) -> Call[None]:
+    return Call("POST", f"/v1/batch/{batch_id}/pilot/{pilot_id}/log", _NOTHING, log)
+
+
+def known_tags(wanted: m.KnownTags) -> Call[m.KnownTags]:
+    return Call("POST", "/v1/batch/known", _TAGS, wanted)
+
+
+def factories() -> Call[list[m.FactoryState]]:
+    return Call("GET", "/v1/factory", _FACTORIES)
+
+
+def factory(queue: str) -> Call[m.FactoryView]:
+    return Call("GET", f"/v1/factory/{quote(queue, safe='')}", _FACTORY)
+
+
+def factory_begin(queue: str, wanted: m.FactoryBegin) -> Call[m.FactoryView]:
+    """Not repeatable: the first call holds the queue."""
+    return Call("POST", f"/v1/factory/{quote(queue, safe='')}/begin", _FACTORY, wanted, repeatable=False)
+
+
+def factory_end(queue: str, end: m.FactoryEnd) -> Call[None]:
+    return Call("POST", f"/v1/factory/{quote(queue, safe='')}/end", _NOTHING, end)

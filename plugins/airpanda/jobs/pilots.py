@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from airpanda.core.clock import to_wire
 from airpanda.core.errors import ConflictError, NotAuthorisedError, NotFoundError
 from airpanda.db.pool import Database
+from airpanda.db.sql import factory as factory_sql
 from airpanda.db.sql import pilots as sql
-from airpanda.messages import BatchIntent, BatchRecord, BatchView, PilotProbe, PilotsSeen, PilotView, WorkerReport
+from airpanda.messages import (
+    BatchCancel,
+    BatchIntent,
+    BatchRecord,
+    BatchView,
+    PilotProbe,
+    PilotsSeen,
+    PilotView,
+    WorkerReport,
+)
 
 SERVED = frozenset({"started"})
 CE_FINAL = ("done", "failed", "timeout", "preempted", "cancelled", "lost")
@@ -20,6 +30,9 @@ SILENT_AFTER = timedelta(minutes=5)
 """A pilot that said nothing for so long no longer contradicts its computing element."""
 MISSING_AFTER = timedelta(minutes=10)
 """A pilot that is silent, and that its computing element has not known for so long, is lost."""
+
+Service = Literal["serve", "wait", "end"]
+"""What a pilot that asks for work gets: jobs; none for now, as its node is bad; none any more."""
 
 _PILOT_FIELDS = frozenset(PilotView.model_fields)
 _OPEN = frozenset({"intended", "uncertain"})
@@ -66,8 +79,14 @@ class PilotRegistry:
         key = f"{actor}|{intent.queue}|{intent.key}" if intent.key else None
         while True:
             async with self._database.transaction() as connection:
+                if intent.factory_fence and not await connection.fetchval(
+                    factory_sql.HOLDS, intent.queue, intent.factory_fence
+                ):
+                    raise ConflictError(f"another factory has taken over the queue {intent.queue}: nothing is sent")
                 known = await connection.fetchrow(sql.LOCK_INTENT, key) if key else None
                 if known is not None:
+                    if intent.ti is not None:
+                        await connection.execute(sql.OWN, known["batch_id"], intent.ti.model_dump())
                     if known["state"] in _OPEN:
                         return await self._take(connection, known, intent.hold_s)
                     if known["state"] == "submitted" and not await connection.fetchval(sql.IS_OVER, known["batch_id"]):
@@ -114,6 +133,37 @@ class PilotRegistry:
                 await connection.execute(sql.RECORD_FAILURE, batch_id, record.ce, record.reason, ids)
             return await self._view(connection, batch_id, queues, by)
 
+    async def cancel(
+        self, batch_id: int, wanted: BatchCancel, *, queues: Collection[str] | None, by: str | None
+    ) -> BatchView:
+        """Give a batch's pilots no more jobs; the answer's live pilots are to be ended at their element.
+
+        It names none where another try of the task has adopted the batch. Raises as ``record``, but for conflicts.
+        """
+        async with self._database.transaction() as connection:
+            row = _mine(await connection.fetchrow(sql.LOCK_BATCH, batch_id), batch_id, queues, by)
+            if wanted.ti is not None and (row["ti"] or {}).get("ti_id") != wanted.ti.ti_id:
+                view = await self._view(connection, batch_id, queues, by)
+                return view.model_copy(update={"pilots": []})
+            await connection.execute(sql.CANCEL, batch_id, wanted.reason)
+            if row["state"] == "failed":
+                await connection.execute(sql.CANCEL_INTENT, batch_id)
+            return await self._view(connection, batch_id, queues, by)
+
+    async def keep_log(
+        self, batch_id: int, pilot_id: int, text: str, *, queues: Collection[str] | None, by: str | None
+    ) -> None:
+        """Keep the end of a pilot's log for people. Raises as ``batch``."""
+        async with self._database.connection() as connection:
+            _mine(await connection.fetchrow(sql.BATCH, batch_id), batch_id, queues, by)
+            if await connection.fetchval(sql.KEEP_LOG, batch_id, pilot_id, text) is None:
+                raise NotFoundError(f"batch {batch_id} has no pilot {pilot_id}")
+
+    async def known_tags(self, tags: Sequence[str]) -> list[str]:
+        """Those of the tags that are on record."""
+        async with self._database.connection() as connection:
+            return [row["tag"] for row in await connection.fetch(sql.KNOWN_TAGS, list(tags))]
+
     async def observe(self, seen: PilotsSeen) -> int:
         """Note what a computing element says of a queue's pilots; answer how many were still live.
 
@@ -147,11 +197,11 @@ class PilotRegistry:
             _mine(await connection.fetchrow(sql.BATCH, batch_id), batch_id, queues, by)
             for row in await connection.fetch(sql.PILOTS, batch_id):
                 if row["pilot_id"] == pilot_id:
-                    return PilotProbe(**_fields(row), probe=row["probe"])
+                    return PilotProbe(**_fields(row), probe=row["probe"], log_tail=row["log_tail"])
         raise NotFoundError(f"batch {batch_id} has no pilot {pilot_id}")
 
-    async def seen(self, pilot_id: int, queue: str, *, node: str, dn: str) -> bool:
-        """Note that a pilot asks for work; answer whether it is to be served.
+    async def seen(self, pilot_id: int, queue: str, *, node: str, dn: str) -> Service:
+        """Note that a pilot asks for work; answer whether it is to be served, to wait, or to end.
 
         Raises:
             NotAuthorisedError: this queue has no such pilot.
@@ -160,12 +210,19 @@ class PilotRegistry:
             row = await connection.fetchrow(sql.SEEN, pilot_id, queue, node, dn)
         if row is None:
             raise NotAuthorisedError(f"queue {queue} has no pilot {pilot_id}")
-        return row["state"] in SERVED and not row["only_probes"]
+        if row["state"] not in SERVED or row["only_probes"] or row["to_end"]:
+            return "end"
+        return "wait" if row["bad_node"] else "serve"
 
     async def given_jobs(self, pilot_id: int) -> None:
         """Note that a pilot has work: until it asks again it is not idle."""
         async with self._database.connection() as connection:
             await connection.execute(sql.GIVEN_JOBS, pilot_id)
+
+    async def job_ended(self, pilot_id: int, *, good: bool) -> None:
+        """Count a job that this pilot has ended: what a node's score is made of."""
+        async with self._database.connection() as connection:
+            await connection.execute(sql.JOB_ENDED, pilot_id, int(good), int(not good))
 
     async def report(self, pilot_id: int, queue: str, report: WorkerReport, *, dn: str) -> bool:
         """Note a pilot's start, benching or end; answer whether it may go on. A repeat changes nothing."""

@@ -31,6 +31,27 @@ PILOT_IDS = "SELECT pilot_id FROM panda_pilot WHERE batch_id = $1 ORDER BY pilot
 PILOTS = "SELECT * FROM panda_pilot WHERE batch_id = $1 ORDER BY pilot_id"
 
 # What has been submitted stays so. The holder that did not hear an answer lets go: the next one asks the element.
+OWN = "UPDATE panda_batch SET ti = $2 WHERE batch_id = $1"
+
+CANCEL = """
+UPDATE panda_pilot SET cancel_asked_at = coalesce(cancel_asked_at, now()), reason = $2
+WHERE batch_id = $1 AND ended_at IS NULL
+"""
+
+# What was never submitted has nothing to end.
+CANCEL_INTENT = """
+UPDATE panda_pilot SET state = 'cancelled', ended_at = now()
+WHERE batch_id = $1 AND state = 'intended' AND ended_at IS NULL
+"""
+
+KEEP_LOG = "UPDATE panda_pilot SET log_tail = $3 WHERE batch_id = $1 AND pilot_id = $2 RETURNING pilot_id"
+
+KNOWN_TAGS = "SELECT tag FROM panda_batch WHERE tag = ANY ($1::text[])"
+
+JOB_ENDED = """
+UPDATE panda_pilot SET jobs_done = jobs_done + $2, jobs_failed = jobs_failed + $3 WHERE pilot_id = $1
+"""
+
 RECORD_BATCH = """
 UPDATE panda_batch SET state = $2, ce = $3, reason = $4, held_until = now()
 WHERE batch_id = $1 AND state IN ('intended', 'uncertain')
@@ -59,7 +80,9 @@ SET last_seen_at = now(), node = $3, dn = CASE WHEN $4 <> '' THEN $4 ELSE dn END
     ended_at = CASE WHEN state IN ('intended', 'submitted', 'started', 'lost') THEN NULL ELSE ended_at END,
     state = CASE WHEN state IN ('intended', 'submitted', 'lost') THEN 'started' ELSE state END
 WHERE pilot_id = $1 AND queue = $2
-RETURNING state, (SELECT b.purpose = 'probe' FROM panda_batch b WHERE b.batch_id = p.batch_id) AS only_probes
+RETURNING state, cancel_asked_at IS NOT NULL AS to_end,
+          EXISTS (SELECT FROM panda_bad_node n WHERE n.queue = $2 AND n.node = $3 AND n.until > now()) AS bad_node,
+          (SELECT b.purpose = 'probe' FROM panda_batch b WHERE b.batch_id = p.batch_id) AS only_probes
 """
 
 REPORT = """

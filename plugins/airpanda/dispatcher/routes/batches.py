@@ -12,11 +12,14 @@ from airpanda.dispatcher.services import Services
 from airpanda.dispatcher.tokens import ClientIdentity
 from airpanda.jobs.pilots import Intent
 from airpanda.messages import (
+    BatchCancel,
     BatchIntent,
     BatchRecord,
     BatchTake,
     BatchView,
     IntendedBatch,
+    KnownTags,
+    PilotLog,
     PilotProbe,
     PilotsSeen,
     PilotTicket,
@@ -40,6 +43,12 @@ async def observed(seen: PilotsSeen, client: TheClient, services: TheServices) -
     await services.pilots.observe(seen)
 
 
+@router.post("/known")
+async def known(wanted: KnownTags, client: TheClient, services: TheServices) -> KnownTags:
+    """Which of these tags are on record, whoever intended them: what is not was never ours, or was forgotten."""
+    return KnownTags(tags=await services.pilots.known_tags(wanted.tags))
+
+
 @router.post("/{batch_id}/take")
 async def take(batch_id: Id, wanted: BatchTake, client: TheClient, services: TheServices) -> IntendedBatch:
     """Go on with a submission that nobody holds any more."""
@@ -51,6 +60,18 @@ async def take(batch_id: Id, wanted: BatchTake, client: TheClient, services: The
 async def record(batch_id: Id, record: BatchRecord, client: TheClient, services: TheServices) -> BatchView:
     """Note the handles that the submission returned."""
     return await services.pilots.record(batch_id, record, queues=client.queues, by=_bound_to(client))
+
+
+@router.post("/{batch_id}/cancel")
+async def cancel(batch_id: Id, wanted: BatchCancel, client: TheClient, services: TheServices) -> BatchView:
+    """Give its pilots no more jobs; who asks ends them at their computing element."""
+    return await services.pilots.cancel(batch_id, wanted, queues=client.queues, by=_bound_to(client))
+
+
+@router.post("/{batch_id}/pilot/{pilot_id}/log", status_code=204)
+async def keep_log(batch_id: Id, pilot_id: Id, log: PilotLog, client: TheClient, services: TheServices) -> None:
+    """Keep the end of a pilot's own log."""
+    await services.pilots.keep_log(batch_id, pilot_id, log.text, queues=client.queues, by=_bound_to(client))
 
 
 @router.get("/{batch_id}")

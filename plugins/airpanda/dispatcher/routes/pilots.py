@@ -28,6 +28,8 @@ from airpanda.messages import (
 )
 
 IDLE_WAIT_S = 5.0
+BAD_NODE_WAIT_S = 30.0
+_ENDS = frozenset({"finished", "failed", "activated"})
 router = APIRouter(prefix="/v1/pilot", dependencies=[Depends(pilot_caller)])
 elsewhere = APIRouter(prefix="/v1/pilot")
 LeaseToken = Annotated[str, Header(alias="X-Airpanda-Lease", min_length=1, max_length=200)]
@@ -39,10 +41,12 @@ async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices
     """Lease matching jobs to this pilot, each with what it needs to retrieve the owner's proxy."""
     if offer.site_name != pilot.queue:
         raise RequestError(f"this pilot belongs to queue {pilot.queue}, not {offer.site_name}")
-    served = await services.pilots.seen(pilot.pilot_id, pilot.queue, node=offer.node, dn=pilot.dn or "")
+    service = await services.pilots.seen(pilot.pilot_id, pilot.queue, node=offer.node, dn=pilot.dn or "")
     queue = services.queues().get(pilot.queue)
-    if not served or queue is None or not queue.is_online:
+    if service == "end" or queue is None or not queue.is_online:
         return AcquireReply(jobs=[], wait_s=0, command="drain")
+    if service == "wait":  # it holds its slot until its idle limit: on a bad node nothing better can be had from it
+        return AcquireReply(jobs=[], wait_s=BAD_NODE_WAIT_S)
     demand_proven(pilot, token_only=queue.token_only)
     jobs = await services.jobs.acquire(
         offer, pilot_id=pilot.pilot_id, queue=pilot.queue, pilot_dn=pilot.dn, token_only=queue.token_only
@@ -55,7 +59,10 @@ async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices
 @router.post("/update_job")
 async def update_job(report: JobReport, pilot: ThePilot, services: TheServices) -> ReportReply:
     """A change of status, or a heartbeat; renews the lease and answers with a command."""
-    return await services.jobs.update(report, pilot_id=pilot.pilot_id)
+    reply = await services.jobs.update(report, pilot_id=pilot.pilot_id)
+    if report.job_status in _ENDS:
+        await services.pilots.job_ended(pilot.pilot_id, good=report.job_status == "finished")
+    return reply
 
 
 @router.post("/update_jobs_bulk")

@@ -325,6 +325,21 @@ def upgrade() -> None:
         sa.Column("missing_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("cancel_asked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("jobs_done", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column(
+            "jobs_failed",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="failed or handed back",
+        ),
+        sa.Column(
+            "log_tail",
+            sa.Text(),
+            server_default=sa.text("''"),
+            nullable=False,
+            comment="of its own log, once fetched",
+        ),
         sa.CheckConstraint(
             "state IN ('intended', 'submitted', 'started', 'benched', 'finished', 'failed', 'lost', 'cancelled')",
             name=op.f("panda_pilot_state_check"),
