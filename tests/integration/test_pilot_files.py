@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_dispatcher import FakeDispatcher, fake_dispatcher, make_job
+from support.bad_storage import Handler, bad_storage
+from support.fake_dispatcher import DN, FakeDispatcher, fake_dispatcher, make_job
 from support.fake_switch import FakeSwitcher
+from support.launcher import wait_for
 from support.pilot_rig import Rig
+from support.pki import Pki, pki
 
 from airpanda.core.identity import Account
 from airpanda.pilot import errors
 from airpanda.pilot.transfers import verdict
+from airpanda.x509.credential import ProxyCredential
+from airpanda.x509.proxy import create_proxy
+
+__all__ = ["pki"]
 
 CONTENT = b"muons\n" * 10
 
@@ -177,3 +188,77 @@ def test_files_go_through_a_payload_and_are_reported_with_both_checksums(rig: Ri
     seen = rig.fake.files["7/1/names"].decode().split()
     assert [name for name in seen if "airpanda" in name] == [], "the payload sees nothing of the carrier"
     assert rig.leftovers() == []
+
+
+# --- over the network; the real proxies are in test_pilot_carrier_web ---
+
+
+@pytest.fixture
+def web_rig(rig: Rig, pki: Pki) -> Rig:
+    """Its owner's proxy is a real one."""
+    owner = ProxyCredential.from_files(*pki.user("alice"))
+    rig.switcher = FakeSwitcher()
+    rig.retrieve = lambda pointer, lifetime: Named(create_proxy(owner, lifetime=lifetime, now=datetime.now(UTC)))
+    rig.options["ca_dir"] = str(pki.ca_dir)
+    return rig
+
+
+@dataclass
+class Named:
+    """A real proxy under the name that the fake dispatcher's jobs have."""
+
+    proxy: ProxyCredential
+    identity: str = DN
+
+    @property
+    def not_after(self) -> datetime:
+        return self.proxy.not_after
+
+    def write(self, path: Path) -> None:
+        self.proxy.write(path)
+
+
+def test_what_fails_for_a_while_is_tried_again(web_rig: Rig, pki: Pki) -> None:
+    answers = [503, 500, 200]
+
+    def script(handler: Handler) -> None:
+        status = answers.pop(0) if handler.command == "GET" else 200
+        handler.reply(status, CONTENT if status == 200 else b"", Retry_After="0")
+
+    with bad_storage(pki, script) as server:
+        web_rig.fake.jobs = [make_job(argv=["cat", "d"], inputs=[{"lfn": "d", "source": server.url()}])]
+        web_rig.run()
+    assert web_rig.fake.final.job_status == "finished"
+    assert web_rig.fake.files["7/1/payload.log"] == CONTENT
+
+
+def test_a_storage_that_stays_down_is_nobodys_fault_of_the_owners(web_rig: Rig, pki: Pki) -> None:
+    with bad_storage(pki, lambda h: h.reply(503)) as server:
+        web_rig.fake.jobs = [make_job(inputs=[{"lfn": "d", "source": server.url("d/a") + "?signature=canary"}])]
+        web_rig.run()
+        assert server.methods == ["GET"] * verdict.TRIES
+    code, blame, diag = first_error(web_rig.fake)
+    assert (code, blame) == (1099, "system")
+    assert f"d: {server.url('d/a')}: localhost:{server.port} answered 503 (tried 4 times)" in diag
+    assert "canary" not in diag
+
+
+@pytest.mark.parametrize("how", ["killed", "signal", "stale"])
+def test_nobody_waits_for_a_transfer_that_hangs(web_rig: Rig, pki: Pki, how: str) -> None:
+    with bad_storage(pki, lambda h: time.sleep(30)) as server:
+        web_rig.fake.jobs = [make_job(inputs=[{"lfn": "d", "source": server.url()}])]
+        thread = web_rig.start()
+        wait_for(lambda: server.seen)
+        began = time.monotonic()
+        if how == "killed":
+            web_rig.fake.command = "tobekilled"
+        elif how == "stale":
+            web_rig.fake.stale = True
+        else:
+            web_rig.stop._take(signal.SIGTERM, None)
+        thread.join(20)
+        assert time.monotonic() - began < 10
+    ends = {"killed": "cancelled", "signal": "activated", "stale": "starting"}
+    assert web_rig.fake.final.job_status == ends[how]
+    assert web_rig.switcher.launched == []
+    assert web_rig.leftovers() == []

@@ -16,7 +16,11 @@ from airpanda.pilot.transfers.plan import Transfer
 class Carrier:
     """``fetch`` and ``send`` are rounds of one transfer; what it said comes back as plain values."""
 
-    def __init__(self, root: Path, *, ca_dir: Path = Path("/nowhere"), proxy: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, *, ca_dir: Path = Path("/nowhere"), proxy: Path | None = None, patch: str = ""
+    ) -> None:
+        """``patch``: statements before its start, such as shorter times."""
+        self._patch = patch
         self.sandbox = root / "sandbox"
         self.sandbox.mkdir(mode=0o700)
         self._ca_dir = ca_dir
@@ -41,13 +45,20 @@ class Carrier:
         }
         (self.sandbox / ".plan").write_text(json.dumps(plan))
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", ".program", ".plan", ".program"],
+            [sys.executable, "-I", "-S", "-B", *self._program()],
             cwd=self.sandbox,
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def _program(self) -> list[str]:
+        files = [".plan", ".program"]
+        if not self._patch:
+            return [".program", *files]
+        start = f"import sys; sys.path.insert(0, '.program')\n{self._patch}\n"
+        return ["-c", f"{start}from airpanda.pilot.carrier.main import main; sys.exit(main({files}))"]
 
     def round(self, transfers: list[Transfer], *, max_bytes: int = 10**9) -> list[dict[str, Any]]:
         process = self.start(transfers, max_bytes=max_bytes)

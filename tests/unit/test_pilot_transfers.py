@@ -37,7 +37,7 @@ def transfer(lfn: str = "a", direction: str = "in", url: str = "file:///d/a?key=
     ("spec", "code", "words"),
     [
         ({"inputs": [{"lfn": "a", "source": "root://se.example//a"}]}, 1313, "a: root://se.example//a"),
-        ({"outputs": [{"lfn": "a", "destination": "davs://se.example/d/?k=canary"}]}, 1313, "davs://se.example/d/;"),
+        ({"outputs": [{"lfn": "a", "destination": "root://se.example//d/?k=canary"}]}, 1313, "root://se.example//d/;"),
         ({"scripts": {"a": "x"}, "inputs": [{"lfn": "a", "source": "file:///a"}]}, 1338, "a is put into the sandbox"),
         ({"inputs": [{"lfn": "a", "source": "file:///a"}, {"lfn": "a", "source": "panda:1/a"}]}, 1338, "a is put"),
         (

@@ -34,7 +34,7 @@ def path_of(url: str) -> str:
     return os.fsdecode(path)
 
 
-def fetch(transfer: dict[str, Any], max_bytes: int) -> Digest:
+def fetch(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
     """Copy the file into the sandbox, under its name once it is whole and what was declared.
 
     Raises:
@@ -52,7 +52,7 @@ def fetch(transfer: dict[str, Any], max_bytes: int) -> Digest:
     return digest
 
 
-def send(transfer: dict[str, Any], max_bytes: int) -> Digest:
+def send(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
     """Copy an output to its place; a regular file that is there is replaced in one step by a whole one.
 
     Raises:

@@ -10,10 +10,11 @@ import sys
 from types import FrameType, ModuleType
 from typing import Any, Optional
 
-from airpanda.pilot.carrier import file_scheme
+from airpanda.pilot.carrier import dav_scheme, file_scheme
+from airpanda.pilot.carrier.limit import allow, allow_s
 from airpanda.pilot.carrier.outcome import CRASHED, UNSUPPORTED, Digest, Trouble
 
-SCHEMES: dict[str, ModuleType] = {"file": file_scheme}
+SCHEMES: dict[str, ModuleType] = {"file": file_scheme, "https": dav_scheme, "davs": dav_scheme}
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +31,8 @@ def main(argv: list[str]) -> int:
     for transfer in plan["transfers"]:
         result: dict[str, Any] = {"lfn": transfer["lfn"]}
         try:
-            digest = _move(transfer, left)
+            allow(transfer["size"])
+            digest = _move(transfer, left, str(plan["ca_dir"]))
             left -= digest.size
             result.update(digest.to_wire())
         except Trouble as trouble:
@@ -39,16 +41,18 @@ def main(argv: list[str]) -> int:
             result.update(why=Trouble.of(error, "").why, detail=f"{transfer['lfn']}: {error.strerror}")
         except Exception as error:  # noqa: BLE001 - outermost frame of one transfer: this one is told, the others go on
             result.update(why=CRASHED, detail=f"{type(error).__name__}: {error}")
+        finally:
+            allow_s(0)
         print(json.dumps(result), flush=True)
     return 0
 
 
-def _move(transfer: dict[str, Any], max_bytes: int) -> Digest:
+def _move(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
     scheme = SCHEMES.get(transfer["url"].partition(":")[0])
     if scheme is None:
         raise Trouble(UNSUPPORTED, "this pilot does not know its scheme")
     move = scheme.fetch if transfer["direction"] == "in" else scheme.send
-    digest: Digest = move(transfer, max_bytes)
+    digest: Digest = move(transfer, max_bytes, ca_dir)
     return digest
 
 

@@ -1,0 +1,129 @@
+"""The carrier and a real grid storage (Debian's XRootD) over ``davs:``, with proxies of several people."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from support.carrier import Carrier
+from support.launcher import wait_for
+from support.pki import Pki, pki
+from support.storage import Storage, storage
+
+from airpanda.pilot.transfers.plan import Transfer
+from airpanda.x509.credential import ProxyCredential
+from airpanda.x509.proxy import create_proxy
+
+__all__ = ["pki"]
+pytestmark = pytest.mark.integration
+
+CONTENT = b"0123456789abcde\n" * 70_000
+KNOWN = {
+    "size": len(CONTENT),
+    "adler32": f"{zlib.adler32(CONTENT):08x}",
+    "sha256": hashlib.sha256(CONTENT).hexdigest(),
+}
+As = Callable[..., Carrier]
+
+
+@pytest.fixture(scope="module")
+def server(pki: Pki) -> Iterator[Storage]:
+    with storage(pki, {"alice": "a", "bob": "lr"}) as running:
+        running.write("data", CONTENT)
+        yield running
+
+
+@pytest.fixture
+def as_(tmp_path: Path, pki: Pki) -> As:
+    """A carrier with somebody's fresh proxy."""
+
+    def make(who: str, *, since: timedelta = timedelta(0), lifetime: timedelta = timedelta(hours=12)) -> Carrier:
+        place = tmp_path / f"{who} {since.total_seconds():.0f}"
+        place.mkdir()
+        owner = ProxyCredential.from_files(*pki.user(who))
+        create_proxy(owner, lifetime=lifetime, now=datetime.now(UTC) + since).write(place / "proxy")
+        return Carrier(place, ca_dir=pki.ca_dir, proxy=place / "proxy")
+
+    return make
+
+
+@pytest.fixture(params=["davs"])
+def url(request: pytest.FixtureRequest, server: Storage) -> Callable[[str], str]:
+    """The URL of a file in the storage."""
+    return {"davs": server.davs, "root": server.xroot}[request.param]
+
+
+def test_who_may_not_is_refused_by_the_storage_itself(server: Storage, as_: As, url: Callable[[str], str]) -> None:
+    stranger = as_("carol")
+    assert stranger.fetch(url("data"))["why"] == "refused"
+    reader = as_("bob")
+    assert reader.fetch(url("data")) == {"lfn": "a", **KNOWN}
+    assert reader.send(url("of-bob"))["why"] == "refused"
+    assert server.names() == ["data"]
+
+
+def test_an_expired_proxy_opens_nothing(server: Storage, as_: As, url: Callable[[str], str]) -> None:
+    old = as_("alice", since=timedelta(minutes=-3), lifetime=timedelta(minutes=1))
+    said = old.fetch(url("data"))
+    assert said["why"] in ("credential", "refused"), said
+    assert old.left() == []
+
+
+def test_a_file_that_is_not_there_is_missing(as_: As, url: Callable[[str], str]) -> None:
+    carrier = as_("alice")
+    assert carrier.fetch(url("nothing"))["why"] == "missing"
+    assert carrier.left() == []
+
+
+def test_an_input_that_is_not_what_was_declared_does_not_arrive(as_: As, url: Callable[[str], str]) -> None:
+    carrier = as_("alice")
+    for wrong in ({"adler32": "00000001"}, {"size": 5}, {"sha256": "0" * 64}):
+        assert carrier.fetch(url("data"), **wrong)["why"] == "mismatch", wrong
+    assert carrier.fetch(url("data"), max_bytes=1000)["why"] == "too-large"
+    assert carrier.left() == []
+
+
+def test_a_carrier_that_is_ended_leaves_nothing_by_the_outputs_name(
+    server: Storage, as_: As, url: Callable[[str], str]
+) -> None:
+    carrier = as_("alice")
+    with (carrier.sandbox / "a").open("wb") as file:
+        file.truncate(2**30)
+    process = carrier.start([Transfer("a", "out", url("big"), ".out.part")], max_bytes=2**31)
+    wait_for(lambda: ".out.part" in server.names())
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "big" not in server.names()
+    wait_for(lambda: server.names() == ["data"], 10)
+
+
+def test_files_go_and_come_whole_and_replace_what_was_there(
+    server: Storage, as_: As, url: Callable[[str], str]
+) -> None:
+    carrier = as_("alice")
+    server.write("out", b"of an earlier attempt")
+    (carrier.sandbox / "a").write_bytes(CONTENT)
+    try:
+        assert carrier.send(url("out")) == {"lfn": "a", **KNOWN}
+        assert (server.files / "out").read_bytes() == CONTENT
+        assert server.names() == ["data", "out"]
+    finally:
+        (server.files / "out").unlink()
+    assert carrier.fetch(url("data"), "b", **KNOWN) == {"lfn": "b", **KNOWN}
+    assert (carrier.sandbox / "b").read_bytes() == CONTENT
+    assert carrier.left() == ["a", "b"]
+
+
+def test_an_empty_file_is_a_file(server: Storage, as_: As, url: Callable[[str], str]) -> None:
+    carrier = as_("alice")
+    (carrier.sandbox / "a").touch()
+    try:
+        assert carrier.send(url("empty"))["adler32"] == "00000001"
+        assert carrier.fetch(url("empty"), "b")["size"] == 0
+    finally:
+        (server.files / "empty").unlink(missing_ok=True)
