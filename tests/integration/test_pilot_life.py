@@ -20,6 +20,7 @@ from support.launcher import wait_for
 from support.pilot_rig import FakeProxy, Rig
 
 from airpanda.core.errors import CredentialError, IdentitySwitchError, ServiceError
+from airpanda.glexec.contained import ContainedSwitcher
 from airpanda.glexec.ports import Usage
 from airpanda.myproxy.errors import (
     CredentialMissingError,
@@ -279,6 +280,24 @@ def test_the_payload_gets_its_owners_proxy_and_no_secret_of_the_pilot(rig: Rig) 
     shown = repr(launched) + rig.fake.final.log_tail
     for secret in (PASSPHRASE, "lease-7-1", "pilot-token"):
         assert secret not in shown
+
+
+def test_nothing_of_the_pilots_environment_steers_a_payload(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What site and job declare, and who it is: neither the pilot's Python nor its loader's variables go along."""
+    for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT", "BASH_ENV"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("X509_USER_PROXY", "/the/pilots/own")
+    monkeypatch.setenv("BEARER_TOKEN", "the pilot's")
+    rig.switcher = ContainedSwitcher(None)
+    rig.options["environment"] = {"PATH": "/usr/bin:/bin", "SITE_SETUP": "1"}
+    rig.fake.jobs = [make_job(argv=["/usr/bin/env", "-0"], env={"LD_LIBRARY_PATH": "/of/the/job"})]
+    rig.run()
+    printed = rig.fake.files["7/1/payload.log"].decode().split("\n")[-1].rstrip("\0").split("\0")
+    found = dict(item.split("=", 1) for item in printed)
+    assert found["LD_LIBRARY_PATH"] == "/of/the/job"
+    assert found["X509_USER_PROXY"].startswith(f"{rig.scratch}/")
+    known = {"PATH", "SITE_SETUP", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "X509_USER_PROXY", "PandaID"}
+    assert set(found) - {"PANDA_ATTEMPT_NR", "PANDA_SITE", "LC_CTYPE"} == known
 
 
 # --- payloads that go wrong ----------------------------------------------------------------------------------

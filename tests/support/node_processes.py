@@ -13,11 +13,23 @@ def processes_of(site: Site, uid: int) -> list[int]:
     return [pid for pid in site.processes(uid) if _descends(pid, site.node.init_pid)]
 
 
+def pilots_of(site: Site, uid: int) -> list[int]:
+    """The pilots themselves, not the keepers that started them."""
+    return [pid for pid in processes_of(site, uid) if b"airpanda.pilot" in command_of(pid)]
+
+
+def command_of(pid: int) -> bytes:
+    """The arguments of a process; none of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def kill_pilots(site: Site, uid: int) -> None:
-    """SIGKILL to the pilots themselves, not to the keepers that started them."""
-    for pid in processes_of(site, uid):
-        if b"airpanda.pilot" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, 9)
+    """SIGKILL to all of them."""
+    for pid in pilots_of(site, uid):
+        os.kill(pid, 9)
 
 
 def _descends(pid: int, init: int) -> bool:

@@ -100,6 +100,7 @@ class Chain:
     queue: PandaQueue
     database: Database
     gateway: Gateway
+    file_store: Path
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         response = self.http.request(method, path, json=body)
@@ -213,6 +214,6 @@ def running_chain(site: Site, myproxy: ServerProcess, database: Database, direct
             trust_env=False,
             timeout=30,
         ) as http:
-            yield Chain(site, myproxy, http, load_queue(queue_file), database, gateway)
+            yield Chain(site, myproxy, http, load_queue(queue_file), database, gateway, settings.file_store)
     finally:
         gateway.kill()
