@@ -354,6 +354,29 @@ def test_a_payload_far_over_its_memory_is_stopped(rig: Rig) -> None:
     assert rig.fake.final.use.max_rss_mib == 3072
 
 
+def test_everything_that_went_wrong_is_told_the_most_telling_first(rig: Rig) -> None:
+    """Over its time and its memory at once, and its log is not taken: three errors, not the first one alone."""
+
+    class Greedy(FakeSwitcher):
+        def launch(self, *args: Any, **kwargs: Any) -> Any:
+            payload = super().launch(*args, **kwargs)
+            payload.usage = lambda: Usage(cpu_s=0.0, rss_kib=3 * 1024 * 1024)  # type: ignore[method-assign]
+            return payload
+
+    rig.switcher = Greedy()
+    rig.fake.refused_files = "payload.log"
+    rig.fake.jobs = [make_job(argv=["sleep", "60"], memory_mib=1000, walltime_s=1)]
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    rig.stop._take(signal.SIGTERM, None)
+    thread.join(20)
+    found = codes(rig.fake)
+    assert found[0] == ("pilot", 1201)
+    assert found[-1] == ("pilot", 1137)
+    assert ("pilot", 1212) in found
+    assert {str(error.blame) for error in rig.fake.final.errors} == {"site", "user", "system"}
+
+
 def test_an_endless_log_is_cut_and_says_so(rig: Rig) -> None:
     rig.options["max_log_bytes"] = 1000
     rig.fake.jobs = [make_job(argv=[SH, "-c", "head -c 3000000 /dev/zero | tr '\\0' x; exit 0"])]

@@ -66,9 +66,13 @@ class World:
 
     def after(self, seconds: float) -> int:
         """The code of the fault after this time, or 0."""
+        codes = self.all_after(seconds)
+        assert len(codes) <= 1
+        return codes[0] if codes else 0
+
+    def all_after(self, seconds: float) -> list[int]:
         self.now += seconds
-        fault = self.watch.fault()
-        return 0 if fault is None else fault.kind.code
+        return [fault.kind.code for fault in self.watch.faults()]
 
 
 @pytest.fixture
@@ -151,3 +155,12 @@ def test_what_is_measured_becomes_samples(world: World) -> None:
     assert world.after(20) == 0
     assert world.after(3) == 0
     assert kept[-1]["disk_mib"] == 3, "the sandbox was looked into in between"
+
+
+def test_every_limit_that_is_exceeded_is_told(world: World) -> None:
+    world.rss_kib, world.scan = 3 * 1024 * 1024, Scan(500 * MIB, 1, 1.0)
+    assert world.all_after(101) == [1213, 1212, 1104]
+    world.free = 10
+    assert world.all_after(10) == [1213, 1212, 1104], "a node that this payload has filled is not its victim"
+    world.scan = Scan(0, 1, 1.0)
+    assert world.all_after(161) == [1213, 1212, 1098, 1150]

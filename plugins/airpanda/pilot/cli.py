@@ -9,11 +9,15 @@ from pathlib import Path
 
 from airpanda.core.errors import ConfigurationError
 from airpanda.pilot.bundle import write_bundle
+from airpanda.pilot.errors import table
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status: 2 for a wrong command or something that cannot be read or written."""
     options = _parser().parse_args(arguments)
+    if options.command == "errors":
+        print(table())
+        return 0
     try:
         wheels = sorted(options.with_cryptography.glob("*.whl")) if options.with_cryptography else []
         if options.with_cryptography and not wheels:
@@ -30,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="airpanda pilot", description="The program on the worker nodes.")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("errors", help="what the pilots' error and exit codes mean, and who must act")
     bundle = commands.add_parser("bundle", help="the pilot and all it needs in one checksummed file")
     bundle.add_argument("--output", type=Path, required=True, metavar="FILE")
     bundle.add_argument(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from airpanda.pilot import errors
 from airpanda.pilot.config import PilotConfig
 from airpanda.pilot.errors import JobFault
-from airpanda.pilot.wire import Job
+from airpanda.pilot.wire import Job, Spec
 
 if TYPE_CHECKING:
     from airpanda.glexec.switchers import PayloadOutcome
+    from airpanda.pilot.watch import Watch
 
 
 def payload_environment(job: Job, config: PilotConfig) -> dict[str, str]:
@@ -35,8 +37,13 @@ def resolve(argv: Sequence[str], path: str) -> list[str]:
     return [found, *argv[1:]]
 
 
-def payload_fault(outcome: PayloadOutcome) -> JobFault:
-    """The fault of a payload that ended by itself and badly."""
+def payload_faults(outcome: PayloadOutcome, spec: Spec, watch: Optional[Watch]) -> list[JobFault]:
+    """What is wrong with a payload that ended by itself and badly. The kernel kills for want of memory by SIGKILL."""
     code = outcome.exit_code
     how = f"killed by signal {outcome.signal}" if outcome.signal is not None else f"exit code {code}"
-    return JobFault(errors.PAYLOAD, how, number=code)
+    faults = [JobFault(errors.PAYLOAD, how, number=code)]
+    peak_mib = max(outcome.max_rss_kib / 1024, 0.0 if watch is None else watch.peak_rss_mib)
+    if outcome.signal == signal.SIGKILL and peak_mib > spec.memory_mib:
+        text = f"{peak_mib:.0f} MiB, {spec.memory_mib} asked for; the node's kernel may have killed it for that"
+        faults.append(JobFault(errors.MEMORY, text))
+    return faults

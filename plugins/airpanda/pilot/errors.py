@@ -89,7 +89,7 @@ SIGNALS = (SIG_TERM, SIG_INT, SIG_QUIT, SIG_XCPU, SIG_USR)
 THE_NODES_OWN = (UNPROVEN, OWN_PROXY)
 """No other job would fare better on this node."""
 
-# Shell exit codes.
+# Shell exit codes; what each means is in ``EXITS``.
 EXIT_OK = 0
 EXIT_GENERAL = 65
 EXIT_NO_FILE = 67
@@ -97,6 +97,19 @@ EXIT_PROXY = 68
 EXIT_EXCEPTION = 70
 EXIT_BENCHED = 75
 EXIT_COMMUNICATION = 79
+
+EXITS = {
+    EXIT_OK: "the pilot has ended as it should: no work, no time, or drained",
+    EXIT_GENERAL: "a general failure",
+    EXIT_NO_FILE: "pilot.json is missing, wrong, or was taken by another pilot",
+    EXIT_PROXY: "the dispatcher does not accept the pilot's token or proxy",
+    EXIT_EXCEPTION: "the pilot itself failed",
+    73: "the wrapper: no software, or a bundle that is not what its checksum says",
+    EXIT_BENCHED: "the node is bad: the switch, a check of the site, or nobody's payload starts",
+    76: "the wrapper: no usable Python",
+    EXIT_COMMUNICATION: "the dispatcher was not reached",
+}
+"""Source: PanDA's pilot, exit codes of its wrapper; 128 + n for the end by signal n."""
 
 _MAX_DIAG = 2000
 
@@ -121,3 +134,20 @@ def ranked(faults: Iterable[JobFault]) -> list[dict[str, Any]]:
     """All faults as messages, the most telling first; equal ones once."""
     wire = [fault.to_wire() for fault in sorted(faults, key=lambda fault: fault.kind.rank)]
     return [error for i, error in enumerate(wire) if error not in wire[:i]][:100]
+
+
+def kinds() -> list[Kind]:
+    """Every kind of failure that a pilot may report, the most telling first."""
+    return sorted((value for value in globals().values() if isinstance(value, Kind)), key=lambda kind: kind.rank)
+
+
+def table() -> str:
+    """All of them, and the exit codes, as Markdown for people."""
+    lines = ["| code | what | whose fault | who acts | before the payload has run |", "|---|---|---|---|---|"]
+    for kind in kinds():
+        back = "the job goes back unharmed" if kind in (*HANDED_BACK, *SIGNALS) else ""
+        code = "the payload's" if kind is PAYLOAD else kind.code
+        lines.append(f"| {code} | {kind.sentence} | {kind.blame} | {kind.acts} | {back} |")
+    lines += ["", "| exit code of the pilot | what |", "|---|---|"]
+    lines += [f"| {code} | {text} |" for code, text in sorted(EXITS.items())]
+    return "\n".join([*lines, "| 128 + n | ended by signal n |"])

@@ -28,7 +28,7 @@ from airpanda.pilot import errors, wire
 from airpanda.pilot.as_owner import LIMIT_S, AsOwner
 from airpanda.pilot.capture import Capture
 from airpanda.pilot.client import DispatcherClient
-from airpanda.pilot.command import payload_environment, payload_fault, resolve
+from airpanda.pilot.command import payload_environment, payload_faults, resolve
 from airpanda.pilot.config import PilotConfig
 from airpanda.pilot.credentials import Retrieve, fetch_owner_proxy
 from airpanda.pilot.debug import Answers, process_table, unknown
@@ -287,13 +287,13 @@ class Attempt:
         with self.renewal:
             while self.outcome is None and not beat.stale:
                 self.outcome = self.payload.wait(STEP_S)
-                fault = self._reason_to_stop(beat) if self.outcome is None else None
-                if fault is not None:
-                    self.faults.append(fault)
+                reasons = self._reasons_to_stop(beat) if self.outcome is None else []
+                if reasons:
+                    self.faults += reasons
                     break
             self._end_payload()
         if self.outcome is not None and self.outcome.exit_code != 0 and not self.faults and not beat.stale:
-            self.faults.append(payload_fault(self.outcome))
+            self.faults += payload_faults(self.outcome, self.job.spec, self.watch)
 
     def _renew(self, place: Path) -> datetime:
         """A newer proxy for the payload, then for the pilot's own use of it; each gets it whole or keeps the old."""
@@ -303,13 +303,17 @@ class Attempt:
         os.replace(fresh, place / PROXY)
         return proxy.not_after
 
-    def _reason_to_stop(self, beat: Heartbeat) -> Optional[JobFault]:
+    def _reasons_to_stop(self, beat: Heartbeat) -> list[JobFault]:
+        """All of them: who has to mend something must not learn of it one attempt at a time."""
         assert self.watch is not None
         assert self.renewal is not None
-        if beat.killed:
-            return JobFault(errors.KILLED)
-        lost = JobFault(errors.LEASE_LOST) if beat.lease_over else None
-        return self.tools.stop.fault() or lost or self.renewal.fault or self.watch.fault()
+        one_each = (
+            JobFault(errors.KILLED) if beat.killed else None,
+            self.tools.stop.fault(),
+            JobFault(errors.LEASE_LOST) if beat.lease_over else None,
+            self.renewal.fault,
+        )
+        return [*(fault for fault in one_each if fault is not None), *self.watch.faults()]
 
     def _check_going_on(self, beat: Heartbeat) -> None:
         """Between two steps before the start: may it still go on?"""

@@ -61,14 +61,14 @@ class Watch:
         self._next_scan = self.began + min(FIRST_SCAN_S, self.scan_every_s)
         self._free_then = self.free_mib()
 
-    def fault(self) -> Optional[JobFault]:
-        """The limit that is exceeded now, if one is. Cheap when called often."""
+    def faults(self) -> list[JobFault]:
+        """Every limit that is exceeded now. Cheap when called often."""
         now = self.clock()
-        late = self.limits.time(now - self.began)
-        if late is not None or now < self._next_measure:
-            return late
-        usage = self._measure(now)
-        return self.limits.memory(usage.rss_kib / 1024) or self._disk(now) or self._progress(now, usage.cpu_s)
+        found = [self.limits.time(now - self.began)]
+        if found[0] is not None or now >= self._next_measure:
+            usage = self._measure(now)
+            found += [self.limits.memory(usage.rss_kib / 1024), *self._disk(now), self._progress(now, usage.cpu_s)]
+        return [fault for fault in found if fault is not None]
 
     def _measure(self, now: float) -> Usage:
         """What the payload's tree uses now; remembers the most memory ever seen."""
@@ -80,13 +80,14 @@ class Watch:
         self.samples.note(now - self.began, usage, self._scan.disk_bytes)
         return usage
 
-    def _disk(self, now: float) -> Optional[JobFault]:
+    def _disk(self, now: float) -> list[Optional[JobFault]]:
         free = self.free_mib()
         filling = self._free_then - free > self.limits.disk_mib / 4
         if now < self._next_scan and not filling and free >= MIN_FREE_MIB:
-            return None
+            return []
         self._look(free)
-        return self.limits.disk(self._scan) or self.limits.node(free)
+        own = self.limits.disk(self._scan)
+        return [own] if own is not None else [self.limits.node(free)]  # who filled the node is not its victim
 
     def _look(self, free: int) -> None:
         """A sandbox that cannot be looked into is told in the log; the node's own free space is still watched."""
