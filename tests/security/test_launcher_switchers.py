@@ -256,9 +256,37 @@ def test_a_payload_that_kills_its_supervisor_is_ended(tmp_path: Path, proxy: Pat
     payload.wait(20)
 
 
+def test_a_look_into_the_sandbox_does_not_end_its_payload(
+    switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path
+) -> None:
+    """Nor does one that must be killed. What a payload leaves to be found ends with its own launch."""
+    log = tmp_path / "payload"
+    payload = switcher.launch(
+        ["/bin/sh", "-c", "echo begun; until [ -e end ]; do sleep 0.05; done; exit 3"],
+        env={},
+        sandbox=sandbox,
+        proxy=proxy,
+        stdout=log,
+        stderr=log,
+        label="",
+    )
+    wait_for(lambda: log.exists() and log.read_text() == "begun\n")
+    outcome, _ = run(switcher, sandbox, proxy, "ls -A")
+    assert outcome.exit_code == 0
+    stuck = switcher.launch(
+        ["/bin/sleep", "600"], env={}, sandbox=sandbox, proxy=proxy, stdout=log, stderr=log, label=""
+    )
+    stuck.kill(0)
+    assert payload.wait(0.5) is None
+    (sandbox / "end").touch()
+    ended = payload.wait(20)
+    assert ended is not None
+    assert ended.exit_code == 3
+
+
 def test_a_mark_can_be_lowered_and_not_raised(tmp_path: Path) -> None:
-    mark = marks.mark_of(tmp_path)
-    assert mark != marks.mark_of(tmp_path / "other")
+    mark = marks.marks_of(tmp_path)[0]
+    assert mark not in marks.marks_of(tmp_path / "other")
     code = (
         f"import os, resource, time; kind = resource.RLIMIT_RTTIME; resource.setrlimit(kind, ({mark}, {mark})); "
         "os.setgroups([]) if os.geteuid() == 0 else None; os.setuid(65534) if os.geteuid() == 0 else None\n"
@@ -270,8 +298,8 @@ def test_a_mark_can_be_lowered_and_not_raised(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "kept\n"
-        assert marks.marked(mark) == [process.pid]
-        assert marks.end_marked(mark)
+        assert marks.marked([mark]) == [process.pid]
+        assert marks.end_marked([mark])
         assert process.wait(20) == -signal.SIGKILL
     finally:
         process.kill()

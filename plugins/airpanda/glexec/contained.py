@@ -14,14 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Optional
 
 from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
 from airpanda.glexec import contract
-from airpanda.glexec.marks import end_marked, mark_of
+from airpanda.glexec.marks import end_marked, marks_of
 from airpanda.glexec.ports import PayloadOutcome, ProcessSeen, Usage
 from airpanda.glexec.proctree import descendants, tree, usage_of
 from airpanda.glexec.running import Process
@@ -53,6 +53,7 @@ class ContainedSwitcher(SandboxTools):
         self.kind = "contained" if self.contains else "uncontained"
         self._hide = _outermost([*map(Path, _HIDDEN), *_home(), *hide])
         self._show = list(show)
+        self._launches: dict[Path, Iterator[int]] = {}
 
     def preflight(self, proxy: Path) -> Account:
         entry = pwd.getpwuid(os.geteuid())
@@ -76,11 +77,13 @@ class ContainedSwitcher(SandboxTools):
     ) -> Contained:
         target = sandbox / f".x509up-{secrets.token_hex(4)}"
         _copy_private(proxy, target)
+        # Its own in its sandbox: whoever looks into the sandbox of a running payload must not end that with its look.
+        mark = next(self._launches.setdefault(sandbox, iter(marks_of(sandbox))))
         settings = {"HOME": str(sandbox), "TMPDIR": str(sandbox), "X509_USER_PROXY": str(target)}
         try:
             with open(os.devnull, "rb") as nothing:
                 process = Process(
-                    [*self._fence(sandbox), *argv],
+                    [*self._fence(sandbox, mark), *argv],
                     env={"PATH": PATH, **env, **settings},
                     cwd=sandbox,
                     stdin=nothing,
@@ -90,15 +93,16 @@ class ContainedSwitcher(SandboxTools):
         except IdentitySwitchError:
             target.unlink()
             raise
-        return Contained(process, target, self.preflight(proxy), mark_of(sandbox), fenced=self.contains)
+        return Contained(process, target, self.preflight(proxy), mark, fenced=self.contains)
 
     def remove(self, sandbox: Path, proxy: Path) -> None:
-        if not self.contains and not end_marked(mark_of(sandbox)):
+        if not self.contains and not end_marked(marks_of(sandbox)):
             raise IdentitySwitchError(f"processes of the payload in {sandbox} do not end")
         super().remove(sandbox, proxy)
+        self._launches.pop(sandbox, None)
 
-    def _fence(self, sandbox: Path) -> list[str]:
-        supervised = [sys.executable, "-IS", str(_SUPERVISOR), str(mark_of(sandbox))]
+    def _fence(self, sandbox: Path, mark: int) -> list[str]:
+        supervised = [sys.executable, "-IS", str(_SUPERVISOR), str(mark)]
         if self._bwrap is None:
             return supervised
         # Bubblewrap does not wait for the first process of its namespace; who adopts that one learns what it has used.
@@ -135,7 +139,7 @@ class Contained:
 
     def wait(self, timeout_s: float) -> Optional[PayloadOutcome]:
         if self._outcome is None and self._process.wait(timeout_s) is not None:
-            end_marked(self._mark)  # nothing, unless the payload has killed its supervisor
+            end_marked([self._mark])  # nothing, unless the payload has killed its supervisor
             self._target.unlink(missing_ok=True)
             self._outcome = self._conclude()
         return self._outcome
@@ -153,7 +157,7 @@ class Contained:
             for pid in tree(self._process.pid):
                 _signal(pid, signal.SIGKILL)
             self._process.wait(_KILLED_S)
-        end_marked(self._mark)
+        end_marked([self._mark])
 
     def usage(self) -> Usage:
         return usage_of(self._process.pid)

@@ -1,4 +1,4 @@
-"""A mark on all processes of one payload that none of them can take off, for an account that has no other wall.
+"""A mark on all processes of one launch that none of them can take off, for an account that has no other wall.
 
 It is a hard limit that means nothing to them: a process may lower it and never raise it, and its children inherit it.
 So whatever has left its parent, its session and its directory is still found.
@@ -14,37 +14,40 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Container
 from pathlib import Path
 
 _LINE = "Max realtime timeout"
-_BITS = 48
+_BITS = 40
+_LAUNCHES = 1 << 20  # in one sandbox: a look at it twice a minute lasts for a year
 
 
-def mark_of(sandbox: Path) -> int:
-    """The mark of a sandbox's payload: the same for whoever cleans up, and within this account's own limit."""
+def marks_of(sandbox: Path) -> range:
+    """The marks of a sandbox's launches, one each: the same for whoever cleans up, within this account's own limit."""
     digest = hashlib.sha256(os.fsencode(sandbox)).digest()
     _, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
     room = 1 << 62 if hard == resource.RLIM_INFINITY else hard
-    return room - 1 - int.from_bytes(digest[: _BITS // 8], "big") % min(1 << _BITS, max(1, room // 2))
+    first = int.from_bytes(digest[: _BITS // 8], "big") % max(1, min(1 << _BITS, room // 2 // _LAUNCHES)) * _LAUNCHES
+    return range(room - first - _LAUNCHES, room - first)
 
 
-def marked(mark: int) -> list[int]:
-    """The living processes with this mark; any account's."""
+def marked(marks: Container[int]) -> list[int]:
+    """The living processes with one of these marks; any account's."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError, StopIteration):  # gone
                 lines = Path(f"/proc/{name}/limits").read_text(encoding="ascii", errors="replace").splitlines()
-                words = next(line for line in lines if line.startswith(_LINE))[len(_LINE) :].split()
-                if words[1] == str(mark) and not _is_zombie(name):
+                hard = next(line for line in lines if line.startswith(_LINE))[len(_LINE) :].split()[1]
+                if hard.isdigit() and int(hard) in marks and not _is_zombie(name):
                     found.append(int(name))
     return found
 
 
-def end_marked(mark: int, patience_s: float = 10.0) -> bool:
+def end_marked(marks: Container[int], patience_s: float = 10.0) -> bool:
     """SIGKILL to all of them, until there is none; False where some do not end."""
     deadline = time.monotonic() + patience_s
-    while pids := marked(mark):
+    while pids := marked(marks):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
