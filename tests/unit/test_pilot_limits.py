@@ -164,3 +164,13 @@ def test_every_limit_that_is_exceeded_is_told(world: World) -> None:
     assert world.all_after(10) == [1213, 1212, 1104], "a node that this payload has filled is not its victim"
     world.scan = Scan(0, 1, 1.0)
     assert world.all_after(161) == [1213, 1212, 1098, 1150]
+
+
+def test_after_a_bad_end_the_disk_is_looked_at_where_it_may_be_the_reason(world: World) -> None:
+    world.scan = Scan(500 * MIB, 1, 1.0)
+    assert world.watch.afterwards() == []
+    assert world.scans == 0, "it has room: there is nothing to be looked for"
+    world.free -= 30
+    assert [fault.kind.code for fault in world.watch.afterwards()] == [1104]
+    world.free, world.scan = 10, Scan(0, 1, 1.0)
+    assert [fault.kind.code for fault in world.watch.afterwards()] == [1098]

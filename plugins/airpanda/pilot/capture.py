@@ -6,6 +6,7 @@ the node ``max_bytes`` of disk and is not stopped by it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -62,11 +63,19 @@ class Capture:
         self._thread.join()
         for descriptor in (self._pipe, self._wake, self._waking):
             os.close(descriptor)
-        if self.was_cut:
-            text = f"\n[the log was cut here: {self._seen_bytes} bytes were printed, {self._max_bytes} are kept]\n"
-            self._file.write(text.encode())
-        self._file.close()
-        self.source.unlink()
+        with self._file, contextlib.suppress(OSError):  # not even that fits: what is there is kept as it is
+            self._mark_cut()
+        self.source.unlink(missing_ok=True)
+
+    def _mark_cut(self) -> None:
+        """Say in the log that it is not whole; where the disk is full, in the place of its last lines."""
+        if not self.was_cut:
+            return
+        text = f"\n[the log was cut here: {self._seen_bytes} bytes were printed, {self._max_bytes} are kept]\n".encode()
+        try:
+            self._file.write(text)
+        except OSError:
+            os.pwrite(self._file.fileno(), text, max(0, self._file.tell() - len(text)))
 
     def tail(self, chars: int) -> str:
         """The end of the log as text that can be shown: no control characters, no private keys."""

@@ -294,6 +294,7 @@ class Attempt:
             self._end_payload()
         if self.outcome is not None and self.outcome.exit_code != 0 and not self.faults and not beat.stale:
             self.faults += payload_faults(self.outcome, self.job.spec, self.watch)
+            self.faults += [] if self.watch is None else self.watch.afterwards()
 
     def _renew(self, place: Path) -> datetime:
         """A newer proxy for the payload, then for the pilot's own use of it; each gets it whole or keeps the old."""

@@ -70,6 +70,14 @@ class Watch:
             found += [self.limits.memory(usage.rss_kib / 1024), *self._disk(now), self._progress(now, usage.cpu_s)]
         return [fault for fault in found if fault is not None]
 
+    def afterwards(self) -> list[JobFault]:
+        """Of a payload that has ended badly: whether the disk was the reason. Costs nothing where it has room."""
+        free = self.free_mib()
+        if free >= MIN_FREE_MIB and not self._is_filling(free):
+            return []
+        self._look(free)
+        return [fault for fault in self._disk_faults(free) if fault is not None]
+
     def _measure(self, now: float) -> Usage:
         """What the payload's tree uses now; remembers the most memory ever seen."""
         begin = self.cpu_clock()
@@ -82,10 +90,15 @@ class Watch:
 
     def _disk(self, now: float) -> list[Optional[JobFault]]:
         free = self.free_mib()
-        filling = self._free_then - free > self.limits.disk_mib / 4
-        if now < self._next_scan and not filling and free >= MIN_FREE_MIB:
+        if now < self._next_scan and not self._is_filling(free) and free >= MIN_FREE_MIB:
             return []
         self._look(free)
+        return self._disk_faults(free)
+
+    def _is_filling(self, free: int) -> bool:
+        return self._free_then - free > self.limits.disk_mib / 4
+
+    def _disk_faults(self, free: int) -> list[Optional[JobFault]]:
         own = self.limits.disk(self._scan)
         return [own] if own is not None else [self.limits.node(free)]  # who filled the node is not its victim
 
