@@ -17,14 +17,20 @@ class Carrier:
     """``fetch`` and ``send`` are rounds of one transfer; what it said comes back as plain values."""
 
     def __init__(
-        self, root: Path, *, ca_dir: Path = Path("/nowhere"), proxy: Path | None = None, patch: str = ""
+        self,
+        root: Path,
+        *,
+        ca_dir: Path = Path("/nowhere"),
+        proxy: Path | None = None,
+        patch: str = "",
+        path: str = os.environ["PATH"],
     ) -> None:
         """``patch``: statements before its start, such as shorter times."""
         self._patch = patch
         self.sandbox = root / "sandbox"
         self.sandbox.mkdir(mode=0o700)
         self._ca_dir = ca_dir
-        self._environment = {"PATH": os.environ["PATH"], "HOME": str(self.sandbox)}
+        self._environment = {"PATH": path, "HOME": str(self.sandbox)}
         if proxy is not None:
             self._environment["X509_USER_PROXY"] = str(proxy)
         self.complaint = ""

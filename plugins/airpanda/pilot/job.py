@@ -219,8 +219,9 @@ class Attempt:
 
     def _mover(self, place: Path, go_on: Callable[[], None]) -> Mover:
         assert self.sandbox is not None
-        label, tools = f"PandaID={self.job.panda_id} pilot", self.tools
-        return Mover(tools.switcher, self.sandbox, place / PROXY, place, label, tools.config.ca_dir, go_on)
+        config, label = self.tools.config, f"PandaID={self.job.panda_id} pilot"
+        path = config.environment.get("PATH", "/usr/bin:/bin")
+        return Mover(self.tools.switcher, self.sandbox, place / PROXY, place, label, config.ca_dir, path, go_on)
 
     def _launch(self, client: DispatcherClient, place: Path) -> None:
         assert self.sandbox is not None

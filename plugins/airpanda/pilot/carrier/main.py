@@ -10,11 +10,16 @@ import sys
 from types import FrameType, ModuleType
 from typing import Any, Optional
 
-from airpanda.pilot.carrier import dav_scheme, file_scheme
+from airpanda.pilot.carrier import dav_scheme, file_scheme, xroot_scheme
 from airpanda.pilot.carrier.limit import allow, allow_s
 from airpanda.pilot.carrier.outcome import CRASHED, UNSUPPORTED, Digest, Trouble
 
-SCHEMES: dict[str, ModuleType] = {"file": file_scheme, "https": dav_scheme, "davs": dav_scheme}
+SCHEMES: dict[str, ModuleType] = {
+    "file": file_scheme,
+    "https": dav_scheme,
+    "davs": dav_scheme,
+    "root": xroot_scheme,
+}
 
 
 def main(argv: list[str]) -> int:

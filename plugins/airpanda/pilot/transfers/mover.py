@@ -57,6 +57,7 @@ class Moved:
 class Mover:
     """Moves files of one sandbox. ``folder`` is the pilot's own directory.
 
+    ``ca_dir``: whom to trust; ``path``: where the node's programs lie.
     ``go_on`` is called all along, several times a second: it raises when nothing more is to be moved.
     """
 
@@ -66,6 +67,7 @@ class Mover:
     folder: Path
     label: str
     ca_dir: str
+    path: str
     go_on: Callable[[], None]
 
     def move(self, transfers: Sequence[Transfer], *, max_bytes: int) -> tuple[list[Moved], list[JobFault]]:
@@ -117,7 +119,7 @@ class Mover:
     def _run(self, files: Iterable[str], said: Path, complaint: Path) -> int:
         running = self.switcher.launch(
             ["/bin/sh", "-c", _START, "carrier", *files, os.path.realpath(sys.executable)],
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+            env={"PATH": self.path, "LC_ALL": "C.UTF-8"},
             sandbox=self.sandbox,
             proxy=self.proxy,
             stdout=said,

@@ -10,7 +10,7 @@ from airpanda.pilot import errors
 from airpanda.pilot.errors import JobFault
 from airpanda.pilot.wire import Job
 
-SCHEMES = frozenset({"file", "https", "davs"})
+SCHEMES = frozenset({"file", "https", "davs", "root"})
 _STORE = "panda:"
 
 
