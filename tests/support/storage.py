@@ -77,7 +77,7 @@ def storage(pki: Pki, people: Mapping[str, str]) -> Iterator[Storage]:
     try:
         place = Storage(root, _free_port(), _free_port())
         _write_files(place, pki, people, account)
-        argv = [program, "-c", str(root / "xrootd.cfg"), "-l", str(root / "run" / "log"), "-n", "tests"]
+        argv = [program, "-c", str(root / "xrootd.cfg"), "-l", str(root / "run" / "log")]
         argv += ["-R", account] if os.geteuid() == 0 else []
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         try:
