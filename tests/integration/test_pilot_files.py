@@ -18,10 +18,12 @@ from support.bad_storage import Handler, bad_storage
 from support.fake_dispatcher import DN, FakeDispatcher, fake_dispatcher, make_job
 from support.fake_switch import FakeSwitcher
 from support.launcher import wait_for
+from support.need import need_program
 from support.pilot_rig import Rig
 from support.pki import Pki, pki
 
 from airpanda.core.identity import Account
+from airpanda.glexec.contained import ContainedSwitcher
 from airpanda.pilot import errors
 from airpanda.pilot.transfers import plan, verdict
 from airpanda.x509.credential import ProxyCredential
@@ -232,6 +234,23 @@ def test_a_storage_that_stays_down_is_nobodys_fault_of_the_owners(web_rig: Rig, 
     assert (code, blame) == (1099, "system")
     assert f"d: {server.url('d/a')}: localhost:{server.port} answered 503 (tried 4 times)" in diag
     assert "canary" not in diag
+
+
+@pytest.mark.parametrize("with_bwrap", [True, False])
+def test_without_a_switch_the_payloads_own_fence_is_around_the_carrier(
+    web_rig: Rig, pki: Pki, data: Path, with_bwrap: bool
+) -> None:
+    """The real switcher of a queue that allows it; what is hidden from its payloads is hidden from the carrier."""
+    bwrap = Path(need_program("bwrap", "bubblewrap")) if with_bwrap else None
+    web_rig.switcher = ContainedSwitcher(bwrap, show=[pki.ca_dir])
+    with bad_storage(pki, lambda h: h.reply(200, CONTENT)) as server:
+        job = make_job(argv=["cat", "d"], inputs=[{"lfn": "d", "source": server.url()}])
+        web_rig.fake.jobs = [job]
+        web_rig.run()
+        assert "Alice Example" in server.seen[0].peer
+    assert web_rig.fake.final.job_status == "finished", web_rig.fake.final.errors
+    assert web_rig.fake.files["7/1/payload.log"].endswith(CONTENT)
+    assert web_rig.leftovers() == []
 
 
 @pytest.mark.parametrize("how", ["killed", "signal", "stale"])

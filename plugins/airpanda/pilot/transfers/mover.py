@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import logging
 import os
 import random
 import secrets
@@ -24,6 +25,8 @@ from airpanda.pilot.transfers.verdict import Outcome, fault_of, is_worth_repeati
 
 if TYPE_CHECKING:
     from airpanda.glexec.switchers import IdentitySwitcher
+
+log = logging.getLogger(__name__)
 
 STEP_S = 0.1
 KILL_GRACE_S = 5.0
@@ -81,9 +84,12 @@ class Mover:
         moved: list[Moved] = []
         left = list(transfers)
         while left:
+            began = time.monotonic()
             said = self._round(left, max_bytes - sum(each.size for each in moved))
+            log.info("%s: %d transfers in %.1f s", self.label, len(left), time.monotonic() - began)
             for each in left:
                 tries[each.lfn].append(said[each.lfn])
+                log.info("%s %s %s: %s", each.direction, each.lfn, each.shown, said[each.lfn])
                 if not said[each.lfn].why:
                     moved.append(Moved(each, said[each.lfn].size, said[each.lfn].adler32, said[each.lfn].sha256))
             left = [each for each in left if said[each.lfn].why and is_worth_repeating(tries[each.lfn])]
