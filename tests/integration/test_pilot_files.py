@@ -25,6 +25,7 @@ from support.pki import Pki, pki
 from airpanda.core.identity import Account
 from airpanda.glexec.contained import ContainedSwitcher
 from airpanda.pilot import errors
+from airpanda.pilot.carrier import limit
 from airpanda.pilot.transfers import plan, verdict
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy
@@ -159,6 +160,24 @@ def test_a_carrier_that_cannot_run_is_told_with_its_words(rig: Rig, data: Path, 
     assert (code, blame) == (1099, "system")
     assert "the carrier ended with 1: " in diag
     assert "(tried 4 times)" in diag
+
+
+@pytest.mark.parametrize("how", ["talks", "sleeps"])
+def test_a_carrier_that_does_not_behave_is_ended(rig: Rig, data: Path, monkeypatch: Any, how: str) -> None:
+    """It runs as the owner, who may have had a hand in it."""
+    program = {"talks": "while True: print('x' * 1000)", "sleeps": "import time; time.sleep(60)"}[how]
+    monkeypatch.setattr("airpanda.pilot.transfers.mover.program", lambda: program.encode())
+    monkeypatch.setattr("airpanda.pilot.transfers.mover._MAX_SAID", 10**6)
+    monkeypatch.setattr(limit, "LEAST_S", 0.2)
+    monkeypatch.setattr("airpanda.pilot.transfers.mover.KILL_GRACE_S", 0.5)
+    monkeypatch.setattr(verdict, "TRIES", 1)
+    rig.fake.jobs = [make_job(inputs=[{"lfn": "d", "source": f"file://{data}/in", "size": 1}])]
+    began = time.monotonic()
+    rig.run()
+    assert time.monotonic() - began < 20
+    assert first_error(rig.fake)[:2] == (1099, "system")
+    assert "the carrier ended with 143" in first_error(rig.fake)[2]
+    assert rig.leftovers() == []
 
 
 def test_files_go_through_a_payload_and_are_reported_with_both_checksums(rig: Rig, data: Path) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import secrets
+import signal
 import sys
 import time
 import zipfile
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from airpanda.core.errors import AirpandaError
 from airpanda.pilot import carrier
+from airpanda.pilot.carrier import limit
 from airpanda.pilot.errors import JobFault
 from airpanda.pilot.transfers.plan import Transfer
 from airpanda.pilot.transfers.verdict import Outcome, fault_of, is_worth_repeating, pause_s, read_outcomes
 
 if TYPE_CHECKING:
-    from airpanda.glexec.switchers import IdentitySwitcher
+    from airpanda.glexec.switchers import IdentitySwitcher, RunningPayload
 
 log = logging.getLogger(__name__)
 
@@ -115,14 +117,17 @@ class Mover:
             files[names["program"]].write_bytes(program())
             files[names["plan"]].write_text(json.dumps(plan), encoding="utf-8")
             self.switcher.put(self.sandbox, self.proxy, files)
-            code = self._run([names["program"], names["plan"]], said, complaint)
+            limit_s = KILL_GRACE_S + sum(limit.limit_s(each.size) for each in transfers)
+            code = self._run([names["program"], names["plan"]], said, complaint, limit_s)
             ended = f"the carrier ended with {code}: {_tail(complaint)}"
             return read_outcomes(_read(said), transfers, ended)
         finally:
             for path in (*files.values(), said, complaint):
                 path.unlink(missing_ok=True)
 
-    def _run(self, files: Iterable[str], said: Path, complaint: Path) -> int:
+    def _run(self, files: Iterable[str], said: Path, complaint: Path, limit_s: float) -> int:
+        """The exit code. A carrier keeps its own time and says little; one that does not is ended."""
+        until = time.monotonic() + limit_s
         running = self.switcher.launch(
             ["/bin/sh", "-c", _START, "carrier", *files, os.path.realpath(sys.executable)],
             env={"PATH": self.path, "LC_ALL": "C.UTF-8"},
@@ -138,10 +143,16 @@ class Mover:
                 return outcome.exit_code
             try:
                 self.go_on()
+                if time.monotonic() > until or max(_size(said), _size(complaint)) > _MAX_SAID:
+                    return self._end(running)
             except AirpandaError:
-                running.kill(KILL_GRACE_S)
-                running.wait(KILL_GRACE_S)
+                self._end(running)
                 raise
+
+    def _end(self, running: RunningPayload) -> int:
+        running.kill(KILL_GRACE_S)
+        outcome = running.wait(KILL_GRACE_S)
+        return 128 + signal.SIGKILL if outcome is None else outcome.exit_code
 
 
 @functools.lru_cache(maxsize=1)
@@ -162,6 +173,10 @@ def _read(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return file.read(_MAX_SAID).decode("utf-8", "replace")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _tail(path: Path) -> str:
