@@ -46,7 +46,7 @@ format: venv
 	$(RUN) -m ruff format .
 
 test: venv system-packages
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-quick: venv
 	$(RUN) -m pytest tests/unit tests/architecture tests/contract
