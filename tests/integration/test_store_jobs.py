@@ -77,9 +77,9 @@ async def test_a_job_cannot_enter_as_running(world: World) -> None:
     await world.submit()
     with pytest.raises(asyncpg.PostgresError, match="enters the store"):
         await world.sql(
-            "INSERT INTO panda_job (panda_id, task_id, credential_id, queue, status, priority, max_attempt, cores,"
-            " memory_mib, disk_mib, walltime_s, changed_by)"
-            " VALUES (999, 1, 1, 'DEMO', 'running', 1, 1, 1, 1, 1, 1, 'x')"
+            "INSERT INTO panda_job (panda_id, task_id, credential_id, queue, lane, status, priority, max_attempt,"
+            " cores, memory_mib, disk_mib, walltime_s, changed_by)"
+            " VALUES (999, 1, 1, 'DEMO', 1, 'running', 1, 1, 1, 1, 1, 1, 'x')"
         )
 
 

@@ -19,9 +19,10 @@ LEASE = timedelta(seconds=150)
 KEY = (5000, 1, 1, b"digest")
 
 FILL = """
-INSERT INTO panda_job (panda_id, task_id, credential_id, queue, status, priority, max_attempt, cores, memory_mib,
-                       disk_mib, walltime_s, changed_by, pilot_id, lease_digest, lease_expires_at)
-SELECT n, 1, 1, 'Q' || n % 10, CASE WHEN n % 3 = 0 THEN 'activated' WHEN n % 100 = 1 THEN 'running' ELSE 'finished' END,
+INSERT INTO panda_job (panda_id, task_id, credential_id, queue, lane, activated_xid, status, priority, max_attempt,
+                       cores, memory_mib, disk_mib, walltime_s, changed_by, pilot_id, lease_digest, lease_expires_at)
+SELECT n, 1, 1, 'Q' || n % 10, n % 10, n / 1000,
+       CASE WHEN n % 3 = 0 THEN 'activated' WHEN n % 100 = 1 THEN 'running' ELSE 'finished' END,
        n % 7, 3, 1, 1000, 1000, 3600, 'test',
        CASE WHEN n % 3 <> 0 AND n % 100 = 1 THEN 1 END,
        CASE WHEN n % 3 <> 0 AND n % 100 = 1 THEN 'x'::bytea END,
@@ -51,22 +52,8 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
         await connection.execute("ALTER TABLE panda_job DISABLE TRIGGER panda_job_inserted")
         await connection.execute(FILL)
         await connection.execute("ANALYZE panda_job")
-        offer = (
-            "Q3",
-            1,
-            4000,
-            4000,
-            7200,
-            None,
-            [b"a" * 32],
-            1,
-            LEASE,
-            "wn",
-            world.services.credentials.key_ids,
-            False,
-            ["cvmfs"],
-            ["/O=Test Grid/CN=Somebody Else"],
-        )
+        keys = world.services.credentials.key_ids
+        offer = (3, 17, 0, None, [b"a" * 32], 1, LEASE, "wn", keys, False, ["/O=Test Grid/CN=Somebody Else"])
         for statement, values, index in (
             (sql.ACQUIRE, offer, "panda_job_claim_ix"),
             (sql.HEARTBEAT, (*KEY, "running", LEASE), "panda_job_leased_ix"),
@@ -80,7 +67,8 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
             assert "Seq Scan" not in jobs, statement
         claim = await explain(connection, sql.ACQUIRE, *offer)
         (scan,) = [node for node in claim if node.get("Index Name") == "panda_job_claim_ix"]
-        assert "queue" in scan["Index Cond"]
+        assert "lane" in scan["Index Cond"]
+        assert "ROW(activated_xid, panda_id) >=" in scan["Index Cond"]
         sorts = [node for node in claim if node["Node Type"] == "Sort"]
         assert len(sorts) <= 1, "the index gives the order; only the answer is sorted"
     finally:

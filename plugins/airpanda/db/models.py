@@ -3,7 +3,12 @@
 ``panda_job`` holds what changes while a job lives, and the lease; its specification lies in ``panda_job_spec``, its
 history in ``panda_attempt`` and ``panda_job_status_log``. Jobs of one panda task have consecutive PandaIDs, so no
 index on the task is needed. Jobs by status are counted from ``panda_task_delta`` rows, which the watchdog folds into
-``panda_task_count``: transitions of one task never wait for each other.
+``panda_task_count`` and ``panda_lane_count``: transitions of one task never wait for each other.
+
+Waiting jobs stand in lanes (``panda_lane``): all jobs of a lane ask for the same and belong to the same owner, so that
+a pilot is matched with lanes and the claim only takes the oldest of one. Keys that only grow (``activated_xid``,
+``panda_task_delta.xid``) let every scan begin behind what is taken already, even where a transaction that somebody
+holds open keeps the dead rows there.
 
 There are few foreign keys, on purpose: the hot tables are written by statements that already hold the parent's key,
 and the logs outlive what they speak of.
@@ -63,6 +68,16 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON_B,
         list[Any]: JSON_B,
     }
+
+
+XID = text("pg_current_xact_id()::text::bigint")
+"""The transaction that writes: grows in the order in which transactions began to write, not in which they ended."""
+
+_HOT = {
+    "autovacuum_vacuum_scale_factor": 0,
+    "autovacuum_vacuum_threshold": 20000,
+    "autovacuum_vacuum_cost_delay": 0,
+}
 
 
 def _one_of(column: str, *values: str) -> CheckConstraint:
@@ -232,15 +247,74 @@ class TaskCount(Base):
 
 
 class TaskDelta(Base):
-    """Changes of the counts that are not folded yet. Written by triggers only."""
+    """Changes of the counts that are not folded yet. Written by triggers only; ``xid`` is the transaction that did."""
 
     __tablename__ = "panda_task_delta"
-    __table_args__ = (Index(None, "task_id"),)
+    __table_args__ = ({"postgresql_with": _HOT},)
+    xid: Mapped[int] = mapped_column(server_default=XID, primary_key=True, autoincrement=False)
     delta_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     task_id: Mapped[int]
+    lane: Mapped[int]
     old_status: Mapped[str | None]
     new_status: Mapped[str]
     n: Mapped[int] = mapped_column(Integer())
+
+
+class Folded(Base):
+    """One row: every delta of a transaction below ``xid`` is folded and gone, but for those of ``still_open``."""
+
+    __tablename__ = "panda_folded"
+    __table_args__ = (CheckConstraint("is_only", name="is_only"),)
+    is_only: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    xid: Mapped[int]
+    still_open: Mapped[list[int]] = mapped_column(ARRAY(BigInteger()))
+
+
+class Lane(Base):
+    """Waiting jobs that are the same to every pilot. Never changed once written; ``digest`` is that of the rest.
+
+    Jobs wait in lane ``lane_id`` for their first attempt, in ``-lane_id`` for another one.
+    """
+
+    __tablename__ = "panda_lane"
+    __table_args__ = (UniqueConstraint("digest"), Index(None, "queue", "lane_id"))
+    lane_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    digest: Mapped[bytes]
+    queue: Mapped[str]
+    owner: Mapped[str]
+    owner_dn: Mapped[str]
+    working_group: Mapped[str]
+    fqans: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    retriever_dn: Mapped[str]
+    priority: Mapped[int] = mapped_column(Integer())
+    cores: Mapped[int] = mapped_column(Integer())
+    memory_mib: Mapped[int]
+    disk_mib: Mapped[int]
+    walltime_s: Mapped[int] = mapped_column(Integer())
+    features: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+
+
+class ShareRow(Base):
+    """What operators say of an organisation, a working group or an owner (``*``: of each that is not named)."""
+
+    __tablename__ = "panda_share"
+    __table_args__ = (_one_of("kind", "vo", "working_group", "owner"), CheckConstraint("weight > 0", name="weight"))
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    weight: Mapped[float] = mapped_column(server_default=text("1"), comment="among its siblings")
+    max_jobs: Mapped[int | None] = mapped_column(comment="of an owner: with pilots at once")
+    max_cores: Mapped[int | None] = mapped_column(comment="of an owner: with pilots at once")
+    set_by: Mapped[str]
+    set_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class LaneCount(Base):
+    """Jobs of a lane that wait, and that are with pilots, as far as folded."""
+
+    __tablename__ = "panda_lane_count"
+    lane_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    waiting: Mapped[int]
+    leased: Mapped[int]
 
 
 class Job(Base):
@@ -259,25 +333,20 @@ class Job(Base):
         ),
         Index(
             "panda_job_claim_ix",
-            "queue",
-            text("priority DESC"),
+            "lane",
+            "activated_xid",
             "panda_id",
             postgresql_where=text("status = 'activated'"),
         ),
         Index("panda_job_leased_ix", "panda_id", postgresql_where=text("pilot_id IS NOT NULL")),
-        {
-            "postgresql_with": {
-                "fillfactor": 70,
-                "autovacuum_vacuum_scale_factor": 0,
-                "autovacuum_vacuum_threshold": 20000,
-                "autovacuum_vacuum_cost_delay": 0,
-            }
-        },
+        {"postgresql_with": {"fillfactor": 70, **_HOT}},
     )
     panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     task_id: Mapped[int]
     credential_id: Mapped[int]
     queue: Mapped[str]
+    lane: Mapped[int] = mapped_column(comment="panda_lane.lane_id; below 0 for another attempt")
+    activated_xid: Mapped[int] = mapped_column(server_default=XID, comment="the transaction that let it wait")
     status: Mapped[str]
     priority: Mapped[int] = mapped_column(Integer())
     attempt_nr: Mapped[int] = mapped_column(Integer(), server_default=text("1"))
@@ -367,9 +436,8 @@ class JobStatusLog(Base):
     """One row per transition, written by a trigger; append-only."""
 
     __tablename__ = "panda_job_status_log"
-    __table_args__ = (Index(None, "panda_id", "log_id"),)
+    panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     log_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    panda_id: Mapped[int]
     attempt_nr: Mapped[int] = mapped_column(Integer())
     at: Mapped[datetime] = mapped_column(server_default=NOW)
     old_status: Mapped[str | None]

@@ -55,6 +55,7 @@ class Database:
             command_timeout=STATEMENT_TIMEOUT_S,
             timeout=10.0,
             init=_speak_json,
+            reset=_leave_transaction,
             server_settings={
                 "application_name": "airpanda",
                 "idle_in_transaction_session_timeout": "60s",
@@ -132,6 +133,12 @@ def _away(kind: str) -> ServiceError:
     return ServiceError(
         f"the job store's database does not answer ({kind}); repeat the request later", retry_after_s=RETRY_AFTER_S
     )
+
+
+async def _leave_transaction(connection: Any) -> None:
+    """asyncpg's own reset asks the server each time; nothing here sets, listens, locks by session or opens cursors."""
+    if connection.is_in_transaction():
+        await connection.execute("ROLLBACK")
 
 
 async def _speak_json(connection: Any) -> None:

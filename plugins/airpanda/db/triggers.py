@@ -47,8 +47,8 @@ BEGIN
     END IF;
     INSERT INTO panda_job_status_log (panda_id, attempt_nr, new_status, actor, reason)
         SELECT panda_id, attempt_nr, status, changed_by, change_reason FROM fresh;
-    INSERT INTO panda_task_delta (task_id, new_status, n)
-        SELECT task_id, status, count(*) FROM fresh GROUP BY task_id, status;
+    INSERT INTO panda_task_delta (task_id, lane, new_status, n)
+        SELECT task_id, lane, status, count(*) FROM fresh GROUP BY task_id, lane, status;
     RETURN NULL;
 END $body$
 """
@@ -68,11 +68,17 @@ BEGIN
             USING ERRCODE = <illegal>;
     END IF;
     NEW.changed_at := now();
+    IF NEW.status = 'activated' THEN
+        NEW.activated_xid := pg_current_xact_id()::text::bigint;
+        IF NEW.attempt_nr > 1 THEN
+            NEW.lane := - abs(NEW.lane);
+        END IF;
+    END IF;
     INSERT INTO panda_job_status_log (panda_id, attempt_nr, old_status, new_status, actor, reason)
         VALUES (NEW.panda_id, NEW.attempt_nr, OLD.status, NEW.status, NEW.changed_by, NEW.change_reason);
     IF NEW.status <> OLD.status THEN
-        INSERT INTO panda_task_delta (task_id, old_status, new_status, n)
-            VALUES (NEW.task_id, OLD.status, NEW.status, 1);
+        INSERT INTO panda_task_delta (task_id, lane, old_status, new_status, n)
+            VALUES (NEW.task_id, abs(NEW.lane), OLD.status, NEW.status, 1);
     END IF;
     RETURN NEW;
 END $body$

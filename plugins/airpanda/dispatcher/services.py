@@ -16,6 +16,7 @@ from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
 from airpanda.dispatcher.revocations import Revocations
 from airpanda.dispatcher.tokens import Issuer
+from airpanda.jobs.board import Boards
 from airpanda.jobs.factory import FactoryRegistry
 from airpanda.jobs.files import FileStore
 from airpanda.jobs.observed import Observer
@@ -108,6 +109,7 @@ def make_services(
     database = Database(dsn)
     issuer = Issuer(settings.signing_key)
     credentials = CredentialRegistry(database, Vault(fernet_keys))
+    boards = Boards(database)
     settings.file_store.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Services(
         settings=settings,
@@ -117,13 +119,13 @@ def make_services(
         credentials=credentials,
         consents=Consents(database),
         bans=Bans(database),
-        jobs=JobStore(database, credentials, lease=settings.lease, heartbeat=settings.heartbeat_interval),
-        submissions=Submissions(database, credentials),
+        jobs=JobStore(database, credentials, boards, lease=settings.lease, heartbeat=settings.heartbeat_interval),
+        submissions=Submissions(database, credentials, boards),
         reader=JobReader(database),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),
         factory=FactoryRegistry(database),
         files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),
         observer=Observer(database),
-        single=SingleJobs(database),
+        single=SingleJobs(database, boards),
         revocations=Revocations(database),
     )

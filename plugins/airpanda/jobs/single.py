@@ -9,6 +9,7 @@ from airpanda.core.errors import ConflictError, NotFoundError
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import views as views_sql
+from airpanda.jobs.board import Boards
 from airpanda.jobs.store import open_new_attempts
 from airpanda.messages import JobStatus, JobStatusView
 
@@ -16,8 +17,9 @@ from airpanda.messages import JobStatus, JobStatusView
 class SingleJobs:
     """Changes one job as the store changes all of a panda task. ``owners`` bounds what a caller may touch."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, boards: Boards) -> None:
         self._database = database
+        self._boards = boards
 
     async def kill(self, panda_id: int, reason: str, *, owners: Collection[str] | None, actor: str) -> JobStatusView:
         """Cancel a waiting job at once; have the pilot of a running one stop it. A final job stays as it is.
@@ -48,7 +50,9 @@ class SingleJobs:
             if not done and job["status"] != JobStatus.ACTIVATED:
                 says = "only what failed or was stopped is tried again"
                 raise ConflictError(f"job {panda_id} is {job['status']}: {says}")
-            return await _status(connection, panda_id)
+            status = await _status(connection, panda_id)
+        self._boards.changed()
+        return status
 
 
 async def _demand(connection: Any, panda_id: int, owners: Collection[str] | None) -> None:

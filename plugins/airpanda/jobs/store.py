@@ -14,10 +14,14 @@ from airpanda.core.secret import Secret
 from airpanda.credentials.audit import note_use
 from airpanda.credentials.errors import UnreadableCredentialError
 from airpanda.credentials.registry import CredentialRegistry
+from airpanda.db import states
 from airpanda.db.pool import Database, translated
+from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
 from airpanda.jobs import observed
+from airpanda.jobs.board import Boards, Choice
+from airpanda.jobs.matching import Offered
 from airpanda.jobs.rules import Ends, Held, after_report, after_silence, lost_heartbeat, summary
 from airpanda.messages import (
     AcquiredJob,
@@ -42,13 +46,25 @@ _NO_CONSENT = (
     "the owner's consent to this client and queue has been taken back or has ended: the owner must consent again"
     " (airpanda proxy consent); then retry"
 )
-_UNREADABLE = 5
+MAX_CLAIMS = 16
+"""Lanes that one request may try; each of them was not empty a moment ago."""
+
 _END_OF_REPORT = {
     "finished": {"finished"},
     "failed": {"failed", "cancelled"},
     "cancelled": {"failed", "cancelled"},
     "activated": {"failed", "cancelled"},
 }
+
+
+_MAY_WAIT_AGAIN = frozenset({"activated", "failed", "cancelled"})
+"""Reports after which a job may wait for its next attempt."""
+
+_BEFORE = {
+    status.value: [old.value for old in states.LEASED if status in states.SAME_ATTEMPT[old]]
+    for status in (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.HOLDING, JobStatus.FINISHED)
+}
+"""From where a report takes a job a step ahead."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +95,16 @@ class JobStore:
     """Jobs in PostgreSQL. ``lease`` is the silence after which a job is taken from its pilot."""
 
     def __init__(
-        self, database: Database, credentials: CredentialRegistry, *, lease: timedelta, heartbeat: timedelta
+        self,
+        database: Database,
+        credentials: CredentialRegistry,
+        boards: Boards,
+        *,
+        lease: timedelta,
+        heartbeat: timedelta,
     ) -> None:
         self._database = database
+        self._boards = boards
         self._credentials = credentials
         self._lease = lease
         self._heartbeat_s = heartbeat.total_seconds()
@@ -97,36 +120,50 @@ class JobStore:
         """
         if pilot_dn is None and not token_only:
             return []
-        tokens = [Secret.random() for _ in range(offer.n_jobs)]
-        for _ in range(_UNREADABLE):
-            try:
-                return await self._claim(offer, tokens, pilot_id, queue, pilot_dn)
-            except UnreadableCredentialError as error:  # nothing was released, no job was touched
-                await self._credentials.revoke_unreadable(error)
-        return []
+        offered = _offered(offer, pilot_dn)
+        taken: list[AcquiredJob] = []
+        looked_again = False
+        for _ in range(MAX_CLAIMS):
+            board = await self._boards.current(queue)
+            choice = board.choose(offered, offer.n_jobs - len(taken))
+            if choice is not None:
+                taken += await self._claim(offer, choice, pilot_id, queue, pilot_dn)
+            elif looked_again or taken or await self._boards.again(queue) is board:
+                break
+            else:
+                looked_again = True
+            if len(taken) == offer.n_jobs:
+                break
+        return taken
 
     async def _claim(
-        self, offer: PilotOffer, tokens: list[Secret[str]], pilot_id: int, queue: str, pilot_dn: str | None
+        self, offer: PilotOffer, choice: Choice, pilot_id: int, queue: str, pilot_dn: str | None
     ) -> list[AcquiredJob]:
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(
-                sql.ACQUIRE,
-                queue,
-                offer.cores,
-                offer.memory,
-                offer.disk_space,
-                offer.remaining_time,
-                pilot_dn,
-                [digest(token) for token in tokens],
-                pilot_id,
-                self._lease,
-                offer.node,
-                self._credentials.key_ids,
-                pilot_dn is None,
-                offer.features,
-                offer.avoid_owners,
-            )
-            return [self._acquired(row, tokens[row["nr"] - 1]) for row in rows]
+        """At most so many jobs of the chosen lane."""
+        tokens = [Secret.random() for _ in range(choice.n)]
+        with self._boards.claiming(queue, choice) as positions:
+            try:
+                async with self._database.transaction() as connection:
+                    rows = await connection.fetch(
+                        sql.ACQUIRE,
+                        choice.candidate.number,
+                        *choice.start,
+                        pilot_dn,
+                        [digest(token) for token in tokens],
+                        pilot_id,
+                        self._lease,
+                        offer.node,
+                        self._credentials.key_ids,
+                        pilot_dn is None,
+                        offer.avoid_owners,
+                    )
+                    jobs = [self._acquired(row, tokens[row["nr"] - 1]) for row in rows]
+            except UnreadableCredentialError as error:  # nothing was released, no job was touched
+                await self._credentials.revoke_unreadable(error)
+                self._boards.changed()
+                return []
+            positions += [(row["activated_xid"], row["panda_id"]) for row in rows]
+        return jobs
 
     async def update(self, report: JobReport, *, pilot_id: int) -> ReportReply:
         """Apply a report, renew the lease. A repeat changes nothing.
@@ -137,11 +174,14 @@ class JobStore:
         """
         lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
         async with self._database.connection() as connection:
-            alive = await self._alive(connection, lease, report)
-            if alive is not None:
-                return alive
+            done = await self._at_once(connection, lease, report)
+            if done is not None:
+                return done
             async with connection.transaction():
-                return await self._apply(connection, lease, report)
+                reply = await self._apply(connection, lease, report)
+        if report.job_status in _MAY_WAIT_AGAIN:
+            self._boards.changed()
+        return reply
 
     async def update_many(self, reports: Sequence[JobReport], *, pilot_id: int) -> list[ReportReply | AirpandaError]:
         """Apply reports of one pilot in one transaction; answer each by its reply, or the error of ``update``.
@@ -161,10 +201,12 @@ class JobStore:
                 try:
                     with translated():
                         async with connection.transaction():
-                            alive = await self._alive(connection, lease, report)
-                            replies[n] = alive or await self._apply(connection, lease, report)
+                            done = await self._at_once(connection, lease, report)
+                            replies[n] = done or await self._apply(connection, lease, report)
                 except RequestError as error:
                     replies[n] = error
+        if any(report.job_status in _MAY_WAIT_AGAIN for report in reports):
+            self._boards.changed()
         return [replies[n] for n in range(len(reports))]
 
     async def kill(self, task_id: int, request: KillRequest, *, actor: str) -> TaskProgress:
@@ -196,7 +238,9 @@ class JobStore:
             if task is None:
                 raise NotFoundError(f"there is no panda task {task_id}")
             await open_new_attempts(connection, task, task["credential_id"], actor, "retry on request")
-            return await progress_of(connection, task)
+            progress = await progress_of(connection, task)
+        self._boards.changed()
+        return progress
 
     async def expire(self) -> list[int]:
         """Take jobs from silent pilots; answer their PandaIDs. Safe to run twice at once, and to repeat."""
@@ -211,6 +255,8 @@ class JobStore:
                 await self._end(connection, row, decision, "watchdog")
             pilots = [row["pilot_id"] for row in rows]
             await connection.execute(pilots_sql.LOST, pilots, "lost heartbeat", self._lease)
+        if rows:
+            self._boards.changed()
         return [row["panda_id"] for row in rows]
 
     async def close_without_credential(self) -> int:
@@ -227,9 +273,10 @@ class JobStore:
         return sum(int(each.split()[-1]) for each in done)
 
     async def fold_counts(self) -> None:
-        """Fold fresh changes into the counts of panda tasks. Exact whenever it runs, and without it."""
+        """Fold fresh changes into the counts. They are exact whenever it runs, and without it."""
         async with self._database.transaction() as connection:
-            await connection.execute(sql.FOLD_DELTAS, 10_000)
+            if await connection.fetchval(counts_sql.FOLD_LOCK):
+                await connection.execute(counts_sql.FOLD)
 
     def _acquired(self, row: Any, token: Secret[str]) -> AcquiredJob:
         return AcquiredJob(
@@ -243,11 +290,21 @@ class JobStore:
             credential=self._credentials.pointer(row),
         )
 
-    async def _alive(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply | None:
-        """The reply to a report that says nothing but "alive"; None: it is none, or there is more to be decided."""
-        if not _is_bare(report):
+    async def _at_once(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply | None:
+        """The reply to what one statement deals with: "alive", a step ahead, the good end. None: anything else."""
+        if _is_bare(report):
+            row = await connection.fetchrow(sql.HEARTBEAT, *lease.key, report.job_status, self._lease)
+            if row is not None:
+                return self._reply(row["lease_expires_at"], row["command"], row["debug"])
+        before = _BEFORE.get(report.job_status)
+        if before is None or not _is_plain(report):
             return None
-        row = await connection.fetchrow(sql.HEARTBEAT, *lease.key, report.job_status, self._lease)
+        status = JobStatus(report.job_status)
+        values = (*_notes(report, status), *lease.key[2:], before, f"pilot:{lease.pilot_id}")
+        if status.is_final:
+            row = await connection.fetchrow(sql.FINISH, *values)
+        else:
+            row = await connection.fetchrow(sql.MOVE, *values, self._lease)
         return None if row is None else self._reply(row["lease_expires_at"], row["command"], row["debug"])
 
     async def _apply(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply:
@@ -323,11 +380,23 @@ async def open_new_attempts(
 
 async def progress_of(connection: Any, task: Any, *, note: str = "") -> TaskProgress:
     """Counts by state; exact, and as cheap for a million jobs as for one."""
-    rows = await connection.fetch(sql.COUNTS, task["task_id"])
+    rows = await connection.fetch(counts_sql.COUNTS_OF, [task["task_id"]])
     counts = {JobStatus(row["status"]): row["n"] for row in rows}
     finals = sum(n for status, n in counts.items() if status.is_final)
     return TaskProgress(
         task_id=task["task_id"], counts=counts, total=task["n_jobs"], done=finals == task["n_jobs"], note=note
+    )
+
+
+def _offered(offer: PilotOffer, pilot_dn: str | None) -> Offered:
+    return Offered(
+        cores=offer.cores,
+        memory_mib=offer.memory,
+        disk_mib=offer.disk_space,
+        walltime_s=offer.remaining_time,
+        features=frozenset(offer.features),
+        avoid_owners=frozenset(offer.avoid_owners),
+        retriever_dn=pilot_dn,
     )
 
 
@@ -351,14 +420,22 @@ def _is_bare(report: JobReport) -> bool:
     return report.model_fields_set <= {"job_id", "attempt_nr", "token", "job_status", "node"}
 
 
+def _is_plain(report: JobReport) -> bool:
+    """One that changes nothing but the job and its attempt."""
+    return not (report.errors or report.credential_event or report.samples or report.debug_output or report.stored)
+
+
 def _holds(row: Any, lease: Lease) -> bool:
     return (row["panda_id"], row["attempt_nr"], row["pilot_id"], row["lease_digest"]) == lease.key
 
 
 async def _write_attempt(connection: Any, report: JobReport, status: JobStatus) -> None:
+    await connection.execute(sql.NOTE_ATTEMPT, *_notes(report, status))
+
+
+def _notes(report: JobReport, status: JobStatus) -> tuple[Any, ...]:
     use = report.use
-    await connection.execute(
-        sql.NOTE_ATTEMPT,
+    return (
         report.job_id,
         report.attempt_nr,
         status.value,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,10 @@ from airpanda.core.errors import ConflictError, CredentialError
 from airpanda.credentials import audit, usable
 from airpanda.credentials.registry import CredentialRegistry, find
 from airpanda.db.pool import Database
+from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
+from airpanda.jobs.board import Boards
+from airpanda.jobs.lanes import Shape, follow_credential, gathered, open_lanes, shape_of
 from airpanda.jobs.store import job_range, open_new_attempts, owner_of
 from airpanda.messages import JobSpec, JobSubmission, SubmissionReply
 
@@ -22,6 +25,7 @@ _JOB_COLUMNS = (
     "task_id",
     "credential_id",
     "queue",
+    "lane",
     "status",
     "priority",
     "max_attempt",
@@ -45,8 +49,9 @@ class Known:
 class Submissions:
     """Writes panda tasks: all of a submission or nothing."""
 
-    def __init__(self, database: Database, credentials: CredentialRegistry) -> None:
+    def __init__(self, database: Database, credentials: CredentialRegistry, boards: Boards) -> None:
         self._database = database
+        self._boards = boards
         self._credentials = credentials
 
     async def known(self, wanted: JobSubmission, *, client: str) -> Known | None:
@@ -59,9 +64,9 @@ class Submissions:
         return Known(tasks[0]["queue"], frozenset(row["queue"] for row in failed))
 
     async def waiting(self, queues: Collection[str]) -> dict[str, int]:
-        """How many jobs wait at each of these queues; exact up to 10 000."""
+        """How many jobs wait at each of these queues."""
         async with self._database.connection() as connection:
-            return {row["name"]: row["n"] for row in await connection.fetch(sql.WAITING, list(queues))}
+            return {row["name"]: row["n"] for row in await connection.fetch(counts_sql.WAITING, list(queues))}
 
     async def submit(self, wanted: JobSubmission, *, queue: str, client: str, now: datetime) -> SubmissionReply:
         """Store the jobs, ready for the pilots of ``queue``.
@@ -79,11 +84,13 @@ class Submissions:
             ConflictError: the key is known with other jobs or another DN.
         """
         try:
-            return await self._submit(wanted.model_copy(update={"queue": queue}), client, now)
+            reply = await self._submit(wanted.model_copy(update={"queue": queue}), client, now)
         except CredentialError as error:
             async with self._database.connection() as connection:
                 await audit.note_refusal(connection, wanted.credential_id, actor=f"client:{client}", reason=str(error))
             raise
+        self._boards.changed()
+        return reply
 
     async def _submit(self, wanted: JobSubmission, client: str, now: datetime) -> SubmissionReply:
         actor = f"client:{client}"
@@ -103,7 +110,8 @@ class Submissions:
                 if task_id is None:
                     return await _resume(connection, wanted, content, credential, actor)
                 await usable.bind(connection, credential, task_id=task_id, n_jobs=len(specs))
-                await _insert_jobs(connection, wanted, specs, task_id, first, actor)
+                lanes = await _lanes(connection, wanted, credential)
+                await _insert_jobs(connection, wanted, specs, lanes, task_id, first, actor)
                 if wanted.scripts:
                     await connection.execute(sql.SHARE_SCRIPTS, task_id, json.dumps(wanted.scripts))
                 await _stop_replaced(connection, wanted, actor)
@@ -159,6 +167,7 @@ async def _resume(
             connection, task, wanted.credential_id, actor, reason, queue=str(wanted.queue)
         )
         await connection.execute(sql.USE_CREDENTIAL, *job_range(task), wanted.credential_id, wanted.queue)
+        await follow_credential(connection, *job_range(task), credential, str(wanted.queue))
     return SubmissionReply(
         task_id=task["task_id"],
         first_panda_id=task["first_panda_id"],
@@ -169,22 +178,35 @@ async def _resume(
     )
 
 
+async def _lanes(connection: Any, wanted: JobSubmission, credential: Any) -> dict[Shape, int]:
+    """The lane of each shape among the jobs."""
+    dispatched_by = gathered(map(shape_of, wanted.jobs))
+    ids = await open_lanes(connection, credential, str(wanted.queue), set(dispatched_by.values()))
+    return {shape: ids[by] for shape, by in dispatched_by.items()}
+
+
 async def _insert_jobs(
-    connection: Any, wanted: JobSubmission, specs: list[str], task_id: int, first: int, actor: str
+    connection: Any,
+    wanted: JobSubmission,
+    specs: list[str],
+    lanes: Mapping[Shape, int],
+    task_id: int,
+    first: int,
+    actor: str,
 ) -> None:
     await connection.copy_records_to_table(
         "panda_job_spec",
         columns=("panda_id", "job_name", "spec"),
         records=[(first + n, job.job_name, spec) for n, (job, spec) in enumerate(zip(wanted.jobs, specs, strict=True))],
     )
-    row = _job_row(wanted, task_id, first, actor)
+    row = _job_row(wanted, lanes, task_id, first, actor)
     await connection.copy_records_to_table(
         "panda_job", columns=_JOB_COLUMNS, records=[row(n, job) for n, job in enumerate(wanted.jobs)]
     )
 
 
 def _job_row(
-    wanted: JobSubmission, task_id: int, first: int, actor: str
+    wanted: JobSubmission, lanes: Mapping[Shape, int], task_id: int, first: int, actor: str
 ) -> Callable[[int, JobSpec], tuple[object, ...]]:
     def row(n: int, job: JobSpec) -> tuple[object, ...]:
         return (
@@ -192,6 +214,7 @@ def _job_row(
             task_id,
             wanted.credential_id,
             wanted.queue,
+            lanes[shape_of(job)],
             "activated",
             job.priority,
             job.max_attempt,

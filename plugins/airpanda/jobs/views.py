@@ -9,6 +9,7 @@ from typing import Any
 
 from airpanda.core.errors import NotFoundError
 from airpanda.db.pool import Database
+from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import views as sql
 from airpanda.jobs.store import job_range, progress_of
@@ -149,7 +150,7 @@ def _listed(names: Collection[str] | None) -> list[str] | None:
 
 async def _task_views(connection: Any, tasks: Sequence[Any]) -> list[TaskView]:
     counts: dict[int, dict[JobStatus, int]] = defaultdict(dict)
-    for row in await connection.fetch(sql.COUNTS_OF, [task["task_id"] for task in tasks]):
+    for row in await connection.fetch(counts_sql.COUNTS_OF, [task["task_id"] for task in tasks]):
         counts[row["task_id"]][JobStatus(row["status"])] = row["n"]
     return [_task_view(task, counts[task["task_id"]]) for task in tasks]
 

@@ -1,5 +1,7 @@
 """Statements of the pilot factory: on one queue's live or latest pilots, never on all that ever were."""
 
+from airpanda.db.sql.counts import LANE_COUNTS
+
 BEGIN = """
 INSERT INTO panda_factory AS f (queue, holder, fence, held_until) VALUES ($1, $2, 1, now() + $3::interval)
 ON CONFLICT (queue) DO UPDATE SET holder = $2, fence = f.fence + 1, held_until = now() + $3::interval
@@ -26,14 +28,12 @@ UNBENCH = "DELETE FROM panda_bad_node WHERE queue = $1 AND until <= now()"
 
 BAD_NODES = "SELECT node, until FROM panda_bad_node WHERE queue = $1 AND until > now()"
 
-# The index panda_job_claim_ix bounds it to waiting jobs of the queue, the limit to so many of them.
-DEMAND = """
-SELECT count(*) AS waiting, coalesce(sum(cores), 0)::bigint AS waiting_cores
-FROM (SELECT cores FROM panda_job
-      WHERE status = 'activated' AND queue = $1 AND cores <= $2 AND memory_mib <= $3 AND disk_mib <= $4
-        AND walltime_s <= $5 AND features <@ $6::text[]
-      LIMIT 20000) AS suitable
-"""
+DEMAND = f"""
+SELECT coalesce(sum(u.waiting), 0)::bigint AS waiting, coalesce(sum(u.waiting * l.cores), 0)::bigint AS waiting_cores
+FROM ({LANE_COUNTS}) AS u JOIN panda_lane l USING (lane_id)
+WHERE l.queue = $1 AND l.cores <= $2 AND l.memory_mib <= $3 AND l.disk_mib <= $4 AND l.walltime_s <= $5
+  AND l.features <@ $6::text[]
+"""  # noqa: S608 - constants
 
 # A pilot that asked for work since it last got some, and lately, is idle; one that does not ask is busy, or silent.
 LIVE = """

@@ -34,13 +34,6 @@ SELECT DISTINCT j.queue FROM panda_job j JOIN panda_attempt a USING (panda_id, a
 WHERE j.panda_id BETWEEN $1 AND $2 AND j.status = 'failed' AND a.errors->0->>'blame' = 'site'
 """
 
-# Counted to a bound, since it only orders queues by their load.
-WAITING = """
-SELECT q.name, (SELECT count(*) FROM (SELECT FROM panda_job j WHERE j.status = 'activated' AND j.queue = q.name
-                                      LIMIT 10000) AS waiting) AS n
-FROM unnest($1::text[]) AS q (name)
-"""
-
 ADOPT_TASK = """
 UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4, submitted_by = $5, queue = $6 WHERE task_id = $1
 """
@@ -67,46 +60,47 @@ WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned'
   AND (credential_id <> $3 OR queue <> $4)
 """
 
-# The index panda_job_claim_ix gives the order; the subquery on the credential is scalar on purpose, so that it is
-# asked for each candidate and never turned into a join over all jobs. Rows locked by another claim are skipped.
+# The lane has been matched with the pilot; what may have changed since is asked again here. The index
+# panda_job_claim_ix gives the order, beginning where the last claim of this process ended. The subquery on the
+# credential is scalar on purpose, so that it is asked for each candidate and never turned into a join over all jobs.
+# Rows locked by another claim are skipped.
 ACQUIRE = f"""
 WITH candidate AS MATERIALIZED (
     SELECT j.panda_id
     FROM panda_job j
-    WHERE j.status = 'activated' AND j.queue = $1
-      AND j.cores <= $2 AND j.memory_mib <= $3 AND j.disk_mib <= $4 AND j.walltime_s <= $5
-      AND j.features <@ $13::text[]
+    WHERE j.lane = $1 AND j.status = 'activated' AND (j.activated_xid, j.panda_id) >= ($2, $3)
       AND (SELECT c.state = 'staged' AND c.expires_at >= now() + j.walltime_s * interval '1 second'
-                  AND ($12::boolean OR c.retriever_dn = $6::text) AND c.sealed_by = ANY ($11::text[])
+                  AND ($10::boolean OR c.retriever_dn = $4::text) AND c.sealed_by = ANY ($9::text[])
                   AND (c.scope = 'user' OR c.task_id = j.task_id) AND NOT {BANNED} AND {CONSENTED}
-                  AND c.owner_dn <> ALL ($14::text[])
+                  AND c.owner_dn <> ALL ($11::text[])
            FROM panda_credential c WHERE c.credential_id = j.credential_id)
-    ORDER BY j.priority DESC, j.panda_id
-    LIMIT cardinality($7::bytea[])
+    ORDER BY j.activated_xid, j.panda_id
+    LIMIT cardinality($5::bytea[])
     FOR UPDATE OF j SKIP LOCKED
 ), numbered AS (
     SELECT panda_id, row_number() OVER () AS nr FROM candidate
 ), leased AS (
     UPDATE panda_job j
-    SET status = 'sent', pilot_id = $8::bigint, lease_digest = ($7::bytea[])[n.nr],
-        lease_expires_at = now() + $9::interval, command = '', changed_by = 'pilot:' || $8::bigint, change_reason = ''
+    SET status = 'sent', pilot_id = $6::bigint, lease_digest = ($5::bytea[])[n.nr],
+        lease_expires_at = now() + $7::interval, command = '', changed_by = 'pilot:' || $6::bigint, change_reason = ''
     FROM numbered n WHERE j.panda_id = n.panda_id
-    RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.priority, j.lease_digest, j.lease_expires_at, n.nr
+    RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.activated_xid, j.lease_digest, j.lease_expires_at,
+              n.nr
 ), opened AS (
     INSERT INTO panda_attempt (panda_id, attempt_nr, status, pilot_id, lease_digest, credential_id, node)
-    SELECT panda_id, attempt_nr, 'sent', $8::bigint, lease_digest, credential_id, $10::text FROM leased
+    SELECT panda_id, attempt_nr, 'sent', $6::bigint, lease_digest, credential_id, $8::text FROM leased
 ), released AS (
     INSERT INTO panda_credential_audit
         (action, credential_id, owner_dn, actor, panda_id, attempt_nr, pilot_id, node)
-    SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $8::bigint,
-           l.panda_id, l.attempt_nr, $8::bigint, $10::text
+    SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $6::bigint,
+           l.panda_id, l.attempt_nr, $6::bigint, $8::text
     FROM leased l JOIN panda_credential c USING (credential_id)
 )
-SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, s.spec,
+SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, l.activated_xid, s.spec,
        (SELECT t.scripts FROM panda_task_scripts t WHERE t.task_id = l.task_id) AS shared_scripts,
        c.credential_id, c.server, c.username, c.cred_name, c.passphrase, c.owner_dn
 FROM leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
-ORDER BY l.priority DESC, l.panda_id
+ORDER BY l.nr
 """  # noqa: S608 - constants
 
 # Changes no indexed column: stays in its page.
@@ -140,9 +134,8 @@ SET status = $2, attempt_nr = attempt_nr + $3, charged = $4, returned = $5, comm
 WHERE panda_id = $1
 """
 
-NOTE_ATTEMPT = """
-UPDATE panda_attempt
-SET status = $3::text,
+_NOTES = """
+    status = $3::text,
     node = CASE WHEN $4::text <> '' THEN $4 ELSE node END,
     pilot_uid = coalesce($5, pilot_uid),
     account_name = CASE WHEN $6::text <> '' THEN $6 ELSE account_name END,
@@ -155,8 +148,38 @@ SET status = $3::text,
     launcher = coalesce($16::jsonb, launcher),
     started_at = CASE WHEN $3 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
     ended_at = CASE WHEN $15::boolean THEN now() ELSE ended_at END
-WHERE panda_id = $1 AND attempt_nr = $2
 """
+
+NOTE_ATTEMPT = f"UPDATE panda_attempt SET {_NOTES} WHERE panda_id = $1 AND attempt_nr = $2"  # noqa: S608 - constants
+
+_HELD = "panda_id = $1 AND attempt_nr = $2 AND pilot_id = $17 AND lease_digest = $18 AND status = ANY ($19::text[])"
+_NOTED = f"""
+    UPDATE panda_attempt a SET {_NOTES} FROM moved m WHERE a.panda_id = m.panda_id AND a.attempt_nr = m.attempt_nr
+"""  # noqa: S608
+
+# The two reports that nearly every attempt makes, a statement each. No row: anything else, which is decided elsewhere.
+MOVE = f"""
+WITH moved AS (
+    UPDATE panda_job
+    SET status = $3::text, lease_expires_at = now() + $21::interval, changed_by = $20, change_reason = ''
+    WHERE {_HELD}
+    RETURNING panda_id, attempt_nr, lease_expires_at, command
+), noted AS ({_NOTED})
+SELECT lease_expires_at, command,
+    (SELECT d.what FROM panda_debug d WHERE d.panda_id = $1 AND d.attempt_nr = $2 AND d.answered_at IS NULL) AS debug
+FROM moved
+"""  # noqa: S608
+
+FINISH = f"""
+WITH moved AS (
+    UPDATE panda_job
+    SET status = $3::text, command = '', pilot_id = NULL, lease_digest = NULL, lease_expires_at = NULL,
+        changed_by = $20, change_reason = ''
+    WHERE {_HELD}
+    RETURNING panda_id, attempt_nr
+), noted AS ({_NOTED})
+SELECT now() AS lease_expires_at, '' AS command, NULL::text AS debug FROM moved
+"""  # noqa: S608
 
 CLOSE_SILENT_ATTEMPT = """
 UPDATE panda_attempt SET status = $3, ended_at = now(), errors = errors || $4
@@ -191,28 +214,3 @@ CLOSE_WITHOUT_CREDENTIAL = _CLOSE.replace(
 CLOSE_WITHOUT_KEY = _CLOSE.replace("<why>", "c.state = 'staged' AND c.sealed_by <> ALL ($3::text[])")
 CLOSE_WITHOUT_CONSENT = _CLOSE.replace("<why>", f"c.state = 'staged' AND NOT {CONSENTED}")
 # Three statements and no OR between them, so that the last one is an anti-join and not a question for each job.
-
-FOLD_DELTAS = """
-WITH taken AS (
-    DELETE FROM panda_task_delta WHERE delta_id IN (
-        SELECT delta_id FROM panda_task_delta ORDER BY delta_id LIMIT $1 FOR UPDATE SKIP LOCKED)
-    RETURNING task_id, old_status, new_status, n
-), summed AS (
-    SELECT task_id, status, sum(n) AS n
-    FROM (SELECT task_id, new_status AS status, n FROM taken
-          UNION ALL SELECT task_id, old_status, -n FROM taken WHERE old_status IS NOT NULL) AS each
-    GROUP BY task_id, status HAVING sum(n) <> 0
-)
-INSERT INTO panda_task_count AS c (task_id, status, n)
-SELECT task_id, status, n FROM summed ORDER BY task_id, status
-ON CONFLICT (task_id, status) DO UPDATE SET n = c.n + excluded.n
-"""
-
-# Folded and fresh counts in one snapshot, so that the sum is exact at any moment.
-COUNTS = """
-SELECT status, sum(n)::bigint AS n
-FROM (SELECT status, n FROM panda_task_count WHERE task_id = $1
-      UNION ALL SELECT new_status, n FROM panda_task_delta WHERE task_id = $1
-      UNION ALL SELECT old_status, -n FROM panda_task_delta WHERE task_id = $1 AND old_status IS NOT NULL) AS each
-GROUP BY status HAVING sum(n) <> 0
-"""

@@ -66,15 +66,6 @@ WHERE task_id < $1 AND ($2::text[] IS NULL OR owner = ANY ($2)) AND ($3::text IS
 ORDER BY task_id DESC LIMIT $4
 """
 
-COUNTS_OF = """
-SELECT task_id, status, sum(n)::bigint AS n
-FROM (SELECT task_id, status, n FROM panda_task_count WHERE task_id = ANY ($1::bigint[])
-      UNION ALL SELECT task_id, new_status, n FROM panda_task_delta WHERE task_id = ANY ($1)
-      UNION ALL SELECT task_id, old_status, -n FROM panda_task_delta
-      WHERE task_id = ANY ($1) AND old_status IS NOT NULL) AS each
-GROUP BY task_id, status HAVING sum(n) <> 0
-"""
-
 TASK_OF_JOB = "SELECT t.* FROM panda_job j JOIN panda_task t USING (task_id) WHERE j.panda_id = $1"
 
 JOB_OWNER = """

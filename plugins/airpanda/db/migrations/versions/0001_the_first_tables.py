@@ -10,6 +10,13 @@ from airpanda.db import triggers
 
 JSON_B = sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql")
 
+XID = sa.text("pg_current_xact_id()::text::bigint")
+HOT = {
+    "autovacuum_vacuum_scale_factor": 0,
+    "autovacuum_vacuum_threshold": 20000,
+    "autovacuum_vacuum_cost_delay": 0,
+}
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -219,6 +226,14 @@ def upgrade() -> None:
         sa.Column("task_id", sa.BigInteger(), nullable=False),
         sa.Column("credential_id", sa.BigInteger(), nullable=False),
         sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("lane", sa.BigInteger(), nullable=False, comment="panda_lane.lane_id; below 0 for another attempt"),
+        sa.Column(
+            "activated_xid",
+            sa.BigInteger(),
+            server_default=XID,
+            nullable=False,
+            comment="the transaction that let it wait",
+        ),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("attempt_nr", sa.Integer(), server_default=sa.text("1"), nullable=False),
@@ -247,17 +262,12 @@ def upgrade() -> None:
             name=op.f("panda_job_lease_whole_check"),
         ),
         sa.PrimaryKeyConstraint("panda_id", name=op.f("panda_job_pkey")),
-        postgresql_with={
-            "fillfactor": 70,
-            "autovacuum_vacuum_scale_factor": 0,
-            "autovacuum_vacuum_threshold": 20000,
-            "autovacuum_vacuum_cost_delay": 0,
-        },
+        postgresql_with={"fillfactor": 70, **HOT},
     )
     op.create_index(
         "panda_job_claim_ix",
         "panda_job",
-        ["queue", sa.literal_column("priority DESC"), "panda_id"],
+        ["lane", "activated_xid", "panda_id"],
         unique=False,
         postgresql_where=sa.text("status = 'activated'"),
     )
@@ -273,18 +283,63 @@ def upgrade() -> None:
     )
     op.create_table(
         "panda_job_status_log",
+        sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("log_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
-        sa.Column("panda_id", sa.BigInteger(), nullable=False),
         sa.Column("attempt_nr", sa.Integer(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("old_status", sa.Text(), nullable=True),
         sa.Column("new_status", sa.Text(), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("log_id", name=op.f("panda_job_status_log_pkey")),
+        sa.PrimaryKeyConstraint("panda_id", "log_id", name=op.f("panda_job_status_log_pkey")),
     )
-    op.create_index(
-        op.f("panda_job_status_log_panda_id_log_id_ix"), "panda_job_status_log", ["panda_id", "log_id"], unique=False
+    op.create_table(
+        "panda_lane",
+        sa.Column("lane_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("owner_dn", sa.Text(), nullable=False),
+        sa.Column("working_group", sa.Text(), nullable=False),
+        sa.Column("fqans", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("retriever_dn", sa.Text(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("cores", sa.Integer(), nullable=False),
+        sa.Column("memory_mib", sa.BigInteger(), nullable=False),
+        sa.Column("disk_mib", sa.BigInteger(), nullable=False),
+        sa.Column("walltime_s", sa.Integer(), nullable=False),
+        sa.Column("features", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.PrimaryKeyConstraint("lane_id", name=op.f("panda_lane_pkey")),
+        sa.UniqueConstraint("digest", name=op.f("panda_lane_digest_key")),
+    )
+    op.create_index(op.f("panda_lane_queue_lane_id_ix"), "panda_lane", ["queue", "lane_id"], unique=False)
+    op.create_table(
+        "panda_lane_count",
+        sa.Column("lane_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("waiting", sa.BigInteger(), nullable=False),
+        sa.Column("leased", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("lane_id", name=op.f("panda_lane_count_pkey")),
+    )
+    op.create_table(
+        "panda_share",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("weight", sa.Float(), server_default=sa.text("1"), nullable=False, comment="among its siblings"),
+        sa.Column("max_jobs", sa.BigInteger(), nullable=True, comment="of an owner: with pilots at once"),
+        sa.Column("max_cores", sa.BigInteger(), nullable=True, comment="of an owner: with pilots at once"),
+        sa.Column("set_by", sa.Text(), nullable=False),
+        sa.Column("set_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("kind IN ('vo', 'working_group', 'owner')", name=op.f("panda_share_kind_check")),
+        sa.CheckConstraint("weight > 0", name=op.f("panda_share_weight_check")),
+        sa.PrimaryKeyConstraint("kind", "name", name=op.f("panda_share_pkey")),
+    )
+    op.create_table(
+        "panda_folded",
+        sa.Column("is_only", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("xid", sa.BigInteger(), nullable=False),
+        sa.Column("still_open", postgresql.ARRAY(sa.BigInteger()), nullable=False),
+        sa.CheckConstraint("is_only", name=op.f("panda_folded_is_only_check")),
+        sa.PrimaryKeyConstraint("is_only", name=op.f("panda_folded_pkey")),
     )
     op.create_table(
         "panda_owner",
@@ -420,21 +475,27 @@ def upgrade() -> None:
     )
     op.create_table(
         "panda_task_delta",
+        sa.Column("xid", sa.BigInteger(), autoincrement=False, server_default=XID, nullable=False),
         sa.Column("delta_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("task_id", sa.BigInteger(), nullable=False),
+        sa.Column("lane", sa.BigInteger(), nullable=False),
         sa.Column("old_status", sa.Text(), nullable=True),
         sa.Column("new_status", sa.Text(), nullable=False),
         sa.Column("n", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("delta_id", name=op.f("panda_task_delta_pkey")),
+        sa.PrimaryKeyConstraint("xid", "delta_id", name=op.f("panda_task_delta_pkey")),
+        postgresql_with=HOT,
     )
-    op.create_index(op.f("panda_task_delta_task_id_ix"), "panda_task_delta", ["task_id"], unique=False)
     for statement in triggers.create_statements():
         op.execute(statement)
 
 
 def downgrade() -> None:
-    op.drop_index(op.f("panda_task_delta_task_id_ix"), table_name="panda_task_delta")
     op.drop_table("panda_task_delta")
+    op.drop_table("panda_folded")
+    op.drop_table("panda_share")
+    op.drop_table("panda_lane_count")
+    op.drop_index(op.f("panda_lane_queue_lane_id_ix"), table_name="panda_lane")
+    op.drop_table("panda_lane")
     op.drop_table("panda_task_count")
     op.drop_table("panda_task_scripts")
     op.drop_index(op.f("panda_task_owner_task_id_ix"), table_name="panda_task")
@@ -446,7 +507,6 @@ def downgrade() -> None:
     op.drop_index(op.f("panda_pilot_batch_id_ix"), table_name="panda_pilot")
     op.drop_table("panda_pilot")
     op.drop_table("panda_owner")
-    op.drop_index(op.f("panda_job_status_log_panda_id_log_id_ix"), table_name="panda_job_status_log")
     op.drop_table("panda_job_status_log")
     op.drop_table("panda_job_spec")
     op.drop_index("panda_job_leased_ix", table_name="panda_job", postgresql_where=sa.text("pilot_id IS NOT NULL"))

@@ -1,0 +1,135 @@
+"""Load on a job store inside this process, and the statements it runs, for pgbench."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from support.dispatcher import PILOT_DN, World, ti
+from support.pgbench import Statement
+
+from airpanda.core.clock import utcnow
+from airpanda.db.sql import jobs as sql
+from airpanda.messages import JobReport, JobSpec, JobSubmission, PilotOffer
+
+PILOT = "\\set pilot random(1, 100000)"
+BATCH = 100_000
+OFFER = {"node": "wn1.example.org", "cores": 1, "memory": 2000, "disk_space": 4000, "remaining_time": 7200}
+ENV = {f"VARIABLE_{n}": "a value of some length" for n in range(8)}
+
+
+@dataclass(frozen=True)
+class Claimer:
+    """One client of the store: a pilot."""
+
+    world: World
+    pilot_id: int
+
+    async def claim(self, n_jobs: int = 1) -> list[Any]:
+        offer = PilotOffer(site_name="DEMO", n_jobs=n_jobs, **OFFER)
+        return await self.world.services.jobs.acquire(
+            offer, pilot_id=self.pilot_id, queue="DEMO", pilot_dn=PILOT_DN
+        )
+
+    async def live(self) -> int:
+        """One job from its lease to its end."""
+        jobs = await self.claim()
+        for job in jobs:
+            for status, more in (("running", {}), ("running", {}), ("finished", {"trans_exit_code": 0})):
+                report = JobReport(
+                    job_id=job.panda_id, attempt_nr=job.attempt_nr, token=job.token, job_status=status, **more
+                )
+                await self.world.services.jobs.update(report, pilot_id=self.pilot_id)
+        return len(jobs)
+
+
+async def fill(world: World, n: int, **changes: Any) -> int:
+    """Submit n jobs of alice to DEMO in tasks of 100 000 at most, specifications of some 600 bytes each."""
+    job = {"argv": ["python3", "analysis.py", "--events", "1000"], "env": ENV, "memory_mib": 1500, **changes}
+    task_id = 0
+    for first in range(0, n, BATCH):
+        credential = await world.credential()
+        wanted = JobSubmission(
+            task_key=secrets.token_hex(8), task_name="bench", owner="alice", queue="DEMO", ti=ti(),
+            credential_id=credential["credential_id"],
+            jobs=[JobSpec(job_name=f"job-{i}", **job) for i in range(first, min(n, first + BATCH))],
+        )  # fmt: skip
+        task_id = (await world.services.submissions.submit(wanted, client="tests", now=utcnow())).task_id
+    return task_id
+
+
+async def claimers(world: World, n: int) -> list[Claimer]:
+    return [Claimer(world, pilot.pilot_id) for pilot in await world.pilots(n)]
+
+
+async def rate(claimers: Sequence[Claimer], seconds: float, *, batch: int = 1, whole: bool = False) -> float:
+    """Jobs a second with all claimers busy."""
+    done, end = 0, time.perf_counter() + seconds
+
+    async def work(claimer: Claimer) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            n = await claimer.live() if whole else len(await claimer.claim(batch))
+            assert n, "the store ran out of jobs"
+            done += n
+
+    started = time.perf_counter()
+    await asyncio.gather(*map(work, claimers))
+    return done / (time.perf_counter() - started)
+
+
+async def p99_ms(claimers: Sequence[Claimer], seconds: float, *, rate: float) -> float:
+    """99th percentile of a single claim's time at a fixed rate, which leaves the cores some room."""
+    times: list[float] = []
+    pause, end = len(claimers) / rate, time.perf_counter() + seconds
+
+    async def work(claimer: Claimer) -> None:
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            assert await claimer.claim()
+            times.append(time.perf_counter() - started)
+            await asyncio.sleep(max(0.0, pause - times[-1]))
+
+    await asyncio.gather(*map(work, claimers))
+    return sorted(times)[int(0.99 * len(times))] * 1000
+
+
+async def churn(claimers: Sequence[Claimer], *, seconds: float) -> float:
+    """Claims as fast as they go."""
+    return await rate(claimers, seconds)
+
+
+async def timed_ms(wanted: Awaitable[Any]) -> float:
+    started = time.perf_counter()
+    await wanted
+    return (time.perf_counter() - started) * 1000
+
+
+@contextlib.asynccontextmanager
+async def held_transaction(world: World, *, writes: bool) -> AsyncIterator[None]:
+    """Somebody else's transaction that stays open: what it might still see, vacuum may not remove."""
+    connection = await asyncpg.connect(world.database.url())
+    try:
+        async with connection.transaction(isolation="repeatable_read"):
+            await connection.fetchval("SELECT count(*) FROM panda_ban")
+            if writes:
+                await connection.fetchval("SELECT pg_current_xact_id()::text")
+            yield
+    finally:
+        await connection.close()
+
+
+async def claim_statement(world: World) -> Statement:
+    """The claim as the store runs it, for any pilot of DEMO."""
+    offer = OFFER
+    values = [
+        "DEMO", offer["cores"], offer["memory"], offer["disk_space"], offer["remaining_time"], PILOT_DN, [b"d" * 32],
+        ":pilot", "150 seconds", offer["node"], world.services.credentials.key_ids, False, [], [],
+    ]  # fmt: skip
+    return Statement(sql.ACQUIRE, values)

@@ -1,0 +1,141 @@
+"""The job store alone, in one process: what it adds to PostgreSQL, against pgbench with the same SQL in the same run.
+
+A durable server of our own; store, pgbench and server share this machine's cores, so ratios say more than rates. Rounds
+alternate between ours and pgbench's, and the medians count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from bench import store_load as load
+from bench.record import record
+from support import pgbench
+from support.dispatcher import World, job_database, make_settings, running, template_database
+from support.postgres import Database, Server
+
+from airpanda_demo.postgres import PrivatePostgres
+
+__all__ = ["job_database", "template_database"]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+ROUNDS, SECONDS = 3, 4.0
+CLIENTS = 16
+BAR_CLAIMS, BAR_BATCHED, BAR_LIFECYCLES = 0.5, 1.5, 0.5
+BAR_DEEP, BAR_UNSUITABLE, BAR_HELD = 1.5, 3.0, 3.0
+BAR_SUBMIT, BAR_PROGRESS_MS = 20_000, 5.0
+
+
+@pytest.fixture(scope="session", name="postgres")
+def _postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with PrivatePostgres(tmp_path_factory.mktemp("postgres"), durable=True) as server:
+        yield server
+
+
+@pytest.fixture(name="world")
+async def _world(job_database: Database, tmp_path: Path) -> AsyncIterator[World]:
+    async with running(job_database, make_settings(tmp_path), watchdog=True) as made:
+        yield made
+
+
+async def _alternate(ours: Callable[[], Awaitable[float]], theirs: Callable[[], float]) -> tuple[float, float]:
+    """Medians of rounds that take turns."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):
+        rates[0].append(await ours())
+        rates[1].append(await asyncio.to_thread(theirs))
+    return statistics.median(rates[0]), statistics.median(rates[1])
+
+
+@pytest.mark.parametrize(("batch", "bar"), [(1, BAR_CLAIMS), (10, BAR_BATCHED)])
+async def test_claims(world: World, tmp_path: Path, batch: int, bar: float) -> None:
+    """Jobs leased a second; both are compared with pgbench's single claims."""
+    await load.fill(world, 400_000)
+    claimers = await load.claimers(world, CLIENTS)
+    pgbench_claim = await load.claim_statement(world)
+
+    def theirs() -> float:
+        return pgbench.run(
+            world.database, [pgbench_claim], tmp_path, clients=CLIENTS, seconds=SECONDS, first=load.PILOT
+        )
+
+    ours, limit = await _alternate(lambda: load.rate(claimers, SECONDS, batch=batch), theirs)
+    record(
+        f"store, claims of {batch}", ours, "jobs/s", against={"pgbench, single": round(limit), "bar": bar},
+        ratio=ours / limit, conditions=f"{CLIENTS} clients, one process, 400 000 jobs at first, durable",
+    )  # fmt: skip
+
+
+async def test_lifecycles(world: World, tmp_path: Path) -> None:
+    """Acquire, running, heartbeat, finished; each transition with its row in the status log."""
+    await load.fill(world, 200_000)
+    claimers = await load.claimers(world, CLIENTS)
+    statements = await load.lifecycle_statements(world)
+
+    def theirs() -> float:
+        return pgbench.run(world.database, statements, tmp_path, clients=CLIENTS, seconds=SECONDS, first=load.PILOT)
+
+    ours, limit = await _alternate(lambda: load.rate(claimers, SECONDS, whole=True), theirs)
+    record(
+        "store, lifecycles", ours, "jobs/s", against={"pgbench": round(limit), "bar": BAR_LIFECYCLES},
+        ratio=ours / limit, conditions=f"{CLIENTS} clients, one process, acquire, running, heartbeat, finished; durable",
+    )  # fmt: skip
+
+
+async def test_claim_latency(world: World) -> None:
+    """p99 of a claim where there is much, where much of it fits nobody, and where vacuum can remove nothing."""
+    claimers = await load.claimers(world, 4)
+    p99: dict[str, float] = {}
+
+    async def measure(name: str, seconds: float = SECONDS) -> None:
+        p99[name] = min([await load.p99_ms(claimers, seconds, rate=400) for _ in range(3)])
+
+    for _ in range(3):
+        await load.fill(world, 1000)
+        p99["1 000"] = min(p99.get("1 000", math.inf), await load.p99_ms(claimers, 2.0, rate=400))
+    await load.fill(world, 1_000_000)
+    await measure("1 000 000")
+    await load.fill(world, 100_000, priority=5000, memory_mib=8000)
+    await measure("100 000 unsuitable at the head")
+    async with load.held_transaction(world, writes=False):
+        await load.churn(claimers, seconds=30)
+        await measure("a transaction held, 30 s of full load")
+    async with load.held_transaction(world, writes=True):
+        await load.churn(claimers, seconds=30)
+        await measure("a writing transaction held, 30 s of full load")
+    bars = {"1 000": 1.0, "1 000 000": BAR_DEEP, "100 000 unsuitable at the head": BAR_UNSUITABLE}
+    for name, value in p99.items():
+        record(
+            f"store, claim p99, {name}", value, "ms",
+            against={"1 000 activated": round(p99["1 000"], 3), "bar": bars.get(name, BAR_HELD)},
+            ratio=value / p99["1 000"], conditions="4 clients, 400 claims/s offered, least of 3 rounds, durable",
+        )  # fmt: skip
+
+
+async def test_submit_and_progress(world: World) -> None:
+    started = time.perf_counter()
+    task_id = await load.fill(world, 100_000)
+    rate = 100_000 / (time.perf_counter() - started)
+    record(
+        "store, submit", rate, "jobs/s", against={"bar": BAR_SUBMIT}, ratio=rate / BAR_SUBMIT,
+        conditions="one submission of 100 000 jobs, validated already, durable",
+    )  # fmt: skip
+    claimers = await load.claimers(world, CLIENTS)
+    times = []
+    for _ in range(10):
+        await load.churn(claimers, seconds=1)
+        times.append(await load.timed_ms(world.services.reader.progress(task_id, owners=None)))
+    worst = max(times)
+    record(
+        "store, progress of 100 000 jobs", worst, "ms", against={"bar": BAR_PROGRESS_MS}, ratio=worst / BAR_PROGRESS_MS,
+        conditions="the worst of 10, each after a second of claims at full load",
+    )  # fmt: skip
