@@ -33,9 +33,7 @@ class Claimer:
 
     async def claim(self, n_jobs: int = 1) -> list[Any]:
         offer = PilotOffer(site_name="DEMO", n_jobs=n_jobs, **OFFER)
-        return await self.world.services.jobs.acquire(
-            offer, pilot_id=self.pilot_id, queue="DEMO", pilot_dn=PILOT_DN
-        )
+        return await self.world.services.jobs.acquire(offer, pilot_id=self.pilot_id, queue="DEMO", pilot_dn=PILOT_DN)
 
     async def live(self) -> int:
         """One job from its lease to its end."""
@@ -60,7 +58,7 @@ async def fill(world: World, n: int, **changes: Any) -> int:
             credential_id=credential["credential_id"],
             jobs=[JobSpec(job_name=f"job-{i}", **job) for i in range(first, min(n, first + BATCH))],
         )  # fmt: skip
-        task_id = (await world.services.submissions.submit(wanted, client="tests", now=utcnow())).task_id
+        task_id = (await world.services.submissions.submit(wanted, queue="DEMO", client="tests", now=utcnow())).task_id
     return task_id
 
 
@@ -125,11 +123,25 @@ async def held_transaction(world: World, *, writes: bool) -> AsyncIterator[None]
         await connection.close()
 
 
-async def claim_statement(world: World) -> Statement:
-    """The claim as the store runs it, for any pilot of DEMO."""
-    offer = OFFER
+async def claim_statement(world: World, *, gset: bool = False) -> Statement:
+    """The claim as the store runs it, of the one lane there is, for any pilot of DEMO."""
+    (lane,) = await world.sql("SELECT lane_id FROM panda_lane")
     values = [
-        "DEMO", offer["cores"], offer["memory"], offer["disk_space"], offer["remaining_time"], PILOT_DN, [b"d" * 32],
-        ":pilot", "150 seconds", offer["node"], world.services.credentials.key_ids, False, [], [],
+        lane["lane_id"], 0, 0, PILOT_DN, [b"d" * 32], ":pilot", "150 seconds", OFFER["node"],
+        world.services.credentials.key_ids, False, [],
     ]  # fmt: skip
-    return Statement(sql.ACQUIRE, values)
+    return Statement(sql.ACQUIRE, values, gset=gset)
+
+
+async def lifecycle_statements(world: World) -> list[Statement]:
+    """What ``Claimer.live`` makes the store run."""
+    key = [":panda_id", ":attempt_nr"]
+    none = [None] * 5
+    return [
+        await claim_statement(world, gset=True),
+        Statement(sql.MOVE, [*key, "running", "", *none[:1], "", *none[:3], "[]", *none[:3], "", False, None,
+                             ":pilot", b"d" * 32, ["sent", "starting"], "pilot:1", "150 seconds"], gset=True),
+        Statement(sql.HEARTBEAT, [*key, ":pilot", b"d" * 32, "running", "150 seconds"], gset=True),
+        Statement(sql.FINISH, [*key, "finished", "", *none[:1], "", *none[:2], 0, "[]", *none[:3], "", True, None,
+                               ":pilot", b"d" * 32, ["running", "holding"], "pilot:1"], gset=True),
+    ]  # fmt: skip

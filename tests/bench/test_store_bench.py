@@ -7,16 +7,12 @@ alternate between ours and pgbench's, and the medians count.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import math
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import asyncpg
 import pytest
 from bench import store_load as load
 from bench.record import record
@@ -87,7 +83,7 @@ async def test_lifecycles(world: World, tmp_path: Path) -> None:
     ours, limit = await _alternate(lambda: load.rate(claimers, SECONDS, whole=True), theirs)
     record(
         "store, lifecycles", ours, "jobs/s", against={"pgbench": round(limit), "bar": BAR_LIFECYCLES},
-        ratio=ours / limit, conditions=f"{CLIENTS} clients, one process, acquire, running, heartbeat, finished; durable",
+        ratio=ours / limit, conditions=f"{CLIENTS} clients, one process; durable",
     )  # fmt: skip
 
 

@@ -35,7 +35,13 @@ class Statement:
 
 
 def run(
-    database: Database, statements: Sequence[Statement], directory: Path, *, clients: int, seconds: float, first: str = ""
+    database: Database,
+    statements: Sequence[Statement],
+    directory: Path,
+    *,
+    clients: int,
+    seconds: float,
+    first: str = "",
 ) -> float:
     """Scripts a second over ``clients`` connections; ``first`` is put before the statements (``\\set`` lines)."""
     if not PROGRAM.exists():
@@ -49,7 +55,20 @@ def run(
     passwords = directory / "pgpass"
     passwords.touch(0o600)
     passwords.write_text(f"*:*:*:*:{unquote(url.password or '')}\n")
-    argv = [str(PROGRAM), "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(int(seconds)), "-f", str(file)]
+    argv = [
+        str(PROGRAM),
+        "-n",
+        "-M",
+        "prepared",
+        "-c",
+        str(clients),
+        "-j",
+        "2",
+        "-T",
+        str(int(seconds)),
+        "-f",
+        str(file),
+    ]
     argv += ["-h", host, "-p", str(url.port or 5432), "-U", unquote(url.username or ""), url.path.lstrip("/")]
     for name, value in variables.items():
         argv[1:1] = ["-D", f"{name}={value}"]
@@ -68,6 +87,8 @@ def _script(statements: Sequence[Statement]) -> tuple[str, dict[str, str]]:
 
         def name(match: re.Match[str], nr: int = nr, values: Sequence[Any] = statement.values) -> str:
             value = values[int(match[1]) - 1]
+            if value is None:
+                return "NULL"
             if isinstance(value, str) and value.startswith(":"):
                 return value
             variables[f"v{nr}_{match[1]}"] = _text(value)
