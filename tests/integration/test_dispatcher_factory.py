@@ -61,7 +61,7 @@ async def test_demand_is_what_a_pilot_of_the_queue_could_take(world: World) -> N
     jobs = [spec("a"), spec("b", cores=4), spec("large", memory_mib=7000), spec("feature", features=["gpu"])]
     await world.submit(jobs=jobs)
     await world.submit(queue="OTHER")
-    await world.sql("UPDATE panda_job SET memory_mib = 9000 WHERE memory_mib = 7000")
+    await world.sql("UPDATE panda_lane SET memory_mib = 9000 WHERE memory_mib = 7000")
     assert (await look(world))["demand"] == {"waiting": 2, "waiting_cores": 5}
 
 
