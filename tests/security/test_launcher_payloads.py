@@ -326,7 +326,7 @@ def test_nothing_survives_the_death_of_any_process_above(site: Site, proxy: str,
     init, launcher = ancestors(payload)[:2]
     os.kill({"payload": payload, "init": init, "launcher": launcher}[level], signal.SIGKILL)
     assert wait_for(lambda: not site.processes(ALICE_UID))
-    assert process.wait(20) == (202 if level == "launcher" else 137)
+    assert process.wait(20) == 137
 
 
 def test_nothing_survives_the_daemon() -> None:

@@ -5,6 +5,7 @@ It knows nothing of our record, and its payload is its child in the same PID nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,13 +30,16 @@ STAND_IN = f"""#!/bin/sh
 target() {{ {PLACE}/setpriv --reuid {ALICE_UID} --regid {ALICE_UID} --clear-groups "$@"; }}
 [ "$(stat -c %a "$GLEXEC_CLIENT_CERT")" = 600 ] || exit 201
 ! [ -e {PLACE}/denied ] || exit 203
-trap '' TERM
+[ -e {PLACE}/in-place ] || trap '' TERM
 proxy=$GLEXEC_TARGET_PROXY
 if [ "$proxy" != /dev/null ]; then
     target /bin/sh -c 'umask 077; set -C; cat > "$0"' "$proxy" < "$GLEXEC_SOURCE_PROXY" || exit 201
 fi
+! [ -e {PLACE}/in-place ] ||
+    exec {PLACE}/setpriv --reuid {ALICE_UID} --regid {ALICE_UID} --clear-groups /usr/bin/env -i PATH="$PATH" "$@"
 target /usr/bin/env -i HOME=/home/alice PATH="$PATH" X509_USER_PROXY="$proxy" "$@"
 code=$?
+! [ -e {PLACE}/epilogue-fails ] || exit 202
 [ "$proxy" = /dev/null ] || target /bin/rm -f "$proxy"
 case $code in 201|202|203|204) exit 204;; *) exit $code;; esac
 """
@@ -95,9 +99,81 @@ def test_identity_is_proven_from_the_process_tree(site: Site) -> None:
 
 
 def test_a_payload_that_is_over_at_once(site: Site) -> None:
-    """Too short to be looked at is not proven, and it says so; its mark shows that it has run."""
-    found = on_node(site, 'run = launch("/bin/sh", "-c", "exit 126"); print(json.dumps(told(run)[:3]))')
-    assert found == [126, ALICE_UID, True]
+    """Its account was looked at before it was let go, so even this one is proven."""
+    found = on_node(site, 'run = launch("/bin/sh", "-c", "exit 126"); print(json.dumps(told(run)))')
+    assert found == [126, ALICE_UID, True, True]
+
+
+DAEMONS = "(setsid setsid sh -c 'sleep 801; true' &); sleep 801 & sleep 801"
+
+
+def test_a_launcher_that_was_killed_is_lost_and_what_it_left_is_ended(site: Site) -> None:
+    """It has no namespace for its payload: daemons are found by their mark, and killed as their owner."""
+    found = on_node(
+        site,
+        f"""
+        import os, signal, time
+        run = launch("/bin/sh", "-c", "{DAEMONS}")
+        time.sleep(0.5)
+        os.kill(run._process.pid, signal.SIGKILL)
+        end = run.wait(60)
+        print(json.dumps([end.exit_code, end.launcher_lost]))
+        """,
+    )
+    assert found == [137, "the launcher was killed (signal 9); the payload's processes are gone"]
+    assert not site.processes(ALICE_UID)
+
+
+@contextlib.contextmanager
+def set_up(site: Site, what: str) -> Iterator[None]:
+    flag = site.node.path(PLACE / what)
+    flag.touch()
+    try:
+        yield
+    finally:
+        flag.unlink()
+
+
+def test_a_launcher_that_fails_after_the_payload_is_no_payloads_code(site: Site) -> None:
+    """As real gLExec whose epilogue fails; the preflight and the sandbox came before."""
+    code = """
+    flag = Path("/home/pilot/go")
+    flag.touch()
+    import time
+    while flag.exists(): time.sleep(0.02)
+    end = launch("/bin/sh", "-c", "exit 0").wait(60)
+    print(json.dumps([end.exit_code, end.launcher_lost]))
+    """
+    command = [sys.executable, "-B", "-I", "-c", PREAMBLE + textwrap.dedent(code), str(site.put_proxy())]
+    process = subprocess.Popen(site.argv(*command), stdout=subprocess.PIPE)
+    go = site.node.path(HOME / "go")
+    wait_for(go.exists)
+    with set_up(site, "epilogue-fails"):
+        go.unlink()
+        out = process.communicate(timeout=60)[0]
+    assert json.loads(out) == [137, "the launcher itself ended with 202; the payload's processes are gone"]
+
+
+def test_a_launcher_that_becomes_the_payload(site: Site) -> None:
+    """As real gLExec with linger = no: its own death is the payload's, and it can be signalled through it only."""
+    with set_up(site, "in-place"):
+        found = on_node(
+            site,
+            """
+            first = launch("/bin/sh", "-c", "exit 5")
+            second = launch("/bin/sh", "-c", "kill -KILL $$")
+            third = launch("/bin/sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done")
+            import time
+            time.sleep(0.5)
+            third.kill(20)
+            fourth = launch("/bin/sh", "-c", "trap '' TERM; sleep 802 & sleep 802")
+            fourth.kill(0.5)
+            ends = [run.wait(60) for run in (first, second, third, fourth)]
+            print(json.dumps([[end.exit_code, end.launcher_lost, end.account.uid] for end in ends]))
+            """,
+        )
+    assert found == [[5, "", ALICE_UID], [137, "", ALICE_UID], [9, "", ALICE_UID], [137, "", ALICE_UID]]
+    assert not site.processes(ALICE_UID)
 
 
 def test_kill_reaches_a_payload_that_the_launcher_would_leave_behind(site: Site) -> None:

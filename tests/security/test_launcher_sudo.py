@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, host_pids, host_status, make_site, wait_for
+from support.launcher import (
+    ALICE_UID,
+    BOB_UID,
+    PILOT_UID,
+    Site,
+    allow_sudo,
+    host_pids,
+    host_status,
+    make_site,
+    wait_for,
+)
 from support.need import need_program
 
 from airpanda.glexec.through_glexec import GlexecSwitcher
@@ -25,14 +35,8 @@ STUBBORN = "trap '' TERM INT HUP; (setsid sh -c 'trap \"\" TERM; sleep 600' &); 
 
 @pytest.fixture(scope="module", name="site")
 def sudo_site() -> Iterator[Site]:
-    need_program("sudo", "sudo")
     for site in make_site():
-        etc = site.node.path(Path("/etc"))
-        (etc / "sudoers.d").mkdir(mode=0o750)
-        (etc / "sudoers").write_text("Defaults env_reset\n@includedir /etc/sudoers.d\n")
-        (etc / "sudoers.d" / "airpanda-glexec").write_text(site.read(INSTALLED.prefix / "share" / "sudoers"))
-        for path in (etc / "sudoers", etc / "sudoers.d" / "airpanda-glexec"):
-            path.chmod(0o440)
+        allow_sudo(site)
         yield site
 
 

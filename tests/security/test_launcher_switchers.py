@@ -21,8 +21,9 @@ from support.need import need_program
 from airpanda.core.errors import IdentitySwitchError, RequestError
 from airpanda.core.identity import IdentityPolicy
 from airpanda.glexec import contained, marks, sandboxes
+from airpanda.glexec.gate import exports
+from airpanda.glexec.proctree import tree
 from airpanda.glexec.switchers import ContainedSwitcher, GlexecSwitcher, PayloadOutcome, SwitchLadder
-from airpanda.glexec.through_glexec import _exports
 
 POLICIES = list(IdentityPolicy)
 
@@ -284,6 +285,30 @@ def test_a_look_into_the_sandbox_does_not_end_its_payload(
     assert ended.exit_code == 3
 
 
+@pytest.mark.parametrize("victim", ["supervisor", "fence"])
+def test_who_watches_a_payload_is_told_apart_from_it(
+    switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path, victim: str
+) -> None:
+    number, log = f"6{os.getpid()}.{len(victim)}", tmp_path / "log"
+    payload = switcher.launch(
+        ["/bin/sh", "-c", f"sleep {number} & sleep {number}"],
+        env={},
+        sandbox=sandbox,
+        proxy=proxy,
+        stdout=log,
+        stderr=log,
+        label="",
+    )
+    wait_for(lambda: len(sleeping(number)) >= 3)
+    supervisor, child = tree(payload._process.pid)[:2]
+    os.kill(supervisor if victim == "supervisor" else child, signal.SIGKILL)
+    outcome = payload.wait(20)
+    assert outcome is not None
+    lost = victim == "supervisor" or switcher.contains  # without a fence the child is the payload itself
+    assert (outcome.exit_code, bool(outcome.launcher_lost)) == (137, lost)
+    assert wait_for(lambda: not sleeping(number))
+
+
 def test_a_mark_can_be_lowered_and_not_raised(tmp_path: Path) -> None:
     mark = marks.marks_of(tmp_path)[0]
     assert mark not in marks.marks_of(tmp_path / "other")
@@ -411,7 +436,7 @@ def test_variables_that_are_none() -> None:
     """Names become shell words behind a launcher: only names can."""
     for name, value in (("A B", ""), ("A;id", ""), ("", ""), ("A", "\0")):
         with pytest.raises(RequestError):
-            _exports({name: value})
+            exports({name: value})
 
 
 def test_a_directory_in_the_place_of_a_file_is_not_read(

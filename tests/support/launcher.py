@@ -20,8 +20,8 @@ from typing import Any
 import airpanda
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy
-from airpanda_demo.worker_node import NodeAccount, WorkerNode
-from support.need import need_root
+from airpanda_demo.worker_node import INSTALLED, NodeAccount, WorkerNode
+from support.need import need_program, need_root
 from support.pki import Pki
 
 # Uids of this test run alone: a survivor is looked for on the whole machine, where other nodes may be running.
@@ -175,6 +175,17 @@ def make_site(*, accounts: Sequence[NodeAccount] = ACCOUNTS, **options: str) -> 
 
 
 running_site = contextlib.contextmanager(make_site)
+
+
+def allow_sudo(site: Site) -> None:
+    """Let the pilot start the launcher by the rule that is shipped with it."""
+    need_program("sudo", "sudo")
+    etc = site.node.path(Path("/etc"))
+    (etc / "sudoers.d").mkdir(mode=0o750)
+    (etc / "sudoers").write_text("Defaults env_reset\n@includedir /etc/sudoers.d\n")
+    (etc / "sudoers.d" / "airpanda-glexec").write_text(site.read(INSTALLED.prefix / "share" / "sudoers"))
+    for path in (etc / "sudoers", etc / "sudoers.d" / "airpanda-glexec"):
+        path.chmod(0o440)
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 20) -> Any:

@@ -22,8 +22,9 @@ Run COMMAND under the account that the proxy in GLEXEC_CLIENT_CERT is mapped to.
   -h   this text          -v   version
 Environment: GLEXEC_CLIENT_CERT GLEXEC_SOURCE_PROXY GLEXEC_TARGET_PROXY GLEXEC_ENV GLEXEC_ID GLEXEC_RECORD
 Exit codes: the command's own; 201 caller's error, 202 site's error, 203 not authorised,
-204 the command itself exited 201-204, 126 not executable, 128+n killed by signal n."""
-_CLIENT_ERROR, _INTERNAL_ERROR = 201, 202
+204 the command itself exited 201-204, 126 not executable, 128+n killed by signal n; 137 also where the launcher
+was killed after the command had started."""
+_CLIENT_ERROR, _INTERNAL_ERROR, _LOST = 201, 202, 137
 
 
 def main(socket_path: str, argv: list[str]) -> int:
@@ -56,12 +57,18 @@ def _converse(connection: socket.socket, argv: list[str]) -> int:
     environ = {name: value for name, value in os.environ.items() if name.startswith("GLEXEC_")}
     request = wire.request_frame(argv, environ)
     rights = b"".join(descriptor.to_bytes(4, sys.byteorder) for descriptor in (0, 1, 2, here))
+    started = False
     try:
         _send(connection, request, rights)
         _forward_signals(connection)
-        body = _receive(connection, wire.body_length(_receive(connection, wire.HEADER.size)))
-        code, message = wire.parse_answer(body)
+        header = _receive(connection, wire.HEADER.size)
+        if header == wire.STARTED:
+            started = True
+            header = _receive(connection, wire.HEADER.size)
+        code, message = wire.parse_answer(_receive(connection, wire.body_length(header)))
     except (OSError, EOFError, ValueError) as error:
+        if started:
+            return _say("the launcher was killed after the command had started; its processes are ended", _LOST)
         return _say(f"the launcher broke off: {error}", _INTERNAL_ERROR)
     return _say(message, code) if message else code
 

@@ -102,7 +102,7 @@ class ContainedSwitcher(SandboxTools):
         self._launches.pop(sandbox, None)
 
     def _fence(self, sandbox: Path, mark: int) -> list[str]:
-        supervised = [sys.executable, "-IS", str(_SUPERVISOR), str(mark)]
+        supervised = [sys.executable, "-IS", str(_SUPERVISOR), str(mark), "01"[self.contains]]
         if self._bwrap is None:
             return supervised
         # Bubblewrap does not wait for the first process of its namespace; who adopts that one learns what it has used.
@@ -135,6 +135,7 @@ class Contained:
         self._target = target
         self._mark = mark
         self._outcome: Optional[PayloadOutcome] = None
+        self._killed = False
         self.account = account
 
     def wait(self, timeout_s: float) -> Optional[PayloadOutcome]:
@@ -145,6 +146,7 @@ class Contained:
         return self._outcome
 
     def kill(self, grace_s: float) -> None:
+        self._killed = True
         if self._fenced:  # bubblewrap itself would end at once and take the payload with it without any grace
             for pid in tree(self._process.pid)[2:]:
                 _signal(pid, signal.SIGTERM)
@@ -172,7 +174,14 @@ class Contained:
         cpu_s, rss_kib = 0.0, 0
         if process.usage is not None:
             cpu_s, rss_kib = process.usage.ru_utime + process.usage.ru_stime, process.usage.ru_maxrss
-        return PayloadOutcome(code, contract.signal_of(code), wall_s, cpu_s, rss_kib, self.account, False)
+        lost = "the payload's supervisor was killed; its processes are gone" if self._is_lost else ""
+        return PayloadOutcome(code, contract.signal_of(code), wall_s, cpu_s, rss_kib, self.account, False, lost)
+
+    @property
+    def _is_lost(self) -> bool:
+        """The supervisor ends by a signal only when somebody kills it, or bubblewrap. Without that it may have been the
+        payload itself, which nothing keeps from it."""
+        return (self._process.code or 0) < 0 and not self._killed
 
 
 def _home() -> list[Path]:

@@ -31,6 +31,9 @@ INTERNAL_ERROR = 202
 NOT_AUTHORISED = 203
 PAYLOAD_CODE_TAKEN = 204
 EXEC_FAILED = 126
+LOST = 137
+"""The launcher was killed or failed after the payload had started: it is a kill by signal 9, as it is for the payload,
+whose namespace ends with it. Never 202, by which a caller knows that nothing has run."""
 LAUNCHER_CODES = frozenset({CLIENT_ERROR, INTERNAL_ERROR, NOT_AUTHORISED, PAYLOAD_CODE_TAKEN})
 
 LOCATION_VARIABLES = ("OSG_GLEXEC_LOCATION", "GLEXEC_LOCATION", "GLITE_LOCATION")

@@ -17,7 +17,8 @@ import time
 from collections.abc import Container
 from pathlib import Path
 
-_LINE = "Max realtime timeout"
+_LINE, LOCKS = "Max realtime timeout", "Max file locks"
+"""RLIMIT_LOCKS has no effect since Linux 2.4.25, and a shell can set it."""
 _BITS = 40
 _LAUNCHES = 1 << 20  # in one sandbox: a look at it twice a minute lasts for a year
 
@@ -31,14 +32,14 @@ def marks_of(sandbox: Path) -> range:
     return range(room - first - _LAUNCHES, room - first)
 
 
-def marked(marks: Container[int]) -> list[int]:
-    """The living processes with one of these marks; any account's."""
+def marked(marks: Container[int], line: str = _LINE) -> list[int]:
+    """The living processes with one of these marks in this limit; any account's."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError, StopIteration):  # gone
                 lines = Path(f"/proc/{name}/limits").read_text(encoding="ascii", errors="replace").splitlines()
-                hard = next(line for line in lines if line.startswith(_LINE))[len(_LINE) :].split()[1]
+                hard = next(each for each in lines if each.startswith(line))[len(line) :].split()[1]
                 if hard.isdigit() and int(hard) in marks and not _is_zombie(name):
                     found.append(int(name))
     return found

@@ -51,6 +51,8 @@ class PayloadOutcome:
     max_rss_kib: int
     account: Account
     identity_switched: bool
+    launcher_lost: str = ""
+    """Why nobody saw the payload end, where its launcher was killed or failed; ``exit_code`` says nothing then."""
 
 
 class RunningPayload(Protocol):
@@ -61,7 +63,11 @@ class RunningPayload(Protocol):
     """Whether the account was read from outside of the payload, never by asking it."""
 
     def wait(self, timeout_s: float) -> Optional[PayloadOutcome]:
-        """The outcome, or None when it still runs after this time. A repeat gives the same outcome."""
+        """The outcome, or None when it still runs after this time. A repeat gives the same outcome.
+
+        Raises:
+            IdentitySwitchError: it turns out that the command was never reached.
+        """
 
     def kill(self, grace_s: float) -> None:
         """SIGTERM, and after the grace SIGKILL to the whole tree. Returns when nothing of it is left."""
@@ -105,7 +111,10 @@ class IdentitySwitcher(Protocol):
         stderr: Path,
         label: str,
     ) -> RunningPayload:
-        """Start the payload in its sandbox with a proxy of its own; argv goes on verbatim, without a shell."""
+        """Start the payload in its sandbox with a proxy of its own; argv goes on verbatim, without a shell.
+
+        Nothing of the owner's runs before its account was looked at, where there is a switch.
+        """
 
     def get(self, sandbox: Path, proxy: Path, names: Sequence[str], into: Path, *, max_bytes: int) -> dict[str, Path]:
         """Copy regular files out of the sandbox; what is missing or no regular file is not in the result.

@@ -46,6 +46,20 @@ def ids_of(pid: int) -> Optional[Ids]:
     return Ids(numbers["Uid"], numbers["Gid"], numbers["Groups"], numbers["PPid"][0])
 
 
+def command_of(pid: int) -> bytes:
+    """The command line of a process, with a NUL after each word; empty when it is gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def in_session(number: int) -> list[int]:
+    """The living processes of a session."""
+    return [pid for pid, fields in _all() if fields[3] == str(number) and fields[0] not in "ZX"]
+
+
 def tree(root: int) -> list[int]:
     """A process and all its descendants that can be seen."""
     return _family(root, {pid: int(fields[1]) for pid, fields in _all()})

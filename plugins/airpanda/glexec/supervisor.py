@@ -1,9 +1,10 @@
 """The process above a payload that has no PID namespace: it adopts what the payload lets go of, and ends all of it.
 
-A program of its own: ``python -IS supervisor.py MARK COMMAND [ARGUMENT...]``, standard library only. The mark is a
-limit by which its starter finds all of it again (``marks``), should the payload kill this one. The exit code is the
-payload's (128 + n for signal n, 126 where it cannot be executed). SIGTERM and SIGINT are passed on, SIGUSR1 ends
-everything at once, and so does the death of whoever started it.
+A program of its own: ``python -IS supervisor.py MARK FENCED COMMAND [ARGUMENT...]``, standard library only. The mark is
+a limit by which its starter finds all of it again (``marks``), should the payload kill this one. FENCED is 1 where the
+command is bubblewrap, which tells a payload's end by signal with a code: where it is killed itself, so is this one. The
+exit code is the payload's (128 + n for signal n, 126 where it cannot be executed). SIGTERM and SIGINT are passed on,
+SIGUSR1 ends everything at once, and so does the death of whoever started it.
 
 Source: prctl(2), PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG.
 """
@@ -23,7 +24,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 
 
-def main(mark: int, argv: Sequence[str]) -> int:
+def main(mark: int, fenced: bool, argv: Sequence[str]) -> int:
     """Run the command to its end, and everything it has started."""
     resource.setrlimit(resource.RLIMIT_RTTIME, (mark, mark))
     parent = os.getppid()
@@ -47,6 +48,8 @@ def main(mark: int, argv: Sequence[str]) -> int:
         if pid == payload:
             status = ended
     code = os.waitstatus_to_exitcode(status)
+    if code < 0 and fenced:
+        os.kill(os.getpid(), signal.SIGKILL)
     return 128 - code if code < 0 else code
 
 
@@ -109,4 +112,4 @@ def _kill_group(pid: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2] == "1", sys.argv[3:]))

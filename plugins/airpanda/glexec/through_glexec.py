@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
 import random
-import re
 import secrets
-import shlex
 import signal
 import stat
 import tempfile
@@ -17,11 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Optional
 
-from airpanda.core.errors import IdentitySwitchError, RequestError
+from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
 from airpanda.glexec import contract
+from airpanda.glexec.gate import Gate, exports
+from airpanda.glexec.marks import LOCKS, marked
 from airpanda.glexec.ports import PayloadOutcome, ProcessSeen, Usage
-from airpanda.glexec.proctree import descendants, ids_of, tree, usage_of
+from airpanda.glexec.proctree import command_of, descendants, ids_of, in_session, tree, usage_of
 from airpanda.glexec.running import Process
 from airpanda.glexec.sandboxes import PATH, SandboxTools, Tool, open_path
 
@@ -30,13 +31,19 @@ _PROXY_NAME = ".x509up"
 _START_S = 120
 _ENDED_S = 10
 _TRIES = 3
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# The environment comes by stdin, because argv is seen by everybody and GLEXEC_* ends in logs. "complete" is its last
-# line: half an environment is none. Before the mark the wrapper fails with 126, after it every code is the payload's.
+# The environment comes by stdin, because argv is seen by everybody and GLEXEC_* ends in logs, and it comes only when
+# the wrapper's account was seen from outside. "complete" is its last line: half an environment is none. Before the
+# mark the wrapper fails with 126 and nothing has run, after it every code is the payload's.
 _START = (
-    'cd "$0" && eval "$(cat)" && test "$AIRPANDA_ENV" = complete && : >' + STARTED_MARK + " || exit 126\n"
+    'unset AIRPANDA_ENV; cd "$0" && eval "$(cat)" && test "$AIRPANDA_ENV" = complete && : >'
+    + STARTED_MARK
+    + " || exit 126\n"
     'unset AIRPANDA_ENV; exec "$@" </dev/null'
 )
+_LAUNCHERS_OWN = (contract.CLIENT_ERROR, contract.INTERNAL_ERROR, contract.NOT_AUTHORISED)
+_UNSEEN_S = 0.5
+_LOOK_S, _MAX_LOOK_S = 0.005, 0.1
+_MARK_BITS = 60
 
 
 class GlexecSwitcher(SandboxTools):
@@ -104,17 +111,20 @@ class GlexecSwitcher(SandboxTools):
         record = sandbox.parent / f"record-{secrets.token_hex(8)}"
         settings = {"HOME": str(sandbox), "TMPDIR": str(sandbox), "X509_USER_PROXY": str(target)}
         environ = {**self._environ(proxy, target), contract.LOG_ID: label, contract.RECORD: str(record)}
-        with _exports({"PATH": PATH, **env, **settings}) as exports:
+        mark = secrets.randbits(_MARK_BITS)
+        gate = Gate(exports({"PATH": PATH, **env, **settings}, mark))
+        with gate.closed_at_failure(), gate.entrance as entrance:
             process = Process(
                 [self._glexec, "/bin/sh", "-c", _START, str(sandbox), *argv],
                 env=environ,
                 cwd=sandbox.parent,
-                stdin=exports,
+                stdin=entrance,
                 stdout=stdout,
                 stderr=stderr,
             )
-        running = ThroughGlexec(self, process, record, sandbox, proxy, owner)
-        running.await_start(stderr)
+            running = ThroughGlexec(self, process, gate, mark, record, sandbox, proxy, owner)
+            entrance.close()
+            running.await_start(stderr)
         return running
 
     def has_started(self, sandbox: Path, proxy: Path) -> bool:
@@ -122,9 +132,9 @@ class GlexecSwitcher(SandboxTools):
         argv = ["/bin/sh", "-c", 'test -e "$0"', str(sandbox / STARTED_MARK)]
         return self._tool(argv, proxy, cwd=sandbox.parent).finish() == 0
 
-    def kill_as_owner(self, pids: Sequence[int], sandbox: Path, proxy: Path) -> None:
-        """SIGKILL to processes of the target, which this account may not signal itself."""
-        self._tool(["/bin/kill", "-KILL", *map(str, pids)], proxy, cwd=sandbox.parent).finish()
+    def kill_as_owner(self, name: str, pids: Sequence[int], sandbox: Path, proxy: Path) -> None:
+        """A signal to processes of the target, which this account may not signal itself."""
+        self._tool(["/bin/kill", f"-{name}", *map(str, pids)], proxy, cwd=sandbox.parent).finish()
 
     def _environ(self, proxy: Path, target: Optional[Path] = None) -> dict[str, str]:
         return {
@@ -166,10 +176,22 @@ class ThroughGlexec:
     """A payload behind a launcher, with the launcher's record where the launcher is ours."""
 
     def __init__(
-        self, switcher: GlexecSwitcher, process: Process, record: Path, sandbox: Path, proxy: Path, owner: int
+        self,
+        switcher: GlexecSwitcher,
+        process: Process,
+        gate: Gate,
+        mark: int,
+        record: Path,
+        sandbox: Path,
+        proxy: Path,
+        owner: int,
     ) -> None:
         self._switcher = switcher
         self._process = process
+        self._gate = gate
+        self._mark = mark
+        self._pid = 0
+        self._killed = False
         self._record = record
         self._sandbox = sandbox
         self._proxy = proxy
@@ -180,20 +202,21 @@ class ThroughGlexec:
         self.identity_proven = False
 
     def await_start(self, stderr: Path) -> None:
-        """Return when the payload runs under the sandbox's owner, seen from outside.
+        """Let the payload go once its wrapper runs under the sandbox's owner, seen from outside.
 
         Raises:
-            IdentitySwitchError: it has not started, or runs as somebody else; it is killed then.
+            IdentitySwitchError: it does not, or would as somebody else. The command was not reached.
         """
-        deadline = time.monotonic() + _START_S
+        deadline, pause_s = time.monotonic() + _START_S, _LOOK_S
         while time.monotonic() < deadline:
             if self._prove():
+                self._let_go()
                 return
-            if self._process.wait(0.02) is not None:
-                self._check_early_end(stderr)
-                return
-        self._process.send(signal.SIGKILL)
-        self._process.wait(_ENDED_S)
+            if self._process.wait(pause_s) is not None:
+                raise self._refusal(stderr)
+            pause_s = min(1.2 * pause_s, _MAX_LOOK_S)
+        self._gate.close()
+        self.kill(0)
         raise IdentitySwitchError(f"the launcher did not start the payload within {_START_S} s", transient=True)
 
     def wait(self, timeout_s: float) -> Optional[PayloadOutcome]:
@@ -202,10 +225,13 @@ class ThroughGlexec:
         return self._outcome
 
     def kill(self, grace_s: float) -> None:
+        self._killed = True
         self._process.send(signal.SIGTERM)
+        if self._pid == self._process.pid:  # a launcher that became the payload: this account may not signal it
+            self._switcher.kill_as_owner("TERM", [self._pid], self._sandbox, self._proxy)
         if self._process.wait(grace_s) is None:
             if self._event("started") is None:
-                self._kill_foreign()
+                self._end_remains()
             self._process.send(signal.SIGKILL)
             self._process.wait(_ENDED_S)
         self._event("ended", _ENDED_S)
@@ -223,37 +249,47 @@ class ThroughGlexec:
         return [] if root is None else descendants(root)
 
     def _prove(self) -> bool:
-        """Look at the payload's process from outside; true once its account is known."""
+        """Look at the wrapper from outside; true once its account is known."""
         started = self._event("started")
-        pids = [int(started["pid"])] if started else tree(self._process.pid)[1:]
-        for pid in pids:
+        for pid in [int(started["pid"])] if started else self._wrappers():
             ids = ids_of(pid)
             account = ids.account(_name_of(ids.uids[0])) if ids else None
             if account is not None and account.uid == self._owner:
-                self.account, self.identity_proven = account, True
+                self._pid, self.account, self.identity_proven = pid, account, True
                 return True
-        if started and int(started["uid"]) == self._owner and ids_of(pids[0]) is None:
-            # Too short-lived to be looked at: root's word, which agrees with the sandbox's owner.
+            if started and ids is not None:
+                self._gate.close()
+                self.kill(0)
+                raise IdentitySwitchError(f"the payload's process {pid} does not run as uid {self._owner}")
+        if started and int(started["uid"]) == self._owner and self._waits_unseen():
+            # In another PID namespace than ours: root's word, which agrees with the sandbox's owner.
             self.account = Account(str(started["account"]), self._owner, (int(started["gid"]),))
             self.identity_proven = True
-            return True
-        if started and ids_of(pids[0]) is not None:
-            self.kill(0)
-            raise IdentitySwitchError(f"the payload's process {pids[0]} does not run as uid {self._owner}")
-        return False
+        return self.identity_proven
 
-    def _check_early_end(self, stderr: Path) -> None:
-        """The launcher has ended: a short payload, or no payload at all."""
-        if self._prove():
-            return
+    def _let_go(self) -> None:
+        try:
+            self._gate.open()
+        except IdentitySwitchError:
+            self.kill(0)
+            raise
+
+    def _wrappers(self) -> list[int]:
+        """Processes of a launcher that names none itself; what else it does as the owner is not the wrapper."""
+        script = _START.encode()
+        return [pid for pid in tree(self._process.pid) if script in command_of(pid)]
+
+    def _waits_unseen(self) -> bool:
+        """The wrapper waits for its environment; so one that is not seen while the launcher lives is elsewhere."""
+        return self._process.wait(_UNSEEN_S) is None
+
+    def _refusal(self, stderr: Path) -> IdentitySwitchError:
+        """Why the launcher has ended before the payload could go."""
+        self._gate.close()
         refused = self._event("refused")
         if refused is not None:
-            raise contract.switch_error(int(refused["exit_code"]), str(refused["reason"]))
-        code = contract.shell_code(self._process.code or 0)
-        if code in (contract.CLIENT_ERROR, contract.INTERNAL_ERROR, contract.NOT_AUTHORISED):
-            raise contract.switch_error(code, _last_line(stderr))
-        if not self._switcher.has_started(self._sandbox, self._proxy):
-            raise contract.switch_error(code, _last_line(stderr))
+            return contract.switch_error(int(refused["exit_code"]), str(refused["reason"]))
+        return contract.switch_error(contract.shell_code(self._process.code or 0), _last_line(stderr))
 
     def _conclude(self) -> PayloadOutcome:
         process = self._process
@@ -266,9 +302,48 @@ class ThroughGlexec:
         if ended is not None:
             code, wall_s = int(ended["exit_code"]), float(ended["wall_s"])
             cpu_s, rss_kib = float(ended["cpu_s"]), int(ended["max_rss_kib"])
-        elif self._event("started") is not None:
-            code = 128 + signal.SIGKILL  # the launcher was killed, and its payload with it
-        return PayloadOutcome(code, contract.signal_of(code), wall_s, cpu_s, rss_kib, self.account, True)
+        lost = self._loss(ended)
+        if lost:
+            code, lost = contract.LOST, f"{lost}; {self._end_remains()}"
+        elif code == contract.EXEC_FAILED and not self._switcher.has_started(self._sandbox, self._proxy):
+            raise contract.switch_error(contract.INTERNAL_ERROR, "the sandbox cannot be entered or written to")
+        return PayloadOutcome(code, contract.signal_of(code), wall_s, cpu_s, rss_kib, self.account, True, lost)
+
+    def _loss(self, ended: Optional[Mapping[str, Any]]) -> str:
+        """Why nobody saw the payload end, or nothing: it was seen, or it was we who ended it."""
+        code = self._process.code or 0
+        if self._killed:
+            return ""
+        if ended is not None:
+            return str(ended.get("lost", ""))
+        if code < 0 and self._pid != self._process.pid:
+            return f"the launcher was killed (signal {-code})"
+        if code == contract.LOST and self._event("started"):
+            return "the launcher was killed"
+        return f"the launcher itself ended with {code}" if code in _LAUNCHERS_OWN else ""
+
+    def _end_remains(self) -> str:
+        """End what a launcher leaves that has no namespace for its payload; ours has, and its kernel takes a moment."""
+        deadline = time.monotonic() + _ENDED_S
+        while left := self._remains():
+            if time.monotonic() > deadline:
+                return f"processes {left} of the payload still run, and the site must end them"
+            if self._event("started") is None:
+                with contextlib.suppress(IdentitySwitchError):  # what is left then is told
+                    self._switcher.kill_as_owner("KILL", left, self._sandbox, self._proxy)
+            time.sleep(0.05)
+        return "the payload's processes are gone"
+
+    def _remains(self) -> list[int]:
+        """Living processes of the payload, wherever they went."""
+        found = {self._pid} if self._pid else set()
+        if self._event("started") is None:
+            found = {
+                *marked({self._mark}, LOCKS),
+                *in_session(self._process.pid),
+                *tree(self._pid or self._process.pid),
+            }
+        return sorted(pid for pid in found if (ids := ids_of(pid)) and ids.uids[0] == self._owner)
 
     def _event(self, name: str, patience_s: float = 0, *, last: bool = False) -> Optional[dict[str, Any]]:
         """The first or the last such line of the launcher's record, waited for where it must come."""
@@ -293,25 +368,6 @@ class ThroughGlexec:
             return self._process.pid
         ids = ids_of(int(started["pid"]))
         return ids.parent if ids is not None and ids.parent > 1 else None
-
-    def _kill_foreign(self) -> None:
-        """A launcher that is not ours leaves its payload behind when it is killed: kill that first, as its owner."""
-        others = [pid for pid in tree(self._process.pid)[1:] if (ids := ids_of(pid)) and ids.uids[0] == self._owner]
-        if others:
-            self._switcher.kill_as_owner(others, self._sandbox, self._proxy)
-
-
-def _exports(env: Mapping[str, str]) -> IO[bytes]:
-    """A nameless file of shell assignments; its last one says that it is whole."""
-    bad = [name for name, value in env.items() if not _VARIABLE.fullmatch(name) or "\0" in value]
-    if bad:
-        raise RequestError(f"{bad[0][:100]!r} cannot be an environment variable of a payload")
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    for name, value in env.items():
-        file.write(b"export " + name.encode() + b"=" + os.fsencode(shlex.quote(value)) + b"\n")
-    file.write(b"AIRPANDA_ENV=complete\n")
-    file.seek(0)
-    return file
 
 
 def _check_other(uid: int) -> None:

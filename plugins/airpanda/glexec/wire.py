@@ -2,7 +2,8 @@
 
 A request is a frame that comes with four descriptors (stdin, stdout, stderr, working directory). After it, each
 byte from the client is a signal to forward; the end of the stream means that the client is gone. The launcher
-answers once, with a frame. A frame is a 4-byte length in network order and that much JSON.
+answers once, with a frame. A frame is a 4-byte length in network order and that much JSON. Before a payload may start
+there is an empty frame: without an answer after that one, the payload may have run.
 
 ``json`` is imported where it is needed only: for the client its import takes longer than the whole conversation.
 """
@@ -14,6 +15,7 @@ import struct
 HEADER = struct.Struct("!I")
 MAX_FRAME = 2 * 1024 * 1024
 DESCRIPTORS = 4
+STARTED = HEADER.pack(0)
 # By number, as on Linux: importing ``signal`` costs the client more than the rest of this file.
 FORWARDED = (1, 2, 3, 10, 12, 15, 18)  # HUP INT QUIT USR1 USR2 TERM CONT
 

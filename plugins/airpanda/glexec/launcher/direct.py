@@ -7,6 +7,7 @@ Source: sudo(8) for SUDO_UID and SUDO_GID, which sudo itself sets.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import signal
@@ -27,26 +28,33 @@ from airpanda.glexec.launcher.sources import OwnSignals
 
 def main(config_path: Path, argv: list[str]) -> NoReturn:
     """Run one command and end this process with gLExec's exit code, without the work of an orderly end."""
-    code = contract.INTERNAL_ERROR
+    code, source = contract.INTERNAL_ERROR, None
     try:
-        code = _run(config_path, argv)
-        sys.stderr.flush()
+        while os.open(os.devnull, os.O_RDWR) <= 2:  # the caller may have closed 0-2
+            pass
+        source = OwnSignals()
+        code, message = _run(config_path, argv, source)
+        if message:
+            _say(message)
     except Exception as error:  # noqa: BLE001 - outermost frame, whose traceback _exit would swallow
-        print(f"glexec: the launcher failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        code = contract.LOST if source is not None and source.has_started else contract.INTERNAL_ERROR
+        _say(f"the launcher failed: {type(error).__name__}: {error}")
     finally:
         os._exit(code)
 
 
-def _run(config_path: Path, argv: list[str]) -> int:
-    while os.open(os.devnull, os.O_RDWR) <= 2:  # the caller may have closed 0-2
-        pass
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it; the code is what counts
+        print(f"glexec: {text}", file=sys.stderr, flush=True)
+
+
+def _run(config_path: Path, argv: list[str], source: OwnSignals) -> tuple[int, str]:
     environ = dict(os.environ)
     os.environ.clear()
     try:
         if os.geteuid() != 0:
             raise not_authorised("the direct launcher must be started by root or through sudo")
         limits = lift()
-        source = OwnSignals()
         kernel.forbid_inspection()
         kernel.die_with_parent(signal.SIGTERM, os.getppid())
         directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -59,10 +67,9 @@ def _run(config_path: Path, argv: list[str]) -> int:
         refused = refusal(error)
         code, message = refused.exit_code or contract.INTERNAL_ERROR, str(refused)
     except OSError as error:
-        code, message = contract.INTERNAL_ERROR, f"the launcher: {error}"
-    if message:
-        print(f"glexec: {message}", file=sys.stderr)
-    return code
+        code = contract.LOST if source.has_started else contract.INTERNAL_ERROR
+        message = f"the launcher: {error}"
+    return code, message
 
 
 def _caller(environ: Mapping[str, str]) -> Caller:

@@ -13,7 +13,7 @@ import resource
 import select
 import signal
 import socket
-from typing import NoReturn, Optional
+from typing import Callable, NoReturn, Optional
 
 from airpanda.glexec.contract import INTERNAL_ERROR
 from airpanda.glexec.launcher import kernel
@@ -22,11 +22,26 @@ from airpanda.glexec.launcher.payload import start_payload
 from airpanda.glexec.launcher.plan import Plan
 from airpanda.glexec.launcher.view import make_private_view
 
+Report = dict[str, float]
+"""The payload's wait ``status``, ``user_s`` and ``system_s`` of CPU, ``max_rss_kib``, and 1 in ``cut_off`` where it was
+killed because nobody waited for it any more."""
 
-def run_init(plan: Plan, control: socket.socket, status: socket.socket, cgroup: Optional[int]) -> NoReturn:
-    """Never returns. Sends one report on ``control``: the payload's wait status, CPU seconds and peak memory.
 
-    ``cgroup`` is the open directory of the cgroup that the payload is born in, where it has one.
+def run_init(
+    plan: Plan,
+    control: socket.socket,
+    status: socket.socket,
+    cgroup: Optional[int],
+    bereft: Callable[[Report], None],
+) -> NoReturn:
+    """Never returns. Sends one report on ``control``.
+
+    Args:
+        plan: what to run.
+        control: signals come from here; its end is the end of all.
+        status: for the payload's process.
+        cgroup: the open directory of the cgroup that the payload is born in, where it has one.
+        bereft: gets the report where the launcher does not live to take it.
     """
     try:
         if os.getpid() != 1:
@@ -43,18 +58,25 @@ def run_init(plan: Plan, control: socket.socket, status: socket.socket, cgroup: 
             control.close()
             start_payload(plan, status)
         status.close()
-        wait_status = _watch(payload, control, children)
-        wait_status = _end_all(payload, wait_status)
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = _watch(payload, control, children)
+        report = _report(ended, _end_all(payload, ended))
         remove_proxy(plan)
-        cpu = {"user_s": usage.ru_utime, "system_s": usage.ru_stime}
-        report = {"status": wait_status, **cpu, "max_rss_kib": usage.ru_maxrss}
-        control.send(json.dumps(report).encode())
+        try:
+            control.send(json.dumps(report).encode())
+        except OSError:
+            bereft(report)
     except OSError as error:
         with contextlib.suppress(OSError):
             status.send(f"{INTERNAL_ERROR} {error}".encode(errors="replace"))
     finally:
         os._exit(0)
+
+
+def _report(ended: Optional[int], status: int) -> Report:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cut_off = ended is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    cpu = {"user_s": usage.ru_utime, "system_s": usage.ru_stime}
+    return {"status": status, **cpu, "max_rss_kib": usage.ru_maxrss, "cut_off": int(cut_off)}
 
 
 def _fork(cgroup: Optional[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from airpanda.glexec.launcher.cgroup import PayloadCgroup
 from airpanda.glexec.launcher.credential import Identity, identify
 from airpanda.glexec.launcher.gratia import MonitorLog
 from airpanda.glexec.launcher.identity import open_as
-from airpanda.glexec.launcher.init import remove_proxy, run_init
+from airpanda.glexec.launcher.init import Report, remove_proxy, run_init
 from airpanda.glexec.launcher.meter import Meter
 from airpanda.glexec.launcher.payload import GO, READY
 from airpanda.glexec.launcher.plan import Plan, make_plan
@@ -72,13 +73,15 @@ class Ended:
     """Of all processes that were reaped."""
     cgroup: str
     """Its path; ``cpu_s`` is the cgroup's figure where there is one, else user and system together."""
+    lost: str = ""
+    """Why nobody saw the payload end, where that is so; it was killed then, and ``exit_code`` says no more."""
 
 
 def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, str]:
     """Check, map, run and record one request.
 
     Returns:
-        gLExec's exit code, and a message for the caller, empty when the payload has run.
+        gLExec's exit code, and a message for the caller, empty when the payload has run to its end.
     """
     fields = _asked(request)
     _bound_preparation()
@@ -94,7 +97,8 @@ def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, s
         check_caller(request.caller, config)
         monitor = None if config.gratia_log is None else MonitorLog(config.gratia_log)
         record = CallerRecord(_open_record(request))
-        ended = _run(request, config, source, _Records(audit, record, fields))
+        records = _Records(audit, monitor, record, fields)
+        ended = _run(request, config, source, records)
     except (AirpandaError, OSError) as error:
         signal.alarm(0)
         refused = refusal(error) if isinstance(error, AirpandaError) else internal_error(f"the launcher: {error}")
@@ -102,12 +106,9 @@ def conduct(request: Request, config_path: Path, source: Source) -> tuple[int, s
         record.write({"event": "refused", "exit_code": code, "reason": str(refused)})
         audit.write({**fields, "identity_switched": False, "rc": code, "reason": str(refused)}, now=utcnow())
         return code, str(refused)
-    usage: dict[str, Value] = {"wall": ended.wall_s, "cpu": ended.cpu_s, "maxrss_kb": ended.max_rss_kib}
-    usage.update(cpu_user=ended.user_s, cpu_system=ended.system_s, cgroup=ended.cgroup or None)
-    done = {**fields, "identity_switched": True, "rc": ended.exit_code, **usage}
-    audit.write(done, now=utcnow())
-    if monitor is not None:
-        monitor.write(done, utcnow())
+    records.done(ended)
+    if ended.lost:
+        return contract.LOST, f"{ended.lost} after the command had started; its processes are ended"
     return contract.payload_code(ended.exit_code), ""
 
 
@@ -154,8 +155,11 @@ def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) 
 class _Records:
     """The site's record of a run and the caller's, which tell the same."""
 
-    def __init__(self, audit: Audit, caller: CallerRecord, fields: dict[str, Value]) -> None:
+    def __init__(
+        self, audit: Audit, monitor: Optional[MonitorLog], caller: CallerRecord, fields: dict[str, Value]
+    ) -> None:
         self._audit = audit
+        self._monitor = monitor
         self._caller = caller
         self.fields = fields
         """What is known of the run by now."""
@@ -183,7 +187,19 @@ class _Records:
     def ended(self, ended: Ended) -> None:
         """For the caller; the site's record is written when all is cleaned up."""
         usage: dict[str, Value] = {"wall_s": ended.wall_s, "cpu_s": ended.cpu_s, "max_rss_kib": ended.max_rss_kib}
-        self._caller.write({"event": "ended", "exit_code": ended.exit_code, **usage})
+        lost: dict[str, Value] = {"lost": ended.lost} if ended.lost else {}
+        self._caller.write({"event": "ended", "exit_code": ended.exit_code, **usage, **lost})
+
+    def done(self, ended: Ended) -> None:
+        """For the site. A payload that was lost has run: its owner, its time and its end are on record like others."""
+        done = {**self.fields, "identity_switched": True, "rc": ended.exit_code}
+        done.update(wall=ended.wall_s, cpu=ended.cpu_s, maxrss_kb=ended.max_rss_kib)
+        done.update(cpu_user=ended.user_s, cpu_system=ended.system_s, cgroup=ended.cgroup or None)
+        if ended.lost:
+            done["lost"] = ended.lost
+        self._audit.write(done, now=utcnow())
+        if self._monitor is not None:
+            self._monitor.write(done, utcnow())
 
 
 def _run(request: Request, config: LauncherConfig, source: Source, records: _Records) -> Ended:
@@ -198,7 +214,8 @@ def _run(request: Request, config: LauncherConfig, source: Source, records: _Rec
         if cgroup is not None:
             cgroup.remove()
         if mapping.held is not None:
-            mapping.held.touch()
+            with contextlib.suppress(OSError):  # it is idle a little earlier then; the payload has run
+                mapping.held.touch()
 
 
 def _payload_proxy(request: Request, config: LauncherConfig, identity: Identity) -> Identity:
@@ -232,6 +249,7 @@ class _Run:
         signal.alarm(0)  # what follows has its own limits
         self._cgroup = cgroup
         self._plan = plan
+        self._started_at = time.monotonic()
         self._source = source
         self._records = records
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -241,22 +259,30 @@ class _Run:
         if self._init == 0:
             self._control.close()
             self._status.close()
-            run_init(plan, control, status, None if self._cgroup is None else self._cgroup.directory)
+            run_init(plan, control, status, None if self._cgroup is None else self._cgroup.directory, self._record_loss)
         control.close()
         status.close()
-        self._report: Optional[dict[str, float]] = None
-        self._started_at = time.monotonic()
+        self._report: Optional[Report] = None
+        self._may_have_run = False
+        self._lost = ""
 
     def conduct(self) -> Ended:
-        """Raises IdentitySwitchError when the payload was not started; nothing of it is left then."""
+        """The payload's end, or how it was lost.
+
+        Raises:
+            IdentitySwitchError: the payload was not started; nothing of it is left.
+            OSError: the same.
+        """
         try:
             self._start()
             self._wait()
-        except (AirpandaError, OSError):
+        except (AirpandaError, OSError) as error:
             os.kill(self._init, signal.SIGKILL)
-            os.waitpid(self._init, 0)
-            remove_proxy(self._plan)
-            raise
+            if not self._may_have_run:
+                os.waitpid(self._init, 0)
+                remove_proxy(self._plan)
+                raise
+            self._lost = self._lost or f"the launcher failed ({error})"
         return self._end()
 
     def _start(self) -> None:
@@ -267,10 +293,12 @@ class _Run:
         self._records.started(pid, self._plan.account)
         if self._cgroup is not None:
             self._cgroup.begin()
-        self._started_at = time.monotonic()
+        self._source.started()
         self._status.send(GO)
+        self._may_have_run = True
         _, message = self._receive_status(_PREPARATION_S)
         if message:
+            self._may_have_run = False
             raise _not_started(message)
 
     def _receive_status(self, timeout_s: float) -> tuple[int, bytes]:
@@ -285,7 +313,8 @@ class _Run:
             if status in ready:
                 return _receive_with_pid(self._status)
             if ready and self._source.read() is None:
-                raise internal_error("the caller went away before the payload started")
+                self._lost = self._source.gone
+                raise internal_error(f"{self._lost} before the payload started")
 
     def _wait(self) -> None:
         """Forward signals until the report comes, or until the first process or the asker is gone."""
@@ -304,6 +333,7 @@ class _Run:
                     return
                 numbers = self._source.read()
                 if numbers is None:
+                    self._lost = self._source.gone
                     self._control.shutdown(socket.SHUT_WR)
                     for gone in self._source.descriptors():
                         poll.unregister(gone)
@@ -312,20 +342,38 @@ class _Run:
                     self._control.send(bytes(numbers))
 
     def _end(self) -> Ended:
-        wall = time.monotonic() - self._started_at
         _, _, usage = os.wait4(self._init, 0)
-        if self._report is None:
+        report = self._report
+        if report is None:
             remove_proxy(self._plan)
-            user, system, rss, status = usage.ru_utime, usage.ru_stime, usage.ru_maxrss, int(signal.SIGKILL)
-        else:
-            user, system, rss = self._report["user_s"], self._report["system_s"], int(self._report["max_rss_kib"])
-            status = int(self._report["status"])
-        code = contract.shell_code(os.waitstatus_to_exitcode(status))
+            self._lost = self._lost or "the first process of the payload's namespace was killed"
+            cpu = {"user_s": usage.ru_utime, "system_s": usage.ru_stime}
+            report = {"status": int(signal.SIGKILL), **cpu, "max_rss_kib": usage.ru_maxrss, "cut_off": 1}
+        return self._told(report, self._lost)
+
+    def _record_loss(self, report: Report) -> None:
+        """In the namespace's first process, which has seen this one go: nobody else is left to keep the records."""
+        self._records.done(self._told(report, "the launcher was killed"))
+
+    def _told(self, report: Report, lost: str) -> Ended:
+        """What the caller's record says of the end; ``lost`` is no matter where the payload had ended by itself."""
+        wall = time.monotonic() - self._started_at
+        user, system = report["user_s"], report["system_s"]
         cpu, place = user + system, ""
         if self._cgroup is not None:
             self._cgroup.kill()
-            cpu, place = self._cgroup.cpu_s(), str(self._cgroup.path)
-        ended = Ended(code, round(wall, 3), round(cpu, 3), rss, round(user, 3), round(system, 3), place)
+            with contextlib.suppress(OSError, StopIteration):  # somebody has removed it
+                cpu, place = self._cgroup.cpu_s(), str(self._cgroup.path)
+        ended = Ended(
+            exit_code=contract.shell_code(os.waitstatus_to_exitcode(int(report["status"]))),
+            wall_s=round(wall, 3),
+            cpu_s=round(cpu, 3),
+            max_rss_kib=int(report["max_rss_kib"]),
+            user_s=round(user, 3),
+            system_s=round(system, 3),
+            cgroup=place,
+            lost=lost if report["cut_off"] else "",
+        )
         self._records.ended(ended)
         return ended
 
