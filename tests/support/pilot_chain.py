@@ -172,8 +172,13 @@ class Chain:
 
 
 @contextmanager
-def running_chain(site: Site, myproxy: ServerProcess, database: Database, directory: Path) -> Iterator[Chain]:
-    """A gateway for this database, a queue on this node, and a client that may do everything."""
+def running_chain(
+    site: Site, myproxy: ServerProcess, database: Database, directory: Path, *, glexec: str = ""
+) -> Iterator[Chain]:
+    """A gateway for this database, a queue on this node, and a client that may do everything.
+
+    ``glexec`` is what the pilots call, where it is not the client of the launcher's socket.
+    """
     settings = make_settings(directory)
     (directory / "queues").mkdir()
     queue_file = directory / "queues" / "DEMO.toml"
@@ -184,7 +189,7 @@ def running_chain(site: Site, myproxy: ServerProcess, database: Database, direct
         "code": PLUGINS,
         "ca_dir": GRID_SECURITY / "certificates",
         "proxy": site.put_proxy("pilot"),
-        "glexec": site.glexec,
+        "glexec": glexec or site.glexec,
     }
     queue_file.write_text(QUEUE.format(port=1, **values))
     environment = os.environ | {

@@ -91,6 +91,8 @@ class AsOwner:
             if outcome is None:
                 running.kill(0.0)
                 raise IdentitySwitchError(f"a command in the sandbox took over {LIMIT_S:.0f} s")
+            if outcome.launcher_lost:
+                raise IdentitySwitchError(f"a command in the sandbox was lost: {outcome.launcher_lost}")
             with output.open("rb") as file:
                 text = file.read(_MAX_OUTPUT).decode("utf-8", "replace")
             if outcome.exit_code != 0:

@@ -38,7 +38,12 @@ def resolve(argv: Sequence[str], path: str) -> list[str]:
 
 
 def payload_faults(outcome: PayloadOutcome, spec: Spec, watch: Optional[Watch]) -> list[JobFault]:
-    """What is wrong with a payload that ended by itself and badly. The kernel kills for want of memory by SIGKILL."""
+    """What is wrong with a payload that ended badly by itself, or whose end nobody has seen.
+
+    The kernel kills for want of memory by SIGKILL.
+    """
+    if outcome.launcher_lost:
+        return [JobFault(errors.LAUNCHER_LOST, outcome.launcher_lost)]
     code = outcome.exit_code
     how = f"killed by signal {outcome.signal}" if outcome.signal is not None else f"exit code {code}"
     faults = [JobFault(errors.PAYLOAD, how, number=code)]

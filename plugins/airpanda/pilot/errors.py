@@ -35,6 +35,7 @@ SIG_USR = Kind(1207, "the batch system gave notice of the pilot's end (SIGUSR)",
 SIG_INT = Kind(1208, "the pilot was interrupted (SIGINT)", "the site", "site", 30)
 GLEXEC = Kind(1226, "the identity switch failed; the payload has not run", "the site", "site", 40)
 UNPROVEN = Kind(1226, "the payload's account could not be proved from outside; it was stopped", "the site", "site", 40)
+LAUNCHER_LOST = Kind(1226, "the launcher was lost after the payload had started", "the site", "site", 40)
 NO_PROXY = Kind(
     1163, "no valid proxy of the owner could be retrieved; the payload has not run", "the owner", "user", 41
 )
@@ -88,6 +89,8 @@ mend (a missing, destroyed, short credential) is not among them: another node wo
 SIGNALS = (SIG_TERM, SIG_INT, SIG_QUIT, SIG_XCPU, SIG_USR)
 THE_NODES_OWN = (UNPROVEN, OWN_PROXY)
 """No other job would fare better on this node."""
+NOBODYS = (LAUNCHER_LOST,)
+"""No trouble of the owner's either, so nobody's jobs are avoided: the node's own check tells whether it goes on."""
 
 # Shell exit codes; what each means is in ``EXITS``.
 EXIT_OK = 0

@@ -381,7 +381,7 @@ class Attempt:
         if self.capture is not None:
             report.log_tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS)
         if outcome is not None:
-            report.trans_exit_code = outcome.exit_code
+            report.trans_exit_code = None if outcome.launcher_lost else outcome.exit_code
             report.use = self._use(outcome.wall_s, outcome.cpu_s, outcome.max_rss_kib / 1024)
             report.samples = self._untold_samples(at_least=1)
         return report
@@ -508,7 +508,8 @@ class Attempt:
 
     def _verdict(self, beat: Heartbeat) -> Verdict:
         """What this end says about node and owner. A pilot that failed itself may have a bad node, too."""
-        fault = next((f for f in self.faults if f.kind in (*errors.HANDED_BACK, errors.PILOT_ERROR)), None)
+        telling = (*errors.HANDED_BACK, errors.LAUNCHER_LOST, errors.PILOT_ERROR)
+        fault = next((f for f in self.faults if f.kind in telling), None)
         return Verdict(self.job.owner_dn, ran=self._has_run(), fault=fault, drain=beat.drain)
 
     def _patience_s(self) -> float:

@@ -96,7 +96,7 @@ class Loop:
             bad = self.trust.note(verdict, time.monotonic()) or self._doubt(verdict)
             if bad:
                 self._close(errors.EXIT_BENCHED, bad)
-            elif verdict.fault is not None:
+            elif verdict.fault is not None and verdict.fault.kind not in errors.NOBODYS:
                 self._next_ask = time.monotonic() + min(_AFTER_HAND_BACK_S, self.tools.config.idle_limit_s / 4)
                 log.warning("the node is in order; jobs of %s are not taken for a while", verdict.owner_dn)
 
@@ -107,7 +107,7 @@ class Loop:
             return ""
         if fault.kind == errors.NO_SPACE and self._free_mib() < MIN_FREE_MIB:
             return str(fault)
-        if fault.kind == errors.GLEXEC:
+        if fault.kind in (errors.GLEXEC, errors.LAUNCHER_LOST):
             try:
                 self.check_node()
             except AirpandaError as error:

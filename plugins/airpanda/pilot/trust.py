@@ -51,6 +51,8 @@ class Trust:
             return ""
         if fault.kind in errors.THE_NODES_OWN:
             return str(fault)
+        if fault.kind in errors.NOBODYS:
+            return ""
         self._avoid(verdict.owner_dn, now)
         self._streak[verdict.owner_dn] = fault
         if len(self._streak) < STREAK:
