@@ -126,6 +126,24 @@ def test_a_launcher_that_was_killed_is_lost_and_what_it_left_is_ended(site: Site
     assert not site.processes(ALICE_UID)
 
 
+def test_a_command_that_was_never_reached_is_no_failure_of_it(site: Site) -> None:
+    """Its account was seen, but the wrapper cannot write to the sandbox any more."""
+    found = on_node(
+        site,
+        """
+        switcher._tool(["/bin/mkdir", str(box / ".airpanda-started")], proxy, cwd=work).finish()
+        switcher.has_started = lambda sandbox, proxy: False
+        run = launch("/bin/sh", "-c", "echo reached >> /home/alice/reached")
+        try:
+            run.wait(60)
+        except IdentitySwitchError as error:
+            print(json.dumps([error.exit_code, "cannot be entered or written to" in str(error)]))
+        """,
+    )
+    assert found == [202, True]
+    assert not site.node.path(Path("/home/alice/reached")).exists()
+
+
 @contextlib.contextmanager
 def set_up(site: Site, what: str) -> Iterator[None]:
     flag = site.node.path(PLACE / what)

@@ -71,6 +71,14 @@ def test_a_payload_that_the_kernel_has_killed_for_its_memory_learns_both() -> No
         assert (fault.kind, fault.number) == (errors.PAYLOAD, other.exit_code)
 
 
+def test_a_payload_whose_launcher_was_lost_is_no_failure_of_its_owner() -> None:
+    lost = PayloadOutcome(137, 9, 1.0, 1.0, 1500 * 1024, Account("a", 1, (1,)), True, "the launcher was killed")
+    (error,) = ranked(payload_faults(lost, SPEC, None))
+    assert (error["source"], error["code"], error["blame"]) == ("pilot", 1226, "site")
+    assert "the launcher was killed" in error["diag"]
+    assert "has not run" not in error["diag"]
+
+
 def test_people_can_read_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pilot", "errors"]) == 0
     text = capsys.readouterr().out

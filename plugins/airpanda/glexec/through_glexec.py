@@ -33,9 +33,10 @@ _ENDED_S = 10
 _TRIES = 3
 # The environment comes by stdin, because argv is seen by everybody and GLEXEC_* ends in logs, and it comes only when
 # the wrapper's account was seen from outside. "complete" is its last line: half an environment is none. Before the
-# mark the wrapper fails with 126 and nothing has run, after it every code is the payload's.
+# mark the wrapper fails with 126 and nothing has run, after it every code is the payload's. ("true" is no special
+# builtin: a shell would end itself with 2 where it cannot make the mark for ":".)
 _START = (
-    'unset AIRPANDA_ENV; cd "$0" && eval "$(cat)" && test "$AIRPANDA_ENV" = complete && : >'
+    'unset AIRPANDA_ENV; cd "$0" && eval "$(cat)" && test "$AIRPANDA_ENV" = complete && true >'
     + STARTED_MARK
     + " || exit 126\n"
     'unset AIRPANDA_ENV; exec "$@" </dev/null'
@@ -228,7 +229,8 @@ class ThroughGlexec:
         self._killed = True
         self._process.send(signal.SIGTERM)
         if self._pid == self._process.pid:  # a launcher that became the payload: this account may not signal it
-            self._switcher.kill_as_owner("TERM", [self._pid], self._sandbox, self._proxy)
+            with contextlib.suppress(IdentitySwitchError):  # it ends without grace then
+                self._switcher.kill_as_owner("TERM", [self._pid], self._sandbox, self._proxy)
         if self._process.wait(grace_s) is None:
             if self._event("started") is None:
                 self._end_remains()

@@ -35,6 +35,7 @@ SIG_USR = Kind(1207, "the batch system gave notice of the pilot's end (SIGUSR)",
 SIG_INT = Kind(1208, "the pilot was interrupted (SIGINT)", "the site", "site", 30)
 GLEXEC = Kind(1226, "the identity switch failed; the payload has not run", "the site", "site", 40)
 UNPROVEN = Kind(1226, "the payload's account could not be proved from outside; it was stopped", "the site", "site", 40)
+SWITCH_LATER = Kind(1226, "the identity switch failed after the payload had started", "the site", "site", 40)
 LAUNCHER_LOST = Kind(1226, "the launcher was lost after the payload had started", "the site", "site", 40)
 NO_PROXY = Kind(
     1163, "no valid proxy of the owner could be retrieved; the payload has not run", "the owner", "user", 41

@@ -163,7 +163,8 @@ class Attempt:
                     self._stage_out(client, beat, place)
         except IdentitySwitchError as error:
             not_executable = error.exit_code == 126 and self.payload is None
-            kind = errors.NOT_EXECUTABLE if not_executable else errors.GLEXEC
+            switch = errors.GLEXEC if self.payload is None else errors.SWITCH_LATER
+            kind = errors.NOT_EXECUTABLE if not_executable else switch
             self.faults.append(JobFault(kind, f"{error}{self._last_words()}"))
         except JobFault as fault:
             self.faults.append(fault)
@@ -329,10 +330,14 @@ class Attempt:
         if self.payload is None or self.outcome is not None:
             return
         grace_s = self.tools.config.kill_grace_s
-        self.payload.kill(grace_s)
-        self.outcome = self.payload.wait(grace_s + 20.0)
+        try:
+            self.payload.kill(grace_s)
+            self.outcome = self.payload.wait(grace_s + 20.0)
+        except IdentitySwitchError as error:
+            self.faults.append(JobFault(errors.SWITCH_LATER, str(error)))
+            return
         if self.outcome is None:
-            self.faults.append(JobFault(errors.GLEXEC, "the payload could not be ended; the site must look"))
+            self.faults.append(JobFault(errors.SWITCH_LATER, "the payload could not be ended"))
 
     def _stage_out(self, client: DispatcherClient, beat: Heartbeat, place: Path) -> None:
         """Outputs of a good payload, and the log of every one."""
@@ -351,7 +356,7 @@ class Attempt:
                 self.stored, lost = store_elsewhere(self._mover(place, go_on), self.job)
                 self.faults += lost
             except IdentitySwitchError as error:
-                self.faults.append(JobFault(errors.GLEXEC, f"after the payload: {error}"))
+                self.faults.append(JobFault(errors.SWITCH_LATER, str(error)))
             except JobFault as fault:
                 self.faults.append(fault)
         self.capture.finish()
@@ -508,7 +513,7 @@ class Attempt:
 
     def _verdict(self, beat: Heartbeat) -> Verdict:
         """What this end says about node and owner. A pilot that failed itself may have a bad node, too."""
-        telling = (*errors.HANDED_BACK, errors.LAUNCHER_LOST, errors.PILOT_ERROR)
+        telling = (*errors.HANDED_BACK, errors.SWITCH_LATER, errors.LAUNCHER_LOST, errors.PILOT_ERROR)
         fault = next((f for f in self.faults if f.kind in telling), None)
         return Verdict(self.job.owner_dn, ran=self._has_run(), fault=fault, drain=beat.drain)
 

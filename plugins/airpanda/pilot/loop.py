@@ -107,7 +107,7 @@ class Loop:
             return ""
         if fault.kind == errors.NO_SPACE and self._free_mib() < MIN_FREE_MIB:
             return str(fault)
-        if fault.kind in (errors.GLEXEC, errors.LAUNCHER_LOST):
+        if fault.kind in (errors.GLEXEC, errors.SWITCH_LATER, errors.LAUNCHER_LOST):
             try:
                 self.check_node()
             except AirpandaError as error:
