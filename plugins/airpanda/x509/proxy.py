@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from airpanda.core.errors import CredentialError, RequestError
+from airpanda.x509 import der
 from airpanda.x509.certificates import (
     INHERIT_ALL,
     LIMITED,
@@ -26,6 +27,7 @@ from airpanda.x509.certificates import (
     extension,
     extensions_of,
     proxy_cert_info,
+    signature_is_by,
     weakness,
 )
 from airpanda.x509.credential import ProxyCredential
@@ -87,21 +89,38 @@ def make_request(key: PrivateKey) -> bytes:
 def request_key(csr_der: bytes) -> PublicKey:
     """The public key of a request that proves possession of it.
 
+    A-REX writes version 2 instead of 0, which means nothing else (RFC 2986, 4.1, knows 0 alone), so 2 is read as 0; the
+    signature is verified over what was signed.
+
     Raises:
         RequestError: unreadable, not signed by its own key, or a weak or unknown kind of key.
     """
     try:
-        request = x509.load_der_x509_csr(csr_der)
+        plain, signed = _as_version_0(csr_der)
+        request = x509.load_der_x509_csr(plain)
         key = request.public_key()
-        valid = request.is_signature_valid
+        valid = signature_is_by(key, request.signature, signed, request.signature_hash_algorithm)
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise RequestError("the certificate request cannot be read; its version must be 0") from error
+        raise RequestError("the certificate request cannot be read; its version must be 0 or 2") from error
     if not valid:
         raise RequestError("the certificate request is not signed by its own key")
     reason = weakness(key)
     if reason is not None:
         raise RequestError(f"the certificate request is refused: {reason}")
     return cast("PublicKey", key)
+
+
+def _as_version_0(csr_der: bytes) -> tuple[bytes, bytes]:
+    """The request with version 0 where it says 2, and the bytes of it that were signed."""
+    parts = der.children(der.read(csr_der, der.SEQUENCE).content)
+    if not parts:
+        raise der.DerError("an empty request")
+    signed = parts[0].raw
+    version, *rest = der.children(der.expect(parts[0], der.SEQUENCE).content)
+    if der.integer(version) != 2:
+        return csr_der, signed
+    info = der.wrap(der.SEQUENCE, b"".join([der.wrap(der.INTEGER, b"\0"), *(item.raw for item in rest)]))
+    return der.wrap(der.SEQUENCE, b"".join([info, *(item.raw for item in parts[1:])])), signed
 
 
 def _sign(
