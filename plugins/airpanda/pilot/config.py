@@ -7,14 +7,16 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from airpanda.core.errors import ConfigurationError
+from airpanda.core.errors import ConfigurationError, CredentialError
 from airpanda.core.identity import IdentityPolicy
 from airpanda.core.secret import Secret
+from airpanda.x509.credential import ProxyCredential
+from airpanda.x509.sealing import unseal
 
 MAX_CONFIG_BYTES = 1024 * 1024
 _FEATURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,249}")
@@ -43,6 +45,7 @@ class PilotConfig:
     ``benchmark_s``: how long the probe may measure the processor, 0 not at all. ``checks``: a directory of the site's
     own checks. ``bench_sleep_s``: how long a pilot on a bad node holds its slot; negative: ``idle_limit_s``.
     ``max_payloads``: the most that run side by side; 0: one a core. ``features``: what the site promises of the node.
+    ``sealed_token``: the token for who holds the key of ``proxy``, from a CE whose job descriptions others can read.
     """
 
     pilot_id: int
@@ -69,6 +72,7 @@ class PilotConfig:
     bench_sleep_s: float = -1.0
     max_payloads: int = 0
     features: tuple[str, ...] = ()
+    sealed_token: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     hide: tuple[Path, ...] = ()
     show: tuple[Path, ...] = ()
@@ -111,10 +115,30 @@ class PilotConfig:
             }
         )
 
+    def opened(self) -> PilotConfig:
+        """The same with its token, which only the key in the file ``proxy`` opens.
+
+        Raises:
+            ConfigurationError: that file is unfit, or its key is another one.
+        """
+        if not self.sealed_token:
+            return self
+        try:
+            key = ProxyCredential.load(Path(self.proxy)).private_key
+            token = unseal(key, self.sealed_token, purpose=sealing_purpose(self.tag, self.pilot_id))
+        except CredentialError as error:
+            raise ConfigurationError(f"the pilot's token needs the key in {self.proxy}: {error}") from error
+        return replace(self, token=token, sealed_token="")
+
     def without_token(self) -> dict[str, Any]:
         """The same as plain values, with no secret in it: ``from_json`` reads it back."""
         values = {key: getattr(self, key) for key in _KEYS}
-        plain: dict[str, Any] = {"token": "", "identity_policy": self.identity_policy.value, "slot": vars(self.slot)}
+        plain: dict[str, Any] = {
+            "token": "",
+            "sealed_token": "",
+            "identity_policy": self.identity_policy.value,
+            "slot": vars(self.slot),
+        }
         plain.update({key: [str(item) for item in values[key]] for key in ("hide", "show", "features")})
         return {**values, **plain, "scratch": str(self.scratch), "environment": dict(self.environment)}
 
@@ -144,6 +168,7 @@ _KEYS: dict[str, Any] = {
     "bench_sleep_s": (int, float),
     "max_payloads": int,
     "features": list,
+    "sealed_token": str,
     "environment": dict,
     "hide": list,
     "show": list,
@@ -206,7 +231,12 @@ def take_config(path: Path) -> PilotConfig:
         os.unlink(path)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be taken: {error.strerror}; another pilot may have started") from error
-    return PilotConfig.from_json(data.decode("utf-8", "replace"), path.absolute().parent)
+    return PilotConfig.from_json(data.decode("utf-8", "replace"), path.absolute().parent).opened()
+
+
+def sealing_purpose(tag: str, pilot_id: int) -> str:
+    """What a pilot's token is sealed for: no other pilot can be given it."""
+    return f"airpanda pilot {tag} {pilot_id}"
 
 
 def _read_private(descriptor: int, path: Path) -> bytes:
