@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class Stub:
 
 
 @contextmanager
-def http_stub(*answers: Answer) -> Iterator[Stub]:
+def http_stub(*answers: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Stub]:
     stub = Stub(list(answers))
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,12 +53,15 @@ def http_stub(*answers: Answer) -> Iterator[Stub]:
             self.end_headers()
             self.wfile.write(reply.body)
 
-        do_GET = do_POST = do_PUT = answer
+        do_GET = do_POST = do_PUT = do_HEAD = answer
 
         def log_message(self, *args: object) -> None:
             """Silent: what a test wants to know is in ``seen``."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is part of the test
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     stub.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

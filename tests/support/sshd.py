@@ -117,6 +117,7 @@ class Proxy:
     def __init__(self, target: int, accept: Callable[[int], bool]) -> None:
         self._target, self._accept = target, accept
         self.connects = 0
+        self.mute = False  # whether what the server says is swallowed
         self._left: int | None = None
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -165,7 +166,8 @@ class Proxy:
                     self._left -= len(data)
                     if self._left < 0:
                         break
-                target.sendall(data)
+                if counted or not self.mute:
+                    target.sendall(data)
         for end in (source, target):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -145,6 +145,7 @@ def test_a_wrong_wire_form_is_refused(wire: dict[str, object]) -> None:
 def test_the_examples_load_and_are_offline() -> None:
     queues = load_queues(EXAMPLES)
     assert {name: queue.is_online for name, queue in queues.items()} == {
+        "EXAMPLE_ARC": False,
         "EXAMPLE_OPTIONAL": False,
         "EXAMPLE_REQUIRED": False,
         "EXAMPLE_SLURM": False,

@@ -6,5 +6,6 @@ crash interrupts is found again by its tag; a secret reaches a pilot as a 0600 f
 ``queues`` reads a site's queue files, ``elements`` is the port with its states and errors, ``local`` runs pilots as
 processes of an unprivileged account on this machine or on a worker node that a command reaches (``node_agent`` is
 what runs there). ``batch`` runs them on a batch system: a transport (``transports``, ``ssh``) carries the programs of
-``remote``, which speak one of the ``dialects``.
+``remote``, which speak one of the ``dialects``. ``arc`` runs them on an ARC CE: ``arc_description`` writes what it is
+told, ``arc_answers`` reads what it says, ``arc_rest`` carries both.
 """

@@ -11,10 +11,21 @@ from airpanda.core.secret import Secret
 _KEPT = ("code", "python", "token_only")
 
 
-def pilot_json(queue: PandaQueue, tag: str, pilot_id: int, token: Secret[str], *, scratch: str = "") -> str:
+def pilot_json(
+    queue: PandaQueue,
+    tag: str,
+    pilot_id: int,
+    token: Secret[str],
+    *,
+    scratch: str = "",
+    sealed: str = "",
+    proxy: str = "",
+) -> str:
     """The text of one pilot's ``pilot.json``. It holds the token: it travels on stdin and into a 0600 file only.
 
-    ``scratch``: the pilot's own directory for sandboxes, on the node; empty: beside its working directory.
+    ``scratch``: the pilot's own directory for sandboxes, on the node; empty: beside its working directory. With
+    ``sealed``, the token for the key of the pilot's proxy, the text holds that instead and no secret. ``proxy`` stands
+    in for an empty ``[pilot] proxy``.
     """
     wire = queue.to_wire()
     pilot = wire["pilot"]
@@ -22,12 +33,13 @@ def pilot_json(queue: PandaQueue, tag: str, pilot_id: int, token: Secret[str], *
         {
             "pilot_id": pilot_id,
             "tag": tag,
-            "token": token.reveal(),
+            **({"token": "", "sealed_token": sealed} if sealed else {"token": token.reveal()}),
             "queue": queue.name,
             "identity_policy": wire["queue"]["identity_policy"],
             "slot": wire["slot"],
             "environment": wire["environment"],
             **({"scratch": scratch} if scratch else {}),
             **{key: value for key, value in pilot.items() if key not in _KEPT},
+            "proxy": pilot["proxy"] or proxy,
         }
     )

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NewType, Protocol, runtime_checkable
 
-from airpanda.computing.queues import LocalCE, PandaQueue
+from airpanda.computing.queues import BatchCE, LocalCE, PandaQueue
 from airpanda.core.errors import ServiceError
 from airpanda.core.secret import Secret
 
@@ -254,16 +254,19 @@ class NotFoundAtCEError(ComputingElementError):
         super().__init__(message, transient=False)
 
 
-def make_element(queue: PandaQueue, wrapper: Path, *, login: SshLogin | None = None) -> ComputingElement:
+def make_element(
+    queue: PandaQueue, wrapper: Path, *, login: SshLogin | None = None, credential: ProxyCredential | None = None
+) -> ComputingElement:
     """The computing element of a queue.
 
     Args:
         wrapper: the file that starts pilots, ``include/pilot/wrapper.sh``.
         login: for a queue with ``[ce] host``: what its ``conn_id`` holds.
+        credential: for an ARC CE: the robot's, which its ``conn_id`` names.
 
     Raises:
         InvalidDescriptionError: the wrapper cannot be read.
-        CECredentialError: the queue needs a login and there is none.
+        CECredentialError: the queue needs a login or a credential and there is none.
     """
     # A back-end imports the port, so the port imports it late.
     from airpanda.computing.batch import make_batch_element
@@ -273,4 +276,10 @@ def make_element(queue: PandaQueue, wrapper: Path, *, login: SshLogin | None = N
         text = wrapper.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidDescriptionError(f"the pilot wrapper {wrapper} cannot be read: {error.strerror}") from error
-    return LocalElement(queue, text) if isinstance(queue.ce, LocalCE) else make_batch_element(queue, text, login)
+    if isinstance(queue.ce, LocalCE):
+        return LocalElement(queue, text)
+    if isinstance(queue.ce, BatchCE):
+        return make_batch_element(queue, text, login)
+    from airpanda.computing.arc import make_arc_element
+
+    return make_arc_element(queue, text, credential)

@@ -108,17 +108,50 @@ class BatchCE:
             raise ValueError("options, directory, scratch and partition must not hold line breaks")
 
 
-CE = LocalCE | BatchCE
-CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE]] = {
+@dataclass(frozen=True)
+class ArcCE:
+    """An ARC CE, reached by its REST interface at ``url`` (``https://host[:port]/arex``).
+
+    ``conn_id`` is the Airflow connection that names the robot's certificate or proxy, and ``ca_dir`` the directory of
+    this machine with the only CAs that the CE's certificate may come from. ``queue`` is the CE's; empty: its default.
+    ``scratch`` is where pilots make sandboxes on the node, passable for payload accounts; empty: in the session
+    directory. ``max_pilots``: waiting and running ones of the robot, of all its queues at this CE.
+    """
+
+    kind: str
+    url: str
+    ca_dir: str
+    conn_id: str = ""
+    queue: str = ""
+    scratch: str = ""
+    max_pilots: int = 1000
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.url)
+        if url.scheme != "https" or not url.hostname or url.query or url.fragment or "@" in url.netloc:
+            raise ValueError(f"url = {self.url!r} must be https://host[:port]/path")
+        if not self.ca_dir.startswith("/"):
+            raise ValueError(f"ca_dir = {self.ca_dir!r} must be an absolute path on this machine")
+        if self.queue and NAME.fullmatch(self.queue) is None:
+            raise ValueError(f"queue = {self.queue!r} must be letters, digits and ._:+- only")
+        _absolute("scratch", self.scratch, optional=True)
+        _positive("max_pilots", self.max_pilots)
+
+
+CE = LocalCE | BatchCE | ArcCE
+CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE]] = {
     "local": LocalCE,
     "slurm": BatchCE,
     "gridengine": BatchCE,
+    "arc": ArcCE,
 }
 
 
 @dataclass(frozen=True)
 class PilotStart:
     """How the pilot starts on the node. Empty ``python``: the wrapper looks; empty ``glexec``: the pilot looks.
+
+    ``proxy`` is the pilots' credential on the node; it may be empty where the CE brings one along, as ARC does.
 
     ``hide``: directories that a payload without a switch of its account must not see; ``show``: what it needs of them.
     ``myproxy`` (``host:port``) is only probed for reachability; the job names the server that is used.
@@ -131,7 +164,7 @@ class PilotStart:
     code: str
     dispatcher_url: str
     ca_dir: str
-    proxy: str
+    proxy: str = ""
     python: str = ""
     glexec: str = ""
     myproxy: str = ""
@@ -152,7 +185,7 @@ class PilotStart:
     def __post_init__(self) -> None:
         _absolute("code", self.code)
         _absolute("ca_dir", self.ca_dir)
-        _absolute("proxy", self.proxy)
+        _absolute("proxy", self.proxy, optional=True)
         _absolute("python", self.python, optional=True)
         _absolute("glexec", self.glexec, optional=True)
         _absolute("checks", self.checks, optional=True)
@@ -305,12 +338,16 @@ def _build(document: Mapping[str, Any], wrong: Any) -> PandaQueue:
     if not isinstance(kind, str) or kind not in CE_KINDS:
         known = ", ".join(CE_KINDS)
         raise wrong(f"[ce] kind = {kind!r} is no computing element of this version; known: {known}", "ce", "kind")
+    ce = _section(CE_KINDS[kind], "ce", document["ce"], wrong)
+    pilot = _section(PilotStart, "pilot", document["pilot"], wrong)
+    if not pilot.proxy and CE_KINDS[kind] is not ArcCE:
+        raise wrong("[pilot] proxy is missing", "pilot", "proxy")
     return PandaQueue(
         name=name,
         state=state,
         identity_policy=policy,
-        ce=_section(CE_KINDS[kind], "ce", document["ce"], wrong),
-        pilot=_section(PilotStart, "pilot", document["pilot"], wrong),
+        ce=ce,
+        pilot=pilot,
         slot=_section(Slot, "slot", document.get("slot", {}), wrong),
         environment=_environment(document.get("environment", {}), wrong),
     )

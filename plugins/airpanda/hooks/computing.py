@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING
 from airflow.sdk import BaseHook
 
 from airpanda.computing.elements import ComputingElement, make_element
-from airpanda.computing.queues import BatchCE, PandaQueue
+from airpanda.computing.queues import ArcCE, BatchCE, PandaQueue
 from airpanda.core.secret import Secret
+from airpanda.hooks.myproxy import credential_of
 
 if TYPE_CHECKING:
     from airpanda.computing.ssh import SshLogin
+    from airpanda.x509.credential import ProxyCredential
 
 
 def element_of(queue: PandaQueue, wrapper: Path) -> ComputingElement:
-    """The queue's computing element, with the login of its Connection where it is reached over SSH.
+    """The queue's computing element, with the login or the robot's credential that its Connection names.
 
     Raises:
         ComputingElementError: the wrapper cannot be read, or the Connection has nothing to log in with.
+        ConfigurationError: the Connection names no credential.
+        CredentialError: what it names is unreadable or not protected.
     """
+    if isinstance(queue.ce, ArcCE):
+        return make_element(queue, wrapper, credential=robot_credential(queue.ce.conn_id))
     if isinstance(queue.ce, BatchCE) and queue.ce.host:
         return make_element(queue, wrapper, login=ssh_login(queue.ce.conn_id))
     return make_element(queue, wrapper)
@@ -47,6 +53,16 @@ def ssh_login(conn_id: str) -> SshLogin:
         passphrase=_secret(extra.get("private_key_passphrase")),
         use_agent=str(extra.get("allow_agent", "")).lower() == "true",
     )
+
+
+def robot_credential(conn_id: str) -> ProxyCredential:
+    """The robot's certificate with its key, or its proxy, as owners' Connections name them.
+
+    Raises:
+        ConfigurationError: the Connection names none.
+        CredentialError: what it names is unreadable or not protected.
+    """
+    return credential_of(BaseHook.get_connection(conn_id))
 
 
 def _secret(text: str | None) -> Secret[str] | None:

@@ -71,19 +71,9 @@ class MyProxyHook(BaseHook):
             ConfigurationError: the Connection ``owner_<owner>`` names neither certificate and key nor proxy.
             CredentialError: what it names is unreadable, expired or not protected.
         """
-        from airpanda.x509.credential import ProxyCredential
         from airpanda.x509.proxy import create_proxy
 
-        conn_id = f"owner_{owner}"
-        extra = self.get_connection(conn_id).extra_dejson
-        if "proxy_file" in extra:
-            issuer = ProxyCredential.load(Path(extra["proxy_file"]))
-        elif "certificate_file" in extra and "key_file" in extra:
-            issuer = ProxyCredential.from_files(Path(extra["certificate_file"]), Path(extra["key_file"]))
-        else:
-            raise ConfigurationError(
-                f"Connection {conn_id!r} must name certificate_file and key_file, or proxy_file, in its extra"
-            )
+        issuer = credential_of(self.get_connection(f"owner_{owner}"))
         return create_proxy(issuer, lifetime=lifetime, now=utcnow())
 
     def info(self, owner: str) -> tuple[CredentialInfo, ...]:
@@ -105,3 +95,22 @@ class MyProxyHook(BaseHook):
             retriever_dn=extra["retriever_dn"],
             vomsdir=Path(extra["vomsdir"]) if extra.get("vomsdir") else None,
         )
+
+
+def credential_of(connection: Any) -> ProxyCredential:
+    """What a Connection's extra names: ``proxy_file``, or ``certificate_file`` and ``key_file``, of the worker.
+
+    Raises:
+        ConfigurationError: it names neither.
+        CredentialError: what it names is unreadable or not protected.
+    """
+    from airpanda.x509.credential import ProxyCredential
+
+    extra = connection.extra_dejson
+    if "proxy_file" in extra:
+        return ProxyCredential.load(Path(extra["proxy_file"]))
+    if "certificate_file" in extra and "key_file" in extra:
+        return ProxyCredential.from_files(Path(extra["certificate_file"]), Path(extra["key_file"]))
+    raise ConfigurationError(
+        f"Connection {connection.conn_id!r} must name certificate_file and key_file, or proxy_file, in its extra"
+    )
