@@ -299,7 +299,9 @@ def test_with_webdav_an_output_has_another_name_until_it_is_whole(carrier: Carri
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"OPTIONS": 405}, {"OPTIONS": 302}, {"MOVE": 405}, {"MOVE": 501}], ids=lambda wrong: str(wrong)
+    "wrong",
+    [{"OPTIONS": 405}, {"OPTIONS": 302}, {"OPTIONS": 403}, {"OPTIONS": 404}, {"MOVE": 405}, {"MOVE": 501}],
+    ids=lambda wrong: str(wrong),
 )
 def test_without_webdav_an_output_is_put_in_place(carrier: Carrier, pki: Pki, wrong: dict[str, int]) -> None:
     (carrier.sandbox / "a").write_bytes(CONTENT)
@@ -338,6 +340,24 @@ def test_a_server_that_says_nothing_before_the_body_gets_it_after_a_while(carrie
     with bad_storage(pki, Dav()) as server:
         server.continues = False  # it waits for the body at once
         assert carrier.send(server.url())["size"] == len(CONTENT)
+
+
+@pytest.mark.parametrize("status", [201, 413])
+def test_who_answers_without_taking_the_file_does_not_have_it(carrier: Carrier, pki: Pki, status: int) -> None:
+    with (carrier.sandbox / "a").open("wb") as file:
+        file.truncate(50 * 2**20)
+
+    def hasty(handler: Handler) -> None:
+        dav.files[handler.path] = handler.rfile.read(10)
+        handler.wfile.write(b"HTTP/1.1 %d So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+        handler.close_connection = True
+
+    dav = Dav(PUT=hasty)
+    with bad_storage(pki, dav) as server:
+        server.reads = False
+        said = carrier.send(server.url())
+        assert said["why"] in ({201: ("broken",), 413: ("refused", "broken")}[status]), said
+        assert server.methods == ["OPTIONS", "PUT", "DELETE"]
 
 
 def test_an_output_that_grows_while_it_is_sent_is_not_kept(carrier: Carrier, pki: Pki) -> None:

@@ -8,8 +8,8 @@ from http.client import HTTPResponse
 from typing import Any, BinaryIO, Optional
 
 from airpanda.pilot.carrier.limit import allow, allow_s
-from airpanda.pilot.carrier.local import CHUNK, check_size, fresh_file, open_output, write_all
-from airpanda.pilot.carrier.outcome import BROKEN, MISMATCH, PROTOCOL, Digest, Trouble
+from airpanda.pilot.carrier.local import CHUNK, check_size, fresh_file, give_name, open_output, write_all
+from airpanda.pilot.carrier.outcome import BROKEN, MISMATCH, MISSING, PROTOCOL, REFUSED, Digest, Trouble
 from airpanda.pilot.carrier.web import Web, checksums_in, https
 
 _WANTED = {"Want-Digest": "adler32,sha-256", "Want-Repr-Digest": "sha-256=1"}
@@ -35,7 +35,7 @@ def fetch(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
         digest.demand(told, "the server's")
         if not (told or transfer["adler32"] or transfer["sha256"]):
             _compare_with_head(web, transfer["url"], digest)
-        os.rename(transfer["temporary"], transfer["lfn"])
+        give_name(transfer["temporary"], transfer["lfn"])
     return digest
 
 
@@ -125,7 +125,7 @@ def _has_webdav(web: Web, url: str) -> bool:
         with web.ask("OPTIONS", url, {}) as response:
             return "DAV" in response.headers or "MOVE" in response.headers.get("Allow", "").upper()
     except Trouble as trouble:
-        if trouble.why == PROTOCOL:
+        if trouble.why in (PROTOCOL, MISSING, REFUSED):  # whether the file may be put there, PUT will tell
             return False
         raise
 

@@ -13,6 +13,7 @@ from airpanda.pilot.carrier.local import (
     chunks,
     digest_of,
     fresh_file,
+    give_name,
     open_input,
     open_output,
     write_all,
@@ -48,7 +49,7 @@ def fetch(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
                 digest.update(chunk)
                 write_all(target, chunk)
             digest.demand(transfer, "the declared one")
-            os.rename(transfer["temporary"], transfer["lfn"])
+            give_name(transfer["temporary"], transfer["lfn"])
     return digest
 
 

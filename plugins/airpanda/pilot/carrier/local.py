@@ -97,6 +97,18 @@ def fresh_file(path: str, *, directory: int = -1) -> Iterator[BinaryIO]:
         raise
 
 
+def give_name(temporary: str, name: str) -> None:
+    """A whole file of the sandbox gets its name.
+
+    Raises:
+        Trouble: it does not.
+    """
+    try:
+        os.rename(temporary, name)
+    except OSError as error:
+        raise Trouble.of(error, name) from error
+
+
 def write_all(file: IO[bytes], data: bytes) -> None:
     """All of it, or Trouble: an unbuffered write may take less."""
     view = memoryview(data)

@@ -109,13 +109,17 @@ class Web:
             if early is not None:
                 return early
             file.seek(0)
-            for chunk in chunks(file, what):
-                try:
+            whole = False
+            try:
+                for chunk in chunks(file, what):
                     connection.send(chunk)
-                except (BrokenPipeError, ConnectionResetError, ssl.SSLError):  # it may have said why
-                    break
-                sent(chunk)
+                    sent(chunk)
+                whole = True
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
+                pass  # it may have said why
             response = connection.getresponse()
+            if not whole and response.status < 300:
+                raise Trouble(BROKEN, f"{https(url).netloc} answered {response.status} without having taken the file")
             return response.status, response.headers
 
     def _connect(self, url: str) -> http.client.HTTPSConnection:

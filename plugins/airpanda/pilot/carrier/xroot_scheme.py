@@ -16,7 +16,7 @@ from typing import Any, Optional
 from urllib.parse import urlsplit
 
 from airpanda.pilot.carrier.limit import allow, allow_s
-from airpanda.pilot.carrier.local import CHUNK, check_size, digest_of, open_input, open_output
+from airpanda.pilot.carrier.local import CHUNK, check_size, digest_of, give_name, open_input, open_output
 from airpanda.pilot.carrier.outcome import (
     BROKEN,
     CREDENTIAL,
@@ -86,7 +86,7 @@ def fetch(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
             digest = digest_of(file, temporary)
         digest.demand(transfer, "the declared one")
         digest.demand({"size": size, "adler32": there.adler32()}, "the server's")
-        os.rename(temporary, transfer["lfn"])
+        give_name(temporary, transfer["lfn"])
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
