@@ -380,7 +380,6 @@ class OutputFile(Message):
 
 
 Scripts = dict[Lfn, Annotated[str, Field(max_length=256 * 1024)]]
-TaskKey = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
 
 
 class JobSpec(Message):
@@ -413,11 +412,14 @@ class JobSubmission(Message):
     that has no script of that name itself; they are stored once.
 
     ``queue``: a name; or several, or ``*``, of which the dispatcher takes one that fits. Jobs that are tried again go
-    where the submission says now, away from a site that failed them if there is another. ``replaces``: keys of this
-    owner whose jobs are stopped in the same transaction when this key is new.
+    where the submission says now, away from a site that failed them if there is another.
+
+    ``generation`` counts how often a person has asked for the key anew (in Airflow: the tries before the last clear).
+    With a higher one than is stored, ``start_over`` says whether the jobs are submitted as new ones, and the old ones
+    stopped: never, when they have changed, or always.
     """
 
-    task_key: TaskKey
+    task_key: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
     task_name: Name
     owner: Name
     credential_id: Id
@@ -425,7 +427,8 @@ class JobSubmission(Message):
     ti: TaskInstanceKey
     jobs: Annotated[list[JobSpec], Field(min_length=1, max_length=MAX_JOBS_PER_SUBMISSION)]
     scripts: Annotated[Scripts, Field(max_length=64)] = Field(default_factory=dict)
-    replaces: Annotated[list[TaskKey], Field(max_length=100)] = Field(default_factory=list)
+    generation: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    start_over: Literal["never", "changed", "always"] = "never"
 
     @property
     def queues(self) -> list[str]:
@@ -579,7 +582,7 @@ class TaskView(Message):
 
 
 class TaskPage(Message):
-    """GET ``/v1/tasks``: the newest first; there may be more as long as ``before`` is not None."""
+    """GET ``/v1/tasks``: the newest first. A page may be short; there are more as long as ``before`` is not None."""
 
     tasks: list[TaskView]
     before: int | None

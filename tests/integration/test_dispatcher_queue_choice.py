@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -132,15 +133,29 @@ async def test_jobs_at_a_queue_that_went_offline_can_still_be_adopted(world: Wor
     assert (again["created"], again["queue"]) == (False, "DEMO")
 
 
-async def test_a_submission_stops_what_it_replaces(world: World) -> None:
+@pytest.mark.parametrize("how", ["changed", "always"])
+async def test_starting_over_stops_the_old_jobs_and_makes_new_ones_once(world: World, how: str) -> None:
     credential = (await world.credential(scope="user"))["credential_id"]
     old = await world.submit(2, key="k", credential_id=credential)
     strangers = await world.submit(1, key="k", owner="bob")
     (held,) = await (await world.pilot()).acquire(n_jobs=1)
-    await world.submit(1, key="k#1", credential_id=credential, replaces=["k", "k#1", "unknown"])
+    again: dict[str, Any] = {"key": "k", "credential_id": credential, "generation": 1, "start_over": how, "ti": ti(2)}
+    jobs = [spec("job-0", argv=["false"]), spec("job-1")] if how == "changed" else [spec("job-0"), spec("job-1")]
+    replies = await asyncio.gather(*(world.submit(jobs=jobs, **again) for _ in range(4)))
+    assert sorted(reply["created"] for reply in replies) == [False] * 3 + [True]
+    assert {reply["task_id"] for reply in replies} == {replies[0]["task_id"]} != {old["task_id"]}
+    later = await world.submit(jobs=jobs, **again | {"ti": ti(3)})
+    assert (later["task_id"], later["created"]) == (replies[0]["task_id"], False), "a retry is no new generation"
     rows = await world.sql("SELECT panda_id, status, command FROM panda_job WHERE task_id = $1", old["task_id"])
     assert {row["panda_id"]: (row["status"], row["command"]) for row in rows} == {
         held["panda_id"]: ("sent", "tobekilled"),
         old["first_panda_id"] + 1: ("cancelled", ""),
     }
     assert (await world.job(strangers["first_panda_id"]))["status"] == "activated"
+
+
+async def test_the_same_jobs_are_resumed_though_a_person_asks_anew(world: World) -> None:
+    credential = (await world.credential(scope="user"))["credential_id"]
+    old = await world.submit(1, key="k", credential_id=credential)
+    again = await world.submit(1, key="k", credential_id=credential, generation=1, start_over="changed", ti=ti(2))
+    assert (again["task_id"], again["created"]) == (old["task_id"], False)

@@ -7,20 +7,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
-from support.airflow_connection import connect
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from support.airflow_connection import connect, connection
 from support.http_stub import Answer, http_stub
 
+from airpanda.core.errors import ConflictError, CredentialError
+from airpanda.hooks.myproxy import MyProxyHook
 from airpanda.operators.jobs import PandaJobOperator, PandaTaskOperator
+from airpanda.operators.outcome import PandaJobsFailed, PandaTaskLost
 
 CREDENTIAL = {"credential_id": 3, "owner": "alice"}
 REPLY = Answer(200, json.dumps({"task_id": 7, "first_panda_id": 11, "n_jobs": 1, "created": True}).encode())
 
 
 class Context(dict[str, Any]):
-    def __init__(self) -> None:
+    def __init__(self, *, try_number: int = 1, max_tries: int = 0) -> None:
         self.pushed: dict[str, Any] = {}
-        ti = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=None, try_number=1, id="u")
+        ti = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=None, id="u")
+        ti.try_number, ti.max_tries, ti.task = try_number, max_tries, SimpleNamespace(retries=0)
         ti.xcom_push = lambda key, value: self.pushed.update({key: value})
         super().__init__(ti=ti)
 
@@ -37,6 +41,11 @@ def job_view(status: str = "finished", errors: list[dict[str, Any]] | None = Non
         "status": status, "attempt_nr": 1, "max_attempt": 3, "ti": {"dag_id": "d", "run_id": "r", "task_id": "t"},
         "outputs": [output], "attempts": [attempt],
     }  # fmt: skip
+
+
+def progress(**counts: int) -> Answer:
+    body = {"task_id": 7, "counts": counts, "total": sum(counts.values()), "done": True}
+    return Answer(200, json.dumps(body).encode())
 
 
 def jobs(*views: dict[str, Any]) -> Answer:
@@ -56,8 +65,20 @@ def operator(**changes: Any) -> PandaTaskOperator:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"jobs": []}, "jobs"),
-        ({"jobs": None}, "list"),
+        ({"jobs": []}, "1 to 100000 jobs, and this one has 0"),
+        ({"jobs": None}, "jobs, a list, or template"),
+        ({"jobs": 7}, "list"),
+        ({"jobs": [{"job_name": "j", "argv": ["true"]}] * 100_001}, "this one has 100001"),
+        ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}}, "count, a number, or over, a list"),
+        ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "count": "0"}, "has 0"),
+        ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "count": 100_001}, "has 100001"),
+        ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "count": ""}, "correct the DAG"),
+        ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "over": "abc"}, "over must be a list"),
+        ({"jobs": None, "template": "", "count": 1}, "template must be a mapping"),
+        ({"jobs": None, "template": {"job_name": "{item}", "argv": ["true"]}, "over": [""]}, "job_name"),
+        ({"jobs": None, "template": {"job_name": "{item:05d}", "argv": ["a"]}, "over": ["x"]}, "does not fit 'x'"),
+        ({"success": "most"}, 'must be "all", a share'),
+        ({"success": 2}, "asks for 2 finished jobs, but there are only 1"),
         ({"jobs": [{"argv": ["true"]}]}, "job_name"),
         ({"jobs": [{"job_name": "j", "argv": []}]}, "argv"),
         ({"jobs": [{"job_name": "j", "argv": ["true"], "walltime": 3}]}, "walltime"),
@@ -65,8 +86,8 @@ def operator(**changes: Any) -> PandaTaskOperator:
         ({"jobs": [{"job_name": "j", "argv": ["true"], "env": {"A B": "1"}}]}, "env"),
         ({"payload_owner": "a b"}, "owner"),
         ({"panda_queue": ""}, "queue"),
-        ({"credential": None}, "credential"),
         ({"credential": {}}, "credential"),
+        ({"scripts": {"../x": ""}}, "scripts"),
     ],
 )
 def test_what_can_never_succeed_fails_without_a_retry(change: dict[str, Any], named: str) -> None:
@@ -84,35 +105,79 @@ def test_it_submits_under_a_key_of_its_own_and_waits_without_a_slot(monkeypatch:
     assert sent["task_key"] == "d/r/t/-1"
     assert sent["jobs"][0]["argv"] == ["true"]
     assert deferred.value.trigger.panda_task_id == 7
-    assert context.pushed == {"panda_task_id": 7}
+    assert context.pushed == {"panda_task_id": 7, "panda_job_id": 11}
+    assert (sent["generation"], sent["start_over"]) == (0, "changed")
+
+
+def test_a_clear_is_told_from_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow raises ``max_tries`` when a person clears a task, and not when it tries again by itself."""
+    with http_stub(REPLY) as stub:
+        connect(monkeypatch, port=stub.port)
+        for context in (Context(try_number=3, max_tries=2), Context(try_number=4, max_tries=2)):
+            with pytest.raises(TaskDeferred):
+                operator(rerun="all").execute(context)
+    told = [json.loads(seen.body) for seen in stub.seen]
+    assert [(each["generation"], each["start_over"]) for each in told] == [(2, "always")] * 2
+
+
+def test_other_jobs_without_a_clear_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(Answer(409, json.dumps({"detail": "this key is known", "code": "conflict"}).encode())) as stub:
+        connect(monkeypatch, port=stub.port)
+        with pytest.raises(ConflictError, match="clear the task: all of its jobs are then submitted anew"):
+            operator().execute(Context())
+
+
+def test_without_any_way_to_a_credential_both_reasons_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(
+        Answer(409, json.dumps({"detail": "credential 3 ends too soon", "code": "credential"}).encode())
+    ) as s:
+        connect(monkeypatch, port=s.port)
+        monkeypatch.setattr(MyProxyHook, "get_connection", classmethod(lambda _cls, name: connection(conn_id=name)))
+        with pytest.raises(CredentialError, match=r"ends too soon; and none can be staged: .*owner_alice"):
+            operator().execute(Context())
 
 
 def test_the_result_holds_what_the_next_task_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with http_stub(jobs(job_view()), Answer(200, b"hello from the payload")) as stub:
+    with http_stub(progress(finished=1), jobs(job_view()), Answer(200, b"hello from the payload")) as stub:
         connect(monkeypatch, port=stub.port)
         result = operator().execute_complete(Context(), {"panda_task_id": 7, "done": True, "note": ""})
-    assert result["finished"] == 1
+    assert (result["finished"], result["first_panda_id"], result["unfinished"]) == (1, 11, [])
     assert result["outputs"] == [
         {"panda_id": 11, "lfn": "o", "source": "panda:11/o", "size": 1, "sha256": "0" * 64},
     ]
 
 
 @pytest.mark.parametrize(
-    ("blame", "who"), [("user", "owner must act"), ("site", "administrator must act"), ("system", "not the payload")]
+    ("blame", "who"),
+    [("user", "its owner must act"), ("site", "administrator must act"), ("system", "the system, not the payload")],
 )
 def test_a_failure_says_first_what_failed_and_who_must_act(
     monkeypatch: pytest.MonkeyPatch, blame: str, who: str
 ) -> None:
     errors = [{"source": "pilot", "code": 1226, "diag": "no mapping", "blame": blame}]
-    with http_stub(jobs(job_view(), job_view("failed", errors)), Answer(404)) as stub:
+    with http_stub(progress(finished=1, failed=1), jobs(job_view("failed", errors)), Answer(404)) as stub:
         connect(monkeypatch, port=stub.port)
-        with pytest.raises(AirflowException, match=who) as caught:
+        with pytest.raises(PandaJobsFailed, match=who) as caught:
             operator().execute_complete(Context(), {"panda_task_id": 7, "done": True, "note": ""})
-    assert str(caught.value).startswith("1 of 2 jobs did not finish. PandaID 11 (j) is failed: pilot error 1226")
+    said = str(caught.value)
+    assert said.startswith("1 of 2 jobs did not finish (failed 1); all must finish. PandaID 11 (j) is failed: pilot")
+    assert "pilot error 1226, no mapping. At fault is" in said
+    assert "clear this task" in said.lower()
+    assert caught.value.faults == {blame: 1}
+
+
+@pytest.mark.parametrize("success", ["50%", 0.5, 1, "1"])
+def test_enough_finished_jobs_are_a_success_with_partial_results(monkeypatch: pytest.MonkeyPatch, success: Any) -> None:
+    answers = [progress(finished=1, failed=1), jobs(job_view("failed")), jobs(job_view(), job_view("failed"))]
+    with http_stub(*answers, Answer(404)) as stub:
+        connect(monkeypatch, port=stub.port)
+        task = operator(success=success)
+        result = task.execute_complete(Context(), {"panda_task_id": 7, "done": True, "note": ""})
+    assert (result["n_jobs"], result["finished"], result["unfinished"]) == (2, 1, [11])
 
 
 def test_a_wait_that_was_refused_fails_with_its_reason() -> None:
-    with pytest.raises(AirflowException, match="token was revoked"):
+    with pytest.raises(PandaTaskLost, match="token was revoked"):
         operator().execute_complete(Context(), {"panda_task_id": 7, "done": False, "note": "the token was revoked"})
 
 
@@ -127,8 +192,7 @@ def test_one_job_takes_plain_output_names_and_needs() -> None:
 
 
 def test_a_kill_cancels_only_what_this_try_owns(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress = Answer(200, json.dumps({"task_id": 7, "counts": {}, "total": 1, "done": False}).encode())
-    with http_stub(REPLY, progress) as stub:
+    with http_stub(REPLY, progress(cancelled=1)) as stub:
         connect(monkeypatch, port=stub.port)
         subject = operator()
         with pytest.raises(TaskDeferred):

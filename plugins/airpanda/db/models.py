@@ -223,6 +223,7 @@ class Task(Base):
     credential_id: Mapped[int]
     first_panda_id: Mapped[int]
     n_jobs: Mapped[int] = mapped_column(Integer())
+    generation: Mapped[int] = mapped_column(Integer(), server_default=text("0"), comment="of who asked last")
     ti: Mapped[dict[str, Any]]
     owner_ti: Mapped[str] = mapped_column(comment="the try that may cancel")
     submitted_by: Mapped[str]

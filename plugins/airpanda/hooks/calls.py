@@ -5,7 +5,7 @@ Pure, so that one description serves the synchronous hook of operators and the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import quote
@@ -25,7 +25,7 @@ class Call(Generic[R]):
     path: str
     reply: TypeAdapter[R]
     body: m.Message | None = None
-    params: Mapping[str, str | int] = field(default_factory=dict)
+    params: Mapping[str, str | int | list[str]] = field(default_factory=dict)
     repeatable: bool = True
 
     def content(self) -> bytes | None:
@@ -38,6 +38,7 @@ _CREDENTIALS = TypeAdapter(list[m.CredentialView])
 _BAN = TypeAdapter(m.BanView)
 _BANS = TypeAdapter(list[m.BanView])
 _SUBMISSION = TypeAdapter(m.SubmissionReply)
+_TASKS = TypeAdapter(m.TaskPage)
 _PROGRESS = TypeAdapter(m.TaskProgress)
 _JOBS = TypeAdapter(list[m.JobView])
 _JOB = TypeAdapter(m.JobView)
@@ -99,8 +100,18 @@ def progress(task_id: int) -> Call[m.TaskProgress]:
     return Call("GET", f"/v1/task/{task_id}/progress", _PROGRESS)
 
 
-def jobs(task_id: int, *, limit: int = 1000, offset: int = 0) -> Call[list[m.JobView]]:
-    return Call("GET", f"/v1/task/{task_id}/jobs", _JOBS, params={"limit": limit, "offset": offset})
+def jobs(
+    task_id: int, *, limit: int = 1000, offset: int = 0, statuses: Iterable[m.JobStatus] = ()
+) -> Call[list[m.JobView]]:
+    """Jobs of a panda task, all or those of these states."""
+    wanted = [status.value for status in statuses]
+    return Call("GET", f"/v1/task/{task_id}/jobs", _JOBS, params={"limit": limit, "offset": offset, "status": wanted})
+
+
+def my_open_tasks(before: int | None = None) -> Call[m.TaskPage]:
+    """This client's panda tasks that have jobs which are not final, below a number; see ``TaskPage.before``."""
+    below: dict[str, str | int | list[str]] = {} if before is None else {"before": before}
+    return Call("GET", "/v1/tasks", _TASKS, params={"mine": "true", "open": "true", "limit": 1000, **below})
 
 
 def kill(task_id: int, request: m.KillRequest) -> Call[m.TaskProgress]:

@@ -17,6 +17,7 @@ from airpanda.core.errors import (
     AirpandaError,
     ConfigurationError,
     ConflictError,
+    CredentialError,
     NotAuthorisedError,
     NotFoundError,
     RequestError,
@@ -159,13 +160,14 @@ def _read(call: Call[R], response: httpx.Response) -> R:
 
 
 _BY_STATUS: dict[int, type[AirpandaError]] = {404: NotFoundError, 409: ConflictError, 403: NotAuthorisedError}
+_BY_CODE: dict[str, type[AirpandaError]] = {CredentialError.code: CredentialError}
 
 
 def _raise_for_problem(response: httpx.Response) -> None:
     status = response.status_code
     if status < 400:
         return
-    detail = _detail(response)
+    detail, code = _detail(response)
     if status == 401:
         raise NotAuthorisedError(f"the dispatcher does not know this token: {detail}", authenticated=False)
     if status == 429 or status >= 500:
@@ -174,15 +176,18 @@ def _raise_for_problem(response: httpx.Response) -> None:
             f"the dispatcher answers {status}: {detail}",
             retry_after_s=float(retry_after) if retry_after.isdigit() else None,
         )
-    raise _BY_STATUS.get(status, RequestError)(detail)
+    raise _BY_CODE.get(code, _BY_STATUS.get(status, RequestError))(detail)
 
 
-def _detail(response: httpx.Response) -> str:
+def _detail(response: httpx.Response) -> tuple[str, str]:
+    """Detail and code of the problem document."""
     try:
         body = response.json()
     except ValueError:
-        return f"no problem document in the answer to {response.request.method} {response.request.url.path}"
-    return str(body.get("detail", "no detail"))[:2000] if isinstance(body, dict) else "no detail"
+        return f"no problem document in the answer to {response.request.method} {response.request.url.path}", ""
+    if not isinstance(body, dict):
+        return "no detail", ""
+    return str(body.get("detail", "no detail"))[:2000], str(body.get("code", ""))
 
 
 @contextmanager

@@ -57,11 +57,11 @@ class Submissions:
     async def known(self, wanted: JobSubmission, *, client: str) -> Known | None:
         """What is stored under this key of this client, or None."""
         async with self._database.connection() as connection:
-            tasks = await connection.fetch(sql.TASKS_BY_KEY, [_key_digest(wanted, f"client:{client}", wanted.task_key)])
-            if not tasks:
+            task = await connection.fetchrow(sql.TASK_IF_KNOWN, _key_digest(wanted, f"client:{client}"))
+            if task is None:
                 return None
-            failed = await connection.fetch(sql.FAILED_BY_SITE, *job_range(tasks[0]))
-        return Known(tasks[0]["queue"], frozenset(row["queue"] for row in failed))
+            failed = await connection.fetch(sql.FAILED_BY_SITE, *job_range(task))
+        return Known(task["queue"], frozenset(row["queue"] for row in failed))
 
     async def waiting(self, queues: Collection[str]) -> dict[str, int]:
         """How many jobs wait at each of these queues."""
@@ -75,7 +75,8 @@ class Submissions:
 
         A known key with the same content creates nothing. From the try that owns the jobs it is a repeat; from
         another try it adopts them: what failed or was cancelled gets a new attempt, what finished stays, what runs
-        goes on, and everything not yet dispatched uses the credential and the queue given now.
+        goes on, and everything not yet dispatched uses the credential and the queue given now. Where the submission
+        says to start over, the old jobs are stopped and keep their numbers and history; the key names the new ones.
 
         Raises:
             NotFoundError: no such credential of this owner.
@@ -97,15 +98,17 @@ class Submissions:
         specs = [spec.model_dump_json() for spec in wanted.jobs]
         content = _content_digest(wanted, specs)
         async with self._database.connection() as connection:
-            known = await connection.fetchval(sql.TASK_IS_KNOWN, _key_digest(wanted, actor, wanted.task_key))
-            first = 0 if known else await connection.fetchval(sql.RESERVE_IDS, len(specs))
+            known = await connection.fetchrow(sql.TASK_IF_KNOWN, _key_digest(wanted, actor))
+            fresh = known is None or _starts_over(known, wanted, content)
+            first = await connection.fetchval(sql.RESERVE_IDS, len(specs)) if fresh else 0
             async with connection.transaction():
                 credential = await find(connection, wanted.credential_id, {wanted.owner})
                 usable.demand_readable(credential, self._credentials.key_ids)
                 usable.demand_lasting(credential, walltime_s=max(spec.walltime_s for spec in wanted.jobs), now=now)
                 await usable.demand_allowed(connection, credential, client=client, queue=str(wanted.queue), now=now)
                 task_id = None
-                if not known:
+                if fresh:
+                    await _retire(connection, wanted, content, actor)
                     task_id = await _insert_task(connection, wanted, content, credential["owner_dn"], first, actor)
                 if task_id is None:
                     return await _resume(connection, wanted, content, credential, actor)
@@ -114,16 +117,25 @@ class Submissions:
                 await _insert_jobs(connection, wanted, specs, lanes, task_id, first, actor)
                 if wanted.scripts:
                     await connection.execute(sql.SHARE_SCRIPTS, task_id, json.dumps(wanted.scripts))
-                await _stop_replaced(connection, wanted, actor)
         return SubmissionReply(
             task_id=task_id, first_panda_id=first, n_jobs=len(specs), created=True, queue=str(wanted.queue)
         )
 
 
-async def _stop_replaced(connection: Any, wanted: JobSubmission, actor: str) -> None:
-    digests = [_key_digest(wanted, actor, key) for key in wanted.replaces if key != wanted.task_key]
-    for task in await connection.fetch(sql.TASKS_BY_KEY, digests):
-        await connection.execute(sql.KILL, *job_range(task), actor, f"replaced by {wanted.task_key}"[:1000])
+def _starts_over(task: Any, wanted: JobSubmission, content: bytes) -> bool:
+    """Whether a person has asked anew for what is stored, and means new jobs by that."""
+    if wanted.generation <= task["generation"] or wanted.start_over == "never":
+        return False
+    return wanted.start_over == "always" or task["content_digest"] != content
+
+
+async def _retire(connection: Any, wanted: JobSubmission, content: bytes, actor: str) -> None:
+    """Stop what the key names and take the key from it, unless somebody else did so meanwhile."""
+    task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor))
+    if task is not None and _starts_over(task, wanted, content):
+        reason = f"started over by try {wanted.ti.try_number}"
+        await connection.execute(sql.KILL, *job_range(task), actor, reason)
+        await connection.execute(sql.RETIRE_TASK, task["task_id"])
 
 
 async def _insert_task(
@@ -133,7 +145,7 @@ async def _insert_task(
     task_id: int | None = await connection.fetchval(
         sql.INSERT_TASK,
         wanted.task_key,
-        _key_digest(wanted, actor, wanted.task_key),
+        _key_digest(wanted, actor),
         content,
         wanted.task_name,
         wanted.owner,
@@ -145,6 +157,7 @@ async def _insert_task(
         wanted.ti.model_dump(),
         owner_of(wanted.ti),
         actor,
+        wanted.generation,
     )
     return task_id
 
@@ -152,7 +165,7 @@ async def _insert_task(
 async def _resume(
     connection: Any, wanted: JobSubmission, content: bytes, credential: Any, actor: str
 ) -> SubmissionReply:
-    task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor, wanted.task_key))
+    task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor))
     if (task["content_digest"], task["owner_dn"]) != (content, credential["owner_dn"]):
         raise ConflictError("this key is known with other jobs or another DN: use another key")
     resumed = 0
@@ -160,7 +173,14 @@ async def _resume(
         await usable.bind(connection, credential, task_id=task["task_id"], n_jobs=task["n_jobs"])
         new_ti = wanted.ti.model_dump()
         await connection.execute(
-            sql.ADOPT_TASK, task["task_id"], new_ti, owner_of(wanted.ti), wanted.credential_id, actor, wanted.queue
+            sql.ADOPT_TASK,
+            task["task_id"],
+            new_ti,
+            owner_of(wanted.ti),
+            wanted.credential_id,
+            actor,
+            wanted.queue,
+            max(wanted.generation, task["generation"]),
         )
         reason = f"submitted again by try {wanted.ti.try_number}"
         resumed = await open_new_attempts(
@@ -229,9 +249,9 @@ def _job_row(
     return row
 
 
-def _key_digest(wanted: JobSubmission, actor: str, key: str) -> bytes:
+def _key_digest(wanted: JobSubmission, actor: str) -> bytes:
     """A key is known only to the client that used it, and for one owner: nobody takes or guesses another's."""
-    return hashlib.sha256(f"{actor}\0{wanted.owner}\0{key}".encode()).digest()
+    return hashlib.sha256(f"{actor}\0{wanted.owner}\0{wanted.task_key}".encode()).digest()
 
 
 def _content_digest(wanted: JobSubmission, specs: list[str]) -> bytes:

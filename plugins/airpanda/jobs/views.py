@@ -52,20 +52,29 @@ class JobReader:
             NotFoundError: there is none, or not for this caller.
         """
         async with self._database.connection() as connection:
-            views = await _views(connection, panda_id, panda_id)
+            views = await _views(connection, [panda_id])
         if not views or (owners is not None and views[0].owner not in owners):
             raise _no_job(panda_id)
         return views[0]
 
-    async def jobs(self, task_id: int, *, owners: Collection[str] | None, limit: int, offset: int) -> list[JobView]:
-        """Jobs of a panda task in the order of submission.
+    async def jobs(
+        self,
+        task_id: int,
+        *,
+        owners: Collection[str] | None,
+        limit: int,
+        offset: int,
+        statuses: Collection[JobStatus] | None = None,
+    ) -> list[JobView]:
+        """Jobs of a panda task in the order of submission, all or those of these states.
 
         Raises:
             NotFoundError: there is no such panda task, or not for this caller.
         """
         async with self._database.connection() as connection:
             first, last = job_range(await self._task(connection, task_id, owners))
-            return await _views(connection, first + offset, min(first + offset + limit - 1, last))
+            rows = await connection.fetch(sql.JOBS_OF_TASK, first, last, _listed(statuses), limit, offset)
+            return await _views(connection, [row["panda_id"] for row in rows])
 
     async def progress(self, task_id: int, *, owners: Collection[str] | None) -> TaskProgress:
         """Jobs by state. Raises as ``jobs``."""
@@ -84,13 +93,21 @@ class JobReader:
         return view
 
     async def task_page(
-        self, *, owners: Collection[str] | None, queue: str | None, before: int, limit: int
+        self,
+        *,
+        owners: Collection[str] | None,
+        queue: str | None,
+        before: int,
+        limit: int,
+        submitted_by: str | None = None,
+        only_open: bool = False,
     ) -> TaskPage:
-        """Panda tasks with numbers below ``before``, the newest first."""
+        """Panda tasks with numbers below ``before``, the newest first; looks at ``limit`` of them."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(sql.TASKS, before, _listed(owners), queue, limit)
+            rows = await connection.fetch(sql.TASKS, before, _listed(owners), queue, limit, submitted_by)
             tasks = await _task_views(connection, rows)
-        return TaskPage(tasks=tasks, before=tasks[-1].task_id if len(tasks) == limit else None)
+        wanted = [task for task in tasks if not (only_open and task.done)]
+        return TaskPage(tasks=wanted, before=tasks[-1].task_id if len(tasks) == limit else None)
 
     async def job_page(
         self,
@@ -161,16 +178,16 @@ def _task_view(task: Any, counts: dict[JobStatus, int]) -> TaskView:
     return TaskView(**fields, counts=counts, done=finals == task["n_jobs"])
 
 
-async def _views(connection: Any, first: int, last: int) -> list[JobView]:
+async def _views(connection: Any, panda_ids: list[int]) -> list[JobView]:
     attempts: dict[int, list[AttemptView]] = defaultdict(list)
-    for row in await connection.fetch(sql.ATTEMPTS, first, last):
+    for row in await connection.fetch(sql.ATTEMPTS, panda_ids):
         fields = {key: value for key, value in row.items() if key in _ATTEMPT_FIELDS}
         attempts[row["panda_id"]].append(AttemptView(**fields))
     outputs: dict[int, list[FileView]] = defaultdict(list)
-    for row in await connection.fetch(sql.OUTPUTS, first, last):
+    for row in await connection.fetch(sql.OUTPUTS, panda_ids):
         outputs[row["panda_id"]].append(file_view(row))
     logs: dict[int, list[FileView]] = defaultdict(list)
-    for row in await connection.fetch(sql.LOGS, first, last):
+    for row in await connection.fetch(sql.LOGS, panda_ids):
         logs[row["panda_id"]].append(file_view(row))
     return [
         JobView(
@@ -179,7 +196,7 @@ async def _views(connection: Any, first: int, last: int) -> list[JobView]:
             outputs=outputs[row["panda_id"]],
             logs=logs[row["panda_id"]],
         )
-        for row in await connection.fetch(sql.JOBS, first, last)
+        for row in await connection.fetch(sql.JOBS, panda_ids)
     ]
 
 

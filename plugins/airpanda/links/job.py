@@ -1,8 +1,8 @@
-"""From an Airflow task to its panda task in the dispatcher."""
+"""From an Airflow task instance to its jobs in the dispatcher, by the api-server it is seen on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.execution_time.xcom import XCom
@@ -11,12 +11,48 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
 
-class PandaJobLink(BaseOperatorLink):
-    """The jobs behind a task instance, as the dispatcher shows them."""
+class _Link(BaseOperatorLink):
+    """A path below the api-server, or "" while nothing was submitted."""
 
-    name = "PanDA jobs"
+    key: ClassVar[str]
+    path: ClassVar[str]
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """A path below the api-server, or "" while nothing was submitted."""
-        task_id = XCom.get_value(key="panda_task_id", ti_key=ti_key)
-        return f"/panda/v1/task/{task_id}/jobs" if task_id else ""
+        """The path, with the number that the operator has left in XCom."""
+        number = XCom.get_value(key=self.key, ti_key=ti_key)
+        return self.path.format(number) if number else ""
+
+
+class PandaJobLink(_Link):
+    """The jobs behind a task instance, with their attempts and outputs."""
+
+    name = "PanDA jobs"
+    key = "panda_task_id"
+    path = "/panda/v1/task/{}/jobs"
+
+
+class PandaTaskLink(_Link):
+    """The panda task: its jobs by state."""
+
+    name = "PanDA task"
+    key = "panda_task_id"
+    path = "/panda/v1/task/{}"
+
+
+class PandaLogLink(_Link):
+    """The payload's log of the first job, or of the one that failed."""
+
+    name = "Payload log"
+    key = "panda_job_id"
+    path = "/panda/v1/job/{}/log"
+
+
+class PilotLogLink(_Link):
+    """The log of the pilot that ran that job: a compressed tar."""
+
+    name = "Pilot log"
+    key = "panda_job_id"
+    path = "/panda/v1/job/{}/pilot_log"
+
+
+LINKS = (PandaTaskLink(), PandaJobLink(), PandaLogLink(), PilotLogLink())

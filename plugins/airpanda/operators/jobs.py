@@ -2,64 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
-from airpanda.core.errors import AirpandaError, NotFoundError
+from airpanda.core.errors import AirpandaError, ConfigurationError, ConflictError, CredentialError
 from airpanda.hooks import calls
-from airpanda.hooks.context import task_instance_key
+from airpanda.hooks.context import task_instance_key, tries_before_clear, will_retry
+from airpanda.hooks.myproxy import MyProxyHook
 from airpanda.hooks.panda import PandaHook
-from airpanda.links.job import PandaJobLink
-from airpanda.messages import PILOT_LOG, Blame, JobSpec, JobStatus, JobSubmission, JobView, KillRequest, TaskInstanceKey
+from airpanda.links.job import LINKS
+from airpanda.messages import (
+    PILOT_LOG,
+    CredentialScope,
+    JobSpec,
+    JobStatus,
+    JobSubmission,
+    JobView,
+    KillRequest,
+    SubmissionReply,
+    TaskInstanceKey,
+    TaskProgress,
+)
+from airpanda.operators import outcome, templates
+from airpanda.operators.retries import PandaRetryPolicy
+from airpanda.operators.staging import Staging
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
 _PAGE = 1000
 _LOG_LINES = 2000
+_SHOWN = 20
+MAX_OUTPUTS_IN_XCOM = 20_000
+_UNFINISHED = (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.CLOSED)
 
 
 class PandaTaskOperator(BaseOperator):
     """Runs a panda task of 1 to 100 000 jobs as their owner and waits for it without holding a worker slot.
 
     Submission is idempotent under ``<dag_id>/<run_id>/<task_id>/<map_index>``: clearing the task in the UI gives
-    new attempts only to what is not finished. XCom holds ``{"task_id", "n_jobs", "finished", "outputs"}`` where
-    ``outputs`` lists ``{"panda_id", "lfn", "source", "size", "sha256"}``; a ``source`` can be another job's input.
+    new attempts only to what is not finished, unless the jobs themselves have changed since. XCom holds
+    ``{"task_id", "first_panda_id", "n_jobs", "finished", "unfinished", "outputs"}``; ``unfinished`` lists PandaIDs and
+    ``outputs`` ``{"panda_id", "lfn", "source", "size", "sha256"}``, whose ``source`` can be another job's input. Of
+    more than 20 000 outputs none are listed: the jobs are ``first_panda_id`` and those after it.
 
     Args:
-        jobs: one mapping per job with the fields of
-            :class:`~airpanda.messages.JobSpec` (templated).
+        jobs: one mapping per job with the fields of :class:`~airpanda.messages.JobSpec` (templated).
+        template: instead of ``jobs``, one such mapping for all of them. In its texts ``{n}`` is the job's position from
+            0, ``{item}`` what ``over`` has there, ``{key}`` a field of it (templated).
+        count: how many jobs ``template`` stands for (templated).
+        over: a list instead of ``count``: one job for each element (templated).
+        scripts: file name → text that every job finds in its sandbox; sent and stored once (templated).
         payload_owner: short name of the payload owner (templated).
-        credential: what :class:`~airpanda.operators.proxies.MyProxyStageOperator` returned (templated).
-        panda_queue: the PanDA queue (templated).
+        credential: what :class:`~airpanda.operators.proxies.MyProxyStageOperator` returned (templated). Without one,
+            and where it cannot serve the jobs any more, this task stages one itself.
+        panda_queue: a PanDA queue, a list of them, or ``"*"`` for any that fits (templated).
+        success: ``"all"``, a share of the jobs (``"95%"``, ``0.95``), or at least how many of them (``950``).
+        rerun: what clearing the task runs again: what is ``"unfinished"``, or ``"all"``.
         poll: time between two questions while waiting.
+        credential_lifetime: of a credential that this task stages.
     """
 
-    template_fields: Sequence[str] = ("jobs", "payload_owner", "credential", "panda_queue")
-    operator_extra_links = (PandaJobLink(),)
+    template_fields: Sequence[str] = (
+        "jobs", "template", "count", "over", "scripts", "payload_owner", "credential", "panda_queue", "success",
+    )  # fmt: skip
+    operator_extra_links = LINKS
     ui_color = "#cfe4f7"
 
     def __init__(
         self,
         *,
-        jobs: Any,
         payload_owner: str,
-        credential: Any,
-        panda_queue: str,
+        panda_queue: str | Sequence[str],
+        jobs: Any = None,
+        template: Any = None,
+        count: Any = None,
+        over: Any = None,
+        scripts: Any = None,
+        credential: Any = None,
+        success: str | float = "all",
+        rerun: Literal["unfinished", "all"] = "unfinished",
         poll: timedelta = timedelta(seconds=2),
+        credential_lifetime: timedelta = timedelta(days=2),
         panda_conn_id: str = PandaHook.default_conn_name,
+        myproxy_conn_id: str = MyProxyHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("retry_policy", PandaRetryPolicy())
         super().__init__(**kwargs)
+        if rerun not in ("unfinished", "all"):
+            raise ValueError(f'task {self.task_id}: rerun = {rerun!r} must be "unfinished" or "all"')
         self.jobs = jobs
+        self.template = template
+        self.count = count
+        self.over = over
+        self.scripts = scripts or {}
         self.payload_owner = payload_owner
         self.credential = credential
         self.panda_queue = panda_queue
+        self.success = success
+        self.rerun = rerun
         self.poll = poll
+        self.credential_lifetime = credential_lifetime
         self.panda_conn_id = panda_conn_id
+        self.myproxy_conn_id = myproxy_conn_id
         self._panda_task_id: int | None = None
         self._ti: TaskInstanceKey | None = None
 
@@ -68,34 +117,31 @@ class PandaTaskOperator(BaseOperator):
 
         Raises:
             AirflowFailException: the request can never succeed as it is; says what to change.
-            ServiceError: the dispatcher cannot be reached; a retry of the Airflow task may help.
+            AirpandaError: the dispatcher refuses; ``PandaRetryPolicy`` knows whether a retry may help.
         """
         ti = task_instance_key(context)
         hook = PandaHook(self.panda_conn_id)
         try:
-            submission = JobSubmission(
-                task_key=f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}",
-                task_name=f"{ti.dag_id}.{ti.task_id}"[:250],
-                owner=self.payload_owner,
-                credential_id=int(self.credential["credential_id"]),
-                queue=self.panda_queue,
-                ti=ti,
-                jobs=self.specs(),
-            )
-        except (ValidationError, KeyError, TypeError) as error:
+            specs = self.specs()
+            templates.demand_number(len(specs))
+            outcome.SuccessRule.parse(self.success).needed(len(specs))
+            submission = self._submission(ti, specs, tries_before_clear(context))
+        except (ValidationError, KeyError, TypeError, ValueError) as error:
             raise AirflowFailException(_invalid(self.task_id, error)) from None
-        reply = hook.send(calls.submit(submission))
+        self._ti = ti
+        reply = self._submit(hook, submission)
         self.log.info(
             "panda_task=%d owner=%s queue=%s jobs=%d PandaIDs from %d (%s)",
             reply.task_id,
             self.payload_owner,
-            self.panda_queue,
+            reply.queue or self.panda_queue,
             reply.n_jobs,
             reply.first_panda_id,
-            "submitted" if reply.created else f"known, {reply.resumed} resumed",
+            "submitted" if reply.created else f"known, {reply.resumed} tried again",
         )
-        self._panda_task_id, self._ti = reply.task_id, ti
+        self._panda_task_id = reply.task_id
         context["ti"].xcom_push(key="panda_task_id", value=reply.task_id)
+        context["ti"].xcom_push(key="panda_job_id", value=reply.first_panda_id)
         self.defer(
             trigger=PandaTaskTrigger(
                 panda_task_id=reply.task_id,
@@ -107,49 +153,153 @@ class PandaTaskOperator(BaseOperator):
         )
 
     def specs(self) -> list[JobSpec]:
-        """The jobs as validated messages. Raises ValidationError, TypeError."""
-        return [JobSpec.model_validate(job) for job in self.jobs]
+        """The jobs as validated messages. Raises ValidationError, TypeError, ValueError."""
+        if (self.jobs is None) == (self.template is None):
+            raise ValueError("give either jobs, a list, or template with count or over")
+        if self.template is None:
+            return [JobSpec.model_validate(job) for job in self.jobs]
+        if not isinstance(self.template, Mapping):
+            raise TypeError(f"template must be a mapping, and is of type {type(self.template).__name__}")
+        items = templates.items_of(self.count, self.over)
+        templates.demand_number(len(items))
+        return [JobSpec.model_validate(job) for job in templates.expand(self.template, items)]
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Resume: show the payloads' logs and return the outputs, or fail with the reason first."""
+        """Resume: say what became of the jobs, show a payload's log, and return the outputs.
+
+        Raises:
+            PandaJobsFailed: fewer jobs have finished than the rule asks for.
+            PandaTaskLost: the dispatcher refused to answer for them.
+        """
         hook = PandaHook(self.panda_conn_id)
         task_id = int(event["panda_task_id"])
         if not event["done"]:
-            raise AirflowException(f"panda task {task_id} could not be followed: {event['note']}")
-        jobs = _all_jobs(hook, task_id)
-        failed = [job for job in jobs if job.status is not JobStatus.FINISHED]
-        self._show(hook, jobs, failed)
+            raise outcome.PandaTaskLost(f"panda task {task_id} could not be followed: {event['note']}")
+        progress = hook.send(calls.progress(task_id))
+        failed = hook.send(calls.jobs(task_id, limit=_PAGE, statuses=_UNFINISHED)) if _unfinished(progress) else []
+        rule = outcome.SuccessRule.parse(self.success)
+        if progress.counts.get(JobStatus.FINISHED, 0) < rule.needed(progress.total):
+            self._fail(context, hook, progress, failed, rule)
         if failed:
-            raise AirflowException(explain(failed, len(jobs)))
-        return self.result(task_id, jobs)
+            said = outcome.paragraph(
+                failed,
+                counts=progress.counts,
+                rule=f"enough, since {rule}",
+                next_step="This task succeeds; clear it to run again what did not finish.",
+            )
+            self.log.warning("%s", said)
+        jobs = _jobs(hook, task_id, progress.total if progress.total <= MAX_OUTPUTS_IN_XCOM else _SHOWN)
+        self._show(hook, jobs[:_SHOWN], jobs[:1])
+        return self.result(progress, jobs, failed)
 
-    def result(self, task_id: int, jobs: Sequence[JobView]) -> dict[str, Any]:
+    def result(self, progress: TaskProgress, jobs: Sequence[JobView], failed: Sequence[JobView]) -> dict[str, Any]:
         """What goes into XCom."""
         outputs = [
             {"panda_id": j.panda_id, **f.model_dump(mode="json", include={"lfn", "source", "size", "sha256"})}
             for j in jobs
             for f in j.outputs
         ]
-        return {"task_id": task_id, "n_jobs": len(jobs), "finished": len(jobs), "outputs": outputs}
+        listed = progress.total <= MAX_OUTPUTS_IN_XCOM and len(outputs) <= MAX_OUTPUTS_IN_XCOM
+        return {
+            "task_id": progress.task_id,
+            "first_panda_id": jobs[0].panda_id,
+            "n_jobs": progress.total,
+            "finished": progress.counts.get(JobStatus.FINISHED, 0),
+            "unfinished": [job.panda_id for job in failed],
+            "outputs": outputs if listed else [],
+        }
 
     def on_kill(self) -> None:
-        """The running (not deferred) task was killed: cancel what was just submitted."""
+        """The running (not deferred) task was killed: cancel what was just submitted, if it is still this try's."""
         if self._panda_task_id is not None:
-            progress = PandaHook(self.panda_conn_id).send(
-                calls.kill(
-                    self._panda_task_id, KillRequest(reason="the submitting Airflow task was killed", ti=self._ti)
-                )
-            )
+            request = KillRequest(reason="the submitting Airflow task was killed", ti=self._ti)
+            progress = PandaHook(self.panda_conn_id).send(calls.kill(self._panda_task_id, request))
             self.log.info("panda_task=%d after the kill: %s", self._panda_task_id, describe(progress))
 
-    def _show(self, hook: PandaHook, jobs: Sequence[JobView], failed: Sequence[JobView]) -> None:
+    def _submission(self, ti: TaskInstanceKey, specs: list[JobSpec], cleared: int) -> JobSubmission:
+        return JobSubmission(
+            task_key=f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}",
+            task_name=f"{ti.dag_id}.{ti.task_id}"[:250],
+            owner=self.payload_owner,
+            credential_id=int(self.credential["credential_id"]) if self.credential is not None else 0,
+            queue=self.panda_queue if isinstance(self.panda_queue, str) else list(self.panda_queue),
+            ti=ti,
+            jobs=specs,
+            scripts=self.scripts,
+            generation=cleared,
+            start_over="always" if self.rerun == "all" else "changed",
+        )
+
+    def _submit(self, hook: PandaHook, submission: JobSubmission) -> SubmissionReply:
+        """With the credential given, or with one that is staged here where that one cannot serve."""
+        refusal: CredentialError | None = None
+        if submission.credential_id:
+            try:
+                return self._send(hook, submission)
+            except CredentialError as error:
+                refusal = error
+                self.log.warning("%s. Staging a fresh credential.", str(error).rstrip("."))
+        staging = Staging(
+            owner=submission.owner,
+            lifetime=self.credential_lifetime,
+            scope=CredentialScope.TASK,
+            queues=submission.queues,
+            myproxy=MyProxyHook(self.myproxy_conn_id),
+            panda=hook,
+        )
+        refused = {submission.credential_id}
+        while True:
+            try:
+                credential_id = staging.obtain(submission.ti, refused=refused).credential_id
+            except ConfigurationError as error:
+                raise CredentialError(
+                    f"{refusal or 'no credential is given'}; and none can be staged: {error}"
+                ) from error
+            try:
+                return self._send(hook, submission.model_copy(update={"credential_id": credential_id}))
+            except CredentialError:
+                # One that an earlier try has left may serve another panda task by now; a fresh one does not.
+                if refused != {submission.credential_id}:
+                    raise
+                refused.add(credential_id)
+
+    def _send(self, hook: PandaHook, submission: JobSubmission) -> SubmissionReply:
+        try:
+            return hook.send(calls.submit(submission))
+        except ConflictError as error:
+            raise ConflictError(
+                f"the jobs differ from those that an earlier try of this task has submitted ({error}). If that is"
+                " meant, clear the task: all of its jobs are then submitted anew"
+            ) from error
+
+    def _fail(
+        self,
+        context: Any,
+        hook: PandaHook,
+        progress: TaskProgress,
+        failed: Sequence[JobView],
+        rule: outcome.SuccessRule,
+    ) -> None:
+        faults = outcome.faults_of(failed)
+        failure = outcome.PandaJobsFailed("", faults)
+        pause = will_retry(context, self, failure)
+        next_step = outcome.remedy(faults) if pause is None else f"Airflow tries again by itself in {_words(pause)}."
+        said = outcome.paragraph(failed, counts=progress.counts, rule=str(rule), next_step=next_step)
+        self.log.error("%s", said)
+        worst = [outcome.most_telling(failed)] if failed else []
+        for job in worst:
+            context["ti"].xcom_push(key="panda_job_id", value=job.panda_id)
+        self._show(hook, failed[:_SHOWN], worst)
+        raise outcome.PandaJobsFailed(said, faults)
+
+    def _show(self, hook: PandaHook, jobs: Sequence[JobView], logs: Sequence[JobView]) -> None:
         for job in jobs:
-            self.log.info("%s", summary(job))
-        for job in (failed or jobs)[:1]:
+            self.log.info("%s", outcome.summary(job))
+        for job in logs:
             self.log.info("---- log of PandaID %d (%s)", job.panda_id, job.job_name)
             try:
                 text = hook.get_text(f"/v1/job/{job.panda_id}/log")
-            except (NotFoundError, AirpandaError) as error:
+            except AirpandaError as error:
                 self.log.warning("the payload's log is not there: %s", error)
                 continue
             for line in text.splitlines()[-_LOG_LINES:]:
@@ -168,27 +318,25 @@ class PandaJobOperator(PandaTaskOperator):
         outputs: names, or ``{"lfn", "access"}``, of the files the payload leaves (templated).
         env: the payload's environment (templated).
         needs: cores, memory_mib, disk_mib, walltime_s, priority, max_attempt as in
-            :class:`~airpanda.messages.JobSpec`, where the defaults do not fit.
+            :class:`~airpanda.messages.JobSpec`, where the defaults do not fit (templated).
     """
 
     template_fields: Sequence[str] = (
-        "argv", "scripts", "inputs", "outputs", "env", "payload_owner", "credential", "panda_queue",
+        "argv", "scripts", "inputs", "outputs", "env", "needs", "payload_owner", "credential", "panda_queue",
     )  # fmt: skip
 
     def __init__(
         self,
         *,
         argv: Any,
-        scripts: Any = None,
         inputs: Any = None,
         outputs: Any = None,
         env: Any = None,
-        needs: Mapping[str, int] | None = None,
+        needs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(jobs=[], **kwargs)
+        super().__init__(**kwargs)
         self.argv = argv
-        self.scripts = scripts or {}
         self.inputs = inputs or []
         self.outputs = outputs or []
         self.env = env or {}
@@ -200,7 +348,6 @@ class PandaJobOperator(PandaTaskOperator):
         job = {
             "job_name": self.task_id.replace("/", "-")[:250],
             "argv": self.argv,
-            "scripts": self.scripts,
             "inputs": self.inputs,
             "outputs": outputs,
             "env": self.env,
@@ -208,46 +355,22 @@ class PandaJobOperator(PandaTaskOperator):
         return [JobSpec.model_validate(job | self.needs)]
 
 
-def summary(job: JobView) -> str:
-    """One line per job: who ran what, as which account, where, how it ended."""
-    last = job.attempts[0] if job.attempts else None
-    if last is None:
-        return f"PandaID={job.panda_id} {job.job_name} owner={job.owner_dn!r} {job.status.value}, never started"
-    switched = {True: "switched", False: "identity NOT switched", None: "not started"}[last.identity_switched]
-    return (
-        f"PandaID={job.panda_id} {job.job_name} owner={job.owner_dn!r} {job.status.value} attempt={last.attempt_nr}"
-        f" pilot={last.pilot_id} node={last.node} account={last.account_name}({last.account_uid}, {switched})"
-        f" exit={last.exit_code} wall_s={last.wall_s} cpu_s={last.cpu_s}"
-    )
+def _unfinished(progress: TaskProgress) -> bool:
+    return any(progress.counts.get(status) for status in _UNFINISHED)
 
 
-_ACT = {
-    Blame.USER: "The payload or its description is at fault: its owner must act; see its log below.",
-    Blame.SITE: "The site is at fault: its administrator must act. Clear this task to try again.",
-    Blame.SYSTEM: "The system is at fault, not the payload. Clear this task to try again.",
-}
+def _jobs(hook: PandaHook, task_id: int, n: int) -> list[JobView]:
+    return list(_pages(hook, task_id, n))
 
 
-def explain(failed: Sequence[JobView], total: int) -> str:
-    """The paragraph a person reads first: what failed, whose fault, what to do."""
-    job = failed[0]
-    errors = job.attempts[0].errors if job.attempts else []
-    what = (
-        f"{len(failed)} of {total} jobs did not finish. PandaID {job.panda_id} ({job.job_name}) is {job.status.value}"
-    )
-    if not errors:
-        return f"{what}. Clear this task to run what is not finished again."
-    first = errors[0]
-    return f"{what}: {first.source.value} error {first.code}, {first.diag}. {_ACT[first.blame]}"
+def _pages(hook: PandaHook, task_id: int, n: int) -> Iterator[JobView]:
+    for offset in range(0, n, _PAGE):
+        yield from hook.send(calls.jobs(task_id, limit=min(_PAGE, n - offset), offset=offset))
 
 
-def _all_jobs(hook: PandaHook, task_id: int) -> list[JobView]:
-    jobs: list[JobView] = []
-    while True:
-        page = hook.send(calls.jobs(task_id, limit=_PAGE, offset=len(jobs)))
-        jobs += page
-        if len(page) < _PAGE:
-            return jobs
+def _words(pause: timedelta) -> str:
+    seconds = round(pause.total_seconds())
+    return f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} min"
 
 
 def _invalid(task_id: str, error: Exception) -> str:
@@ -255,4 +378,6 @@ def _invalid(task_id: str, error: Exception) -> str:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         return f"task {task_id}: {where}: {first['msg']}; correct the DAG ({error.error_count()} such errors)"
+    if isinstance(error, ValueError):
+        return f"task {task_id}: {error}; correct the DAG"
     return f"task {task_id}: {error!r}; give jobs as a list of mappings and the output of a staging task as credential"

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk import BaseOperator
-from pydantic import SecretStr
 
-from airpanda.core.clock import to_wire, utcnow
-from airpanda.core.errors import AirpandaError
 from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.myproxy import MyProxyHook
 from airpanda.hooks.panda import PandaHook
-from airpanda.messages import ConsentGiven, CredentialRegistration, CredentialScope, CredentialView, StagedQuery
-
-if TYPE_CHECKING:
-    from airpanda.myproxy.client import MyProxyClient
-    from airpanda.x509.credential import ProxyCredential
+from airpanda.messages import CredentialScope
+from airpanda.operators.staging import Staging, destroy, reference
 
 
 class MyProxyStageOperator(BaseOperator):
@@ -79,79 +73,15 @@ class MyProxyStageOperator(BaseOperator):
             ConfigurationError: a Connection lacks something; names it.
             ServiceError: MyProxy or the dispatcher cannot be reached.
         """
-        from airpanda.x509.preflight import verified_fqans
-
-        scope = CredentialScope(self.scope)
-        hook, panda = MyProxyHook(self.myproxy_conn_id), PandaHook(self.panda_conn_id)
-        proxy = hook.owner_proxy(self.payload_owner, lifetime=self.lifetime)
-        there = hook.repository
-        fqans = verified_fqans(proxy, ca_dir=there.ca_dir, vomsdir=there.vomsdir, now=utcnow())
-        client = hook.client(proxy)
-        query = StagedQuery(owner=self.payload_owner, owner_dn=proxy.identity, ti=task_instance_key(context))
-        earlier = [view for view in panda.send(calls.staged(query)) if view.server == client.server]
-        for view in earlier:
-            if (view.scope, view.fqans) == (scope, fqans) and self._is_good(client, view, there.retriever_dn):
-                self.log.info("an earlier try of this task has staged credential %d: it is used", view.credential_id)
-                return _reference(view)
-        fresh = self._stage(client, proxy, there.retriever_dn, fqans, scope, query, panda)
-        for view in earlier:
-            destroy(client, panda, view)
-        return _reference(fresh)
-
-    def _is_good(self, client: MyProxyClient, view: CredentialView, retriever_dn: str) -> bool:
-        from airpanda.myproxy.errors import CredentialMissingError
-        from airpanda.myproxy.staging import is_staged_for
-
-        if view.expires_at < utcnow() + self.lifetime / 2:
-            return False
-        try:
-            return is_staged_for(client.info_of(view.username, view.cred_name), retriever_dn, view.expires_at)
-        except CredentialMissingError:
-            return False
-
-    def _stage(
-        self,
-        client: MyProxyClient,
-        proxy: ProxyCredential,
-        retriever_dn: str,
-        fqans: list[str],
-        scope: CredentialScope,
-        query: StagedQuery,
-        panda: PandaHook,
-    ) -> CredentialView:
-        from airpanda.myproxy.staging import stage, unstage
-
-        staged = stage(client, proxy, retriever_dn=retriever_dn, lifetime=self.lifetime)
-        registration = CredentialRegistration(
+        staging = Staging(
             owner=self.payload_owner,
-            owner_dn=proxy.identity,
-            fqans=fqans,
-            server=staged.server,
-            username=staged.username,
-            cred_name=staged.cred_name,
-            passphrase=SecretStr(staged.passphrase.reveal()),
-            retriever_dn=retriever_dn,
-            expires_at=staged.expires_at,
-            scope=scope,
-            origin="operator",
-            ti=query.ti,
-            consent=ConsentGiven(queues=list(self.panda_queues)),
+            lifetime=self.lifetime,
+            scope=CredentialScope(self.scope),
+            queues=self.panda_queues,
+            myproxy=MyProxyHook(self.myproxy_conn_id),
+            panda=PandaHook(self.panda_conn_id),
         )
-        try:
-            view = panda.send(calls.register_credential(registration))
-        except AirpandaError:
-            # Nobody will ever know its passphrase: what was staged must not stay behind.
-            unstage(client, staged.username, staged.cred_name)
-            raise
-        self.log.info(
-            "staged a proxy of %s at %s until %s (credential %d, retrievable only by %s)",
-            view.owner_dn,
-            view.server,
-            to_wire(view.expires_at),
-            view.credential_id,
-            retriever_dn,
-        )
-        return view
+        return reference(staging.obtain(task_instance_key(context)))
 
 
 class MyProxyDestroyOperator(BaseOperator):
@@ -191,26 +121,3 @@ class MyProxyDestroyOperator(BaseOperator):
             return
         destroy(hook.client(hook.owner_proxy(view.owner, lifetime=timedelta(hours=1))), panda, view)
         self.log.info("destroyed credential %d of %s", view.credential_id, view.owner_dn)
-
-
-def destroy(client: MyProxyClient, panda: PandaHook, view: CredentialView) -> None:
-    """End a credential here and there; one that MyProxy has lost already is no error."""
-    from airpanda.myproxy.errors import CredentialMissingError
-    from airpanda.myproxy.staging import unstage
-
-    panda.send(calls.credential_revoked(view.credential_id))
-    try:
-        unstage(client, view.username, view.cred_name)
-    except CredentialMissingError:
-        panda.log.info("credential %d is no longer in MyProxy", view.credential_id)
-    panda.send(calls.credential_destroyed(view.credential_id))
-
-
-def _reference(view: CredentialView) -> dict[str, Any]:
-    """What XCom may hold."""
-    return {
-        "credential_id": view.credential_id,
-        "owner": view.owner,
-        "owner_dn": view.owner_dn,
-        "expires_at": to_wire(view.expires_at),
-    }

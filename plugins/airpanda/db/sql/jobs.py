@@ -11,7 +11,7 @@ RETURNING next_id - $1
 
 TASK_BY_KEY = "SELECT * FROM panda_task WHERE key_digest = $1 FOR UPDATE"
 
-TASK_IS_KNOWN = "SELECT EXISTS (SELECT FROM panda_task WHERE key_digest = $1)"
+TASK_IF_KNOWN = "SELECT * FROM panda_task WHERE key_digest = $1"
 
 TASK_BY_ID = "SELECT * FROM panda_task WHERE task_id = $1"
 
@@ -19,15 +19,16 @@ LOCK_TASK = "SELECT * FROM panda_task WHERE task_id = $1 FOR UPDATE"
 
 INSERT_TASK = """
 INSERT INTO panda_task (task_key, key_digest, content_digest, task_name, owner, owner_dn, queue, credential_id,
-                        first_panda_id, n_jobs, ti, owner_ti, submitted_by)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                        first_panda_id, n_jobs, ti, owner_ti, submitted_by, generation)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 ON CONFLICT (key_digest) DO NOTHING
 RETURNING task_id
 """
 
 SHARE_SCRIPTS = "INSERT INTO panda_task_scripts (task_id, scripts) VALUES ($1, $2)"
 
-TASKS_BY_KEY = "SELECT * FROM panda_task WHERE key_digest = ANY ($1::bytea[]) ORDER BY task_id FOR UPDATE"
+# The key is another panda task's from now on; the digest stays unique.
+RETIRE_TASK = "UPDATE panda_task SET key_digest = sha256(key_digest || int8send(task_id)) WHERE task_id = $1"
 
 FAILED_BY_SITE = """
 SELECT DISTINCT j.queue FROM panda_job j JOIN panda_attempt a USING (panda_id, attempt_nr)
@@ -35,7 +36,8 @@ WHERE j.panda_id BETWEEN $1 AND $2 AND j.status = 'failed' AND a.errors->0->>'bl
 """
 
 ADOPT_TASK = """
-UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4, submitted_by = $5, queue = $6 WHERE task_id = $1
+UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4, submitted_by = $5, queue = $6, generation = $7
+WHERE task_id = $1
 """
 
 # A job that was told to die and has not answered yet is fenced off at once: its pilot learns so at its next report.

@@ -4,17 +4,23 @@ JOBS = """
 SELECT j.panda_id, j.task_id, s.job_name, t.owner, t.owner_dn, j.queue, j.status, j.attempt_nr, j.max_attempt, t.ti,
        j.change_reason AS reason
 FROM panda_job j JOIN panda_job_spec s USING (panda_id) JOIN panda_task t USING (task_id)
-WHERE j.panda_id BETWEEN $1 AND $2
+WHERE j.panda_id = ANY ($1::bigint[])
 ORDER BY j.panda_id
 """
 
-ATTEMPTS = "SELECT * FROM panda_attempt WHERE panda_id BETWEEN $1 AND $2 ORDER BY panda_id, attempt_nr DESC"
+JOBS_OF_TASK = """
+SELECT panda_id FROM panda_job
+WHERE panda_id BETWEEN $1 AND $2 AND ($3::text[] IS NULL OR status = ANY ($3))
+ORDER BY panda_id LIMIT $4 OFFSET $5
+"""
+
+ATTEMPTS = "SELECT * FROM panda_attempt WHERE panda_id = ANY ($1::bigint[]) ORDER BY panda_id, attempt_nr DESC"
 
 # Of each job, the files of the newest attempt that finished.
 OUTPUTS = """
 SELECT f.* FROM panda_file f
 JOIN (SELECT panda_id, max(attempt_nr) AS attempt_nr FROM panda_attempt
-      WHERE panda_id BETWEEN $1 AND $2 AND status = 'finished' GROUP BY panda_id) AS last
+      WHERE panda_id = ANY ($1::bigint[]) AND status = 'finished' GROUP BY panda_id) AS last
   ON f.panda_id = last.panda_id AND f.attempt_nr = last.attempt_nr
 WHERE f.lfn NOT IN ('payload.log', 'pilot-log.tgz')
 ORDER BY f.panda_id, f.lfn
@@ -24,7 +30,7 @@ ORDER BY f.panda_id, f.lfn
 LOGS = """
 SELECT f.* FROM panda_file f
 JOIN (SELECT panda_id, max(attempt_nr) AS attempt_nr FROM panda_attempt
-      WHERE panda_id BETWEEN $1 AND $2 GROUP BY panda_id) AS last
+      WHERE panda_id = ANY ($1::bigint[]) GROUP BY panda_id) AS last
   ON f.panda_id = last.panda_id AND f.attempt_nr = last.attempt_nr
 WHERE f.lfn IN ('payload.log', 'pilot-log.tgz')
 ORDER BY f.panda_id, f.lfn
@@ -63,6 +69,7 @@ FROM (SELECT panda_id FROM panda_job WHERE panda_id < $1 ORDER BY panda_id DESC 
 TASKS = """
 SELECT * FROM panda_task
 WHERE task_id < $1 AND ($2::text[] IS NULL OR owner = ANY ($2)) AND ($3::text IS NULL OR queue = $3)
+  AND ($5::text IS NULL OR submitted_by = $5)
 ORDER BY task_id DESC LIMIT $4
 """
 

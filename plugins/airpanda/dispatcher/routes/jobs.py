@@ -21,6 +21,7 @@ from airpanda.messages import (
     DebugAsked,
     DebugRequest,
     JobKill,
+    JobStatus,
     JobStatusView,
     JobSubmission,
     JobView,
@@ -35,6 +36,7 @@ KEY_BYTES = 16 * 1024
 router = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)])
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
+Statuses = Annotated[list[JobStatus] | None, Query(max_length=len(JobStatus))]
 
 
 @router.post("/job/submit")
@@ -109,10 +111,15 @@ async def progress(task_id: Id, client: TheClient, services: TheServices) -> Tas
 
 @router.get("/task/{task_id}/jobs")
 async def jobs(
-    task_id: Id, client: TheClient, services: TheServices, limit: Limit = 100, offset: Offset = 0
+    task_id: Id,
+    client: TheClient,
+    services: TheServices,
+    status: Statuses = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
 ) -> list[JobView]:
-    """Jobs of a panda task in the order of submission."""
-    return await services.reader.jobs(task_id, owners=client.owners, limit=limit, offset=offset)
+    """Jobs of a panda task in the order of submission, all or those of these states."""
+    return await services.reader.jobs(task_id, owners=client.owners, limit=limit, offset=offset, statuses=status)
 
 
 @router.post("/task/{task_id}/kill")

@@ -46,11 +46,20 @@ async def tasks(
     services: TheServices,
     owner: Owner = None,
     queue: Queue = None,
+    mine: Annotated[bool, Query(description="only what this client submitted last")] = False,
+    open: Annotated[bool, Query(description="only those with jobs that are not final")] = False,
     before: Before = MAX_ID,
     limit: Limit = 100,
 ) -> TaskPage:
     """Panda tasks, the newest first."""
-    return await services.reader.task_page(owners=_owners(client, owner), queue=queue, before=before, limit=limit)
+    return await services.reader.task_page(
+        owners=_owners(client, owner),
+        queue=queue,
+        before=before,
+        limit=limit,
+        submitted_by=f"client:{client.name}" if mine else None,
+        only_open=open,
+    )
 
 
 @router.get("/task/{task_id}")

@@ -452,6 +452,7 @@ def upgrade() -> None:
         sa.Column("credential_id", sa.BigInteger(), nullable=False),
         sa.Column("first_panda_id", sa.BigInteger(), nullable=False),
         sa.Column("n_jobs", sa.Integer(), nullable=False),
+        sa.Column("generation", sa.Integer(), server_default=sa.text("0"), nullable=False, comment="of who asked last"),
         sa.Column("ti", JSON_B, nullable=False),
         sa.Column("owner_ti", sa.Text(), nullable=False, comment="the try that may cancel"),
         sa.Column("submitted_by", sa.Text(), nullable=False),
