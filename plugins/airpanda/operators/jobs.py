@@ -314,8 +314,8 @@ class PandaJobOperator(PandaTaskOperator):
     Args:
         argv: the program and its arguments; never a shell line (templated).
         scripts: file name → text put into the sandbox before the start (templated).
-        inputs: ``{"lfn", "source"}`` of each input (templated).
-        outputs: names, or ``{"lfn", "access"}``, of the files the payload leaves (templated).
+        inputs: ``{"lfn", "source"}`` of each input, and what is known of ``size``, ``adler32``, ``sha256`` (templated).
+        outputs: names, or ``{"lfn", "access", "destination"}``, of the files the payload leaves (templated).
         env: the payload's environment (templated).
         needs: cores, memory_mib, disk_mib, walltime_s, priority, max_attempt as in
             :class:`~airpanda.messages.JobSpec`, where the defaults do not fit (templated).
