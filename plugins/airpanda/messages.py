@@ -467,11 +467,12 @@ class TaskProgress(Message):
 class LauncherRecord(Message):
     """As whom the launcher ran a payload, and why: what a site needs to find the person behind a process.
 
-    ``fqans``, ``issuer``, ``serial`` and ``fingerprint`` (SHA-256 in hexadecimal) are those of the proxy it verified;
-    ``lease`` names the account's lease, ``launcher`` its kind (socket, sudo, root, glexec), ``mapping`` what chose the
-    account (lcmaps, own, dynamic).
+    ``dn``, ``fqans``, ``issuer``, ``serial`` and ``fingerprint`` (SHA-256 in hexadecimal) are those of the proxy it
+    verified; ``lease`` names the account's lease, ``launcher`` its kind (socket, sudo, root; one that is not ours
+    is glexec and says no more; contained, uncontained), ``mapping`` what chose the account (lcmaps, own, dynamic).
     """
 
+    dn: Text = ""
     fqans: Annotated[list[Text], Field(max_length=64)] = Field(default_factory=list)
     issuer: Text = ""
     serial: Text = ""

@@ -37,6 +37,7 @@ if [ "$proxy" != /dev/null ]; then
 fi
 ! [ -e {PLACE}/in-place ] ||
     exec {PLACE}/setpriv --reuid {ALICE_UID} --regid {ALICE_UID} --clear-groups /usr/bin/env -i PATH="$PATH" "$@"
+! [ -e {PLACE}/lies ] || cat {PLACE}/lies > "$GLEXEC_RECORD"
 target /usr/bin/env -i HOME=/home/alice PATH="$PATH" X509_USER_PROXY="$proxy" "$@"
 code=$?
 ! [ -e {PLACE}/epilogue-fails ] || exit 202
@@ -124,6 +125,39 @@ def test_a_launcher_that_was_killed_is_lost_and_what_it_left_is_ended(site: Site
     )
     assert found == [137, "the launcher was killed (signal 9); the payload's processes are gone"]
     assert not site.processes(ALICE_UID)
+
+
+@pytest.mark.parametrize("name", ["nobody", "bob"])
+def test_a_record_about_nobody_or_somebody_else_lets_nothing_go(site: Site, name: str) -> None:
+    """The account would be right, and still nobody could say why."""
+    bob = {"dn": site.pki.dn("bob"), "fqans": [], "issuer": "i", "serial": "1", "fingerprint": "0" * 64}
+    words = {**(bob if name == "bob" else {}), "lease": None, "launcher": "socket", "mapping": "own"}
+    ids = {"event": "started", "pid": 1, "uid": ALICE_UID, "gid": ALICE_UID, "account": "alice"}
+    code = """
+    lies = Path("/run/standin/lies")
+    (work / "go").touch()
+    import time
+    while not lies.exists(): time.sleep(0.02)
+    try:
+        launch("/bin/sh", "-c", "echo reached >> /home/alice/reached")
+    except IdentitySwitchError as error:
+        print(json.dumps(str(error)))
+    """
+    command = [sys.executable, "-B", "-I", "-c", PREAMBLE + textwrap.dedent(code), str(site.put_proxy())]
+    process = subprocess.Popen(site.argv(*command), stdout=subprocess.PIPE)
+    go, lies = site.node.path(HOME / "go"), site.node.path(PLACE / "lies")
+    wait_for(go.exists)
+    fresh = lies.with_name("lies.new")
+    fresh.write_text(json.dumps({**ids, **words}) + "\n")
+    fresh.rename(lies)
+    try:
+        told = json.loads(process.communicate(timeout=60)[0])
+    finally:
+        lies.unlink()
+        go.unlink()
+    assert ("another credential" if name == "bob" else "does not say dn") in told
+    assert not site.node.path(Path("/home/alice/reached")).exists()
+    assert wait_for(lambda: not site.processes(ALICE_UID))
 
 
 def test_a_command_that_was_never_reached_is_no_failure_of_it(site: Site) -> None:
@@ -220,6 +254,7 @@ def test_a_refusal_after_the_preflight_is_no_payload(site: Site) -> None:
         print(json.dumps(error.exit_code))
     """
     denied, go = site.node.path(PLACE / "denied"), site.node.path(HOME / "go")
+    go.unlink(missing_ok=True)
     command = [sys.executable, "-B", "-I", "-c", PREAMBLE + textwrap.dedent(code), str(site.put_proxy())]
     process = subprocess.Popen(site.argv(*command), stdout=subprocess.PIPE)
     wait_for(go.exists)

@@ -17,7 +17,7 @@ from typing import Any
 
 from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
-from airpanda.glexec.ports import PayloadOutcome, ProcessSeen, Usage
+from airpanda.glexec.ports import LaunchRecord, PayloadOutcome, ProcessSeen, Usage
 from airpanda.glexec.proctree import descendants
 
 
@@ -29,6 +29,7 @@ def this_account() -> Account:
 class FakePayload:
     def __init__(self, process: subprocess.Popen[bytes], *, proven: bool) -> None:
         self.account = this_account()
+        self.record = LaunchRecord("fake")
         self.identity_proven = proven
         self._process = process
         self._begin = time.monotonic()

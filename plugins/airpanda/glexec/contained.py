@@ -22,7 +22,7 @@ from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
 from airpanda.glexec import contract
 from airpanda.glexec.marks import end_marked, marks_of
-from airpanda.glexec.ports import PayloadOutcome, ProcessSeen, Usage
+from airpanda.glexec.ports import LaunchRecord, PayloadOutcome, ProcessSeen, Usage
 from airpanda.glexec.proctree import descendants, tree, usage_of
 from airpanda.glexec.running import Process
 from airpanda.glexec.sandboxes import PATH, SandboxTools, Tool
@@ -137,6 +137,7 @@ class Contained:
         self._outcome: Optional[PayloadOutcome] = None
         self._killed = False
         self.account = account
+        self.record = LaunchRecord("contained" if fenced else "uncontained")
 
     def wait(self, timeout_s: float) -> Optional[PayloadOutcome]:
         if self._outcome is None and self._process.wait(timeout_s) is not None:

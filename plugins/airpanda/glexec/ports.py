@@ -38,6 +38,23 @@ class ProcessSeen:
 
 
 @dataclass(frozen=True)
+class LaunchRecord:
+    """Whose payload it is and what gave the account, in the launcher's own words; empty where it says nothing.
+
+    ``launcher`` is socket, sudo or root; glexec where it is not ours; contained or uncontained where there is none.
+    """
+
+    launcher: str
+    dn: str = ""
+    fqans: tuple[str, ...] = ()
+    issuer: str = ""
+    serial: str = ""
+    fingerprint: str = ""
+    lease: str = ""
+    mapping: str = ""
+
+
+@dataclass(frozen=True)
 class PayloadOutcome:
     """How a payload ended. ``exit_code`` is a shell's (128 + n for death by signal n); ``signal`` is that n.
 
@@ -59,6 +76,7 @@ class RunningPayload(Protocol):
     """A payload that has started."""
 
     account: Account
+    record: LaunchRecord
     identity_proven: bool
     """Whether the account was read from outside of the payload, never by asking it."""
 

@@ -18,13 +18,15 @@ from typing import IO, Any, Optional
 
 from airpanda.core.errors import IdentitySwitchError
 from airpanda.core.identity import Account
+from airpanda.core.secret import Secret
 from airpanda.glexec import contract
 from airpanda.glexec.gate import Gate, exports
 from airpanda.glexec.marks import LOCKS, marked
-from airpanda.glexec.ports import PayloadOutcome, ProcessSeen, Usage
+from airpanda.glexec.ports import LaunchRecord, PayloadOutcome, ProcessSeen, Usage
 from airpanda.glexec.proctree import command_of, descendants, ids_of, in_session, tree, usage_of
 from airpanda.glexec.running import Process
 from airpanda.glexec.sandboxes import PATH, SandboxTools, Tool, open_path
+from airpanda.glexec.told import read_record
 
 STARTED_MARK = ".airpanda-started"
 _PROXY_NAME = ".x509up"
@@ -112,7 +114,7 @@ class GlexecSwitcher(SandboxTools):
         record = sandbox.parent / f"record-{secrets.token_hex(8)}"
         settings = {"HOME": str(sandbox), "TMPDIR": str(sandbox), "X509_USER_PROXY": str(target)}
         environ = {**self._environ(proxy, target), contract.LOG_ID: label, contract.RECORD: str(record)}
-        mark = secrets.randbits(_MARK_BITS)
+        mark, given = secrets.randbits(_MARK_BITS), Secret(proxy.read_bytes())
         gate = Gate(exports({"PATH": PATH, **env, **settings}, mark))
         with gate.closed_at_failure(), gate.entrance as entrance:
             process = Process(
@@ -123,7 +125,7 @@ class GlexecSwitcher(SandboxTools):
                 stdout=stdout,
                 stderr=stderr,
             )
-            running = ThroughGlexec(self, process, gate, mark, record, sandbox, proxy, owner)
+            running = ThroughGlexec(self, process, gate, mark, record, sandbox, proxy, given, owner)
             entrance.close()
             running.await_start(stderr)
         return running
@@ -185,6 +187,7 @@ class ThroughGlexec:
         record: Path,
         sandbox: Path,
         proxy: Path,
+        given: Secret[bytes],
         owner: int,
     ) -> None:
         self._switcher = switcher
@@ -196,10 +199,12 @@ class ThroughGlexec:
         self._record = record
         self._sandbox = sandbox
         self._proxy = proxy
+        self._given = given
         self._owner = owner
         self._outcome: Optional[PayloadOutcome] = None
         self._last_usage = Usage(0.0, 0)
         self.account = Account(_name_of(owner), owner, ())
+        self.record = LaunchRecord("glexec")
         self.identity_proven = False
 
     def await_start(self, stderr: Path) -> None:
@@ -253,6 +258,8 @@ class ThroughGlexec:
     def _prove(self) -> bool:
         """Look at the wrapper from outside; true once its account is known."""
         started = self._event("started")
+        if started and not self.record.dn:
+            self._believe(started)
         for pid in [int(started["pid"])] if started else self._wrappers():
             ids = ids_of(pid)
             account = ids.account(_name_of(ids.uids[0])) if ids else None
@@ -273,6 +280,15 @@ class ThroughGlexec:
         try:
             self._gate.open()
         except IdentitySwitchError:
+            self.kill(0)
+            raise
+
+    def _believe(self, started: Mapping[str, Any]) -> None:
+        """Take the record as it is, if it is about the proxy as it was or as a renewal has left it meanwhile."""
+        try:
+            self.record = read_record(started, [self._given, Secret(self._proxy.read_bytes())])
+        except IdentitySwitchError:
+            self._gate.close()
             self.kill(0)
             raise
 

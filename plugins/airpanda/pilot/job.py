@@ -382,6 +382,7 @@ class Attempt:
             account_uid=None if account is None else account.uid,
             identity_switched=None if payload is None else payload.identity_proven and self.tools.switcher.switches,
             credential_event=self.credential_event or self._untold_renewal(),
+            launcher=None if payload is None else wire.launcher_record(payload.record),
         )
         if self.capture is not None:
             report.log_tail = self.capture.tail(wire.MAX_LOG_TAIL_CHARS)

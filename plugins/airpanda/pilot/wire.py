@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from airpanda.core.clock import from_wire
 from airpanda.core.errors import ServiceError
 from airpanda.core.secret import Secret
+
+if TYPE_CHECKING:
+    from airpanda.glexec.ports import LaunchRecord
 
 LFN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}")
 PAYLOAD_LOG = "payload.log"
@@ -142,6 +145,20 @@ class Report:
         said = {key: value for key, value in vars(self).items() if key != "job" and value not in (None, "", [])}
         key = {"job_id": self.job.panda_id, "attempt_nr": self.job.attempt_nr, "token": self.job.token.reveal()}
         return {**key, **said}
+
+
+def launcher_record(record: LaunchRecord) -> dict[str, Any]:
+    """The message ``LauncherRecord``."""
+    return {
+        "dn": record.dn,
+        "fqans": list(record.fqans),
+        "issuer": record.issuer,
+        "serial": record.serial,
+        "fingerprint": record.fingerprint,
+        "lease": record.lease,
+        "launcher": record.launcher,
+        "mapping": record.mapping,
+    }
 
 
 def read_acquire_reply(value: Any) -> AcquireReply:
