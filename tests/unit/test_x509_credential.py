@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from datetime import timedelta
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from support import chains
 from support.chains import DAY, EEC_EXTENSIONS, NOW, ca, credential, ec_key, eec, key, make, name, proxy, proxy_info
 from support.fuzz import examples
+from support.rsa import composite_numbers, rsa_numbers, rsa_pem
 
 from airpanda.core.errors import CredentialError, RequestError
 from airpanda.core.secret import Secret
@@ -74,54 +74,35 @@ def test_a_wrong_passphrase_is_not_repeated() -> None:
     assert ProxyCredential.from_pem(protected, Secret("a passphrase")).identity == "/O=Test Grid/CN=Alice Example"
 
 
-def _rsa_pem(n: int, e: int, d: int, p: int, q: int, dp: int, dq: int, qi: int) -> bytes:
-    """PKCS#1 of whatever numbers, as nobody's library would write it."""
-    fields = [
-        der.wrap(der.INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
-        for number in (0, n, e, d, p, q, dp, dq, qi)
-    ]
-    text = base64.encodebytes(der.wrap(der.SEQUENCE, b"".join(fields)))
-    return b"-----BEGIN RSA PRIVATE KEY-----\n" + text + b"-----END RSA PRIVATE KEY-----\n"
-
-
-def _numbers(who: str) -> list[int]:
-    own = key(who).private_numbers()
-    public = own.public_numbers
-    return [public.n, public.e, own.d, own.p, own.q, own.dmp1, own.dmq1, own.iqmp]
-
-
 def test_the_numbers_of_a_good_key_are_accepted() -> None:
-    assert ProxyCredential.from_pem(CERT + _rsa_pem(*_numbers("Alice Example"))).identity.endswith("Alice Example")
+    assert ProxyCredential.from_pem(CERT + rsa_pem(*rsa_numbers("Alice Example"))).identity.endswith("Alice Example")
 
 
 @pytest.mark.parametrize("field", range(8))
 @pytest.mark.parametrize("change", [1, 2, -2])
 def test_a_key_with_one_number_changed_is_refused(field: int, change: int) -> None:
-    numbers = _numbers("Alice Example")
+    numbers = rsa_numbers("Alice Example")
     numbers[field] += change
     with pytest.raises(CredentialFileError, match="private key"):
-        ProxyCredential.from_pem(CERT + _rsa_pem(*numbers))
+        ProxyCredential.from_pem(CERT + rsa_pem(*numbers))
 
 
 def test_the_public_half_of_one_key_with_the_private_half_of_another_is_refused() -> None:
-    mine, theirs = _numbers("Alice Example"), _numbers("another")
+    mine, theirs = rsa_numbers("Alice Example"), rsa_numbers("another")
     with pytest.raises(CredentialFileError, match="private key"):
-        ProxyCredential.from_pem(CERT + _rsa_pem(*mine[:2], *theirs[2:]))
+        ProxyCredential.from_pem(CERT + rsa_pem(*mine[:2], *theirs[2:]))
 
 
 def test_a_key_with_a_composite_factor_is_refused_by_its_signature() -> None:
     """All numbers fit each other; only primality is wrong, which is not looked at."""
-    (_, e, _, p1, q1, *_), q = _numbers("Alice Example"), _numbers("another")[3]
-    p = p1 * q1
-    d = pow(e, -1, math.lcm(p - 1, q - 1))
     with pytest.raises(CredentialFileError, match="private key"):
-        pem.load_key(_rsa_pem(p * q, e, d, p, q, d % (p - 1), d % (q - 1), pow(q, -1, p)))
+        pem.load_key(rsa_pem(*composite_numbers()))
 
 
 def test_a_key_too_large_to_use_is_refused() -> None:
     p, q = (1 << 9000) + 1, (1 << 9001) + 1
     with pytest.raises(CredentialFileError, match="private key"):
-        pem.load_key(_rsa_pem(p * q, 3, 5, p, q, 1, 1, 1))
+        pem.load_key(rsa_pem(p * q, 3, 5, p, q, 1, 1, 1))
 
 
 def test_an_elliptic_key_with_another_ones_public_half_is_refused() -> None:
@@ -308,7 +289,7 @@ def test_a_chain_with_the_ca_in_it_is_cut_at_the_end_entity() -> None:
 def test_encrypted_keys_are_pbes2_with_aes_256() -> None:
     text = pem.encrypted_key_pem(key("fresh"), Secret("a passphrase"))
     der_key = serialization.load_pem_private_key(text, b"a passphrase")
-    assert der_key.private_numbers() == key("fresh").private_numbers()  # type: ignore[union-attr]
+    assert der_key.private_numbers() == key("fresh").privatersa_numbers()  # type: ignore[union-attr]
     assert text.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
     body = base64.b64decode(b"".join(text.splitlines()[1:-1]))
     assert bytes.fromhex("060960864801650304012a") in body  # aes-256-cbc

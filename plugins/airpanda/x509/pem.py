@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from typing import Any, Optional
 
 import cryptography
@@ -22,10 +24,10 @@ MAX_RSA_BITS = 16384
 _KEY_LABELS = frozenset({b"PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY", b"ENCRYPTED PRIVATE KEY"})
 _PEM = serialization.Encoding.PEM
 
-# Debian 12's 38.0.4 knows no such option: it checks everything itself, which costs 30 ms a key.
-_SKIP_PRIMALITY: dict[str, Any] = (
-    {"unsafe_skip_rsa_key_validation": True} if int(cryptography.__version__.split(".")[0]) >= 39 else {}
-)
+# Before 39 the option is an attribute of the one backend. What it skips, ``_is_consistent`` and ``_signs`` check.
+_HAS_OPTION = int(cryptography.__version__.split(".")[0]) >= 39
+_SKIP_PRIMALITY: dict[str, Any] = {"unsafe_skip_rsa_key_validation": True} if _HAS_OPTION else {}
+_BACKEND: Any = None if _HAS_OPTION else import_module("cryptography.hazmat.backends.openssl.backend").backend
 
 
 def split(data: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -113,7 +115,8 @@ def load_key(block: bytes, passphrase: Optional[Secret[str]] = None) -> PrivateK
         raise CredentialFileError("the private key is protected by a passphrase, and none was given")
     secret = passphrase.reveal().encode() if passphrase is not None and protected else None
     try:
-        key = serialization.load_pem_private_key(block, secret, **_SKIP_PRIMALITY)
+        with _skipping_primality():
+            key = serialization.load_pem_private_key(block, secret, **_SKIP_PRIMALITY)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         hint = " (a wrong passphrase, perhaps)" if protected else ""
         raise CredentialFileError(f"the private key cannot be read{hint}") from None
@@ -122,6 +125,19 @@ def load_key(block: bytes, passphrase: Optional[Secret[str]] = None) -> PrivateK
     if (isinstance(key, rsa.RSAPrivateKey) and not _is_consistent(key)) or not _signs(key):
         raise CredentialFileError("the private key is damaged: its numbers do not belong together")
     return key
+
+
+@contextlib.contextmanager
+def _skipping_primality() -> Iterator[None]:
+    """Debian 12's 38.0.4 would take 30 ms for each key."""
+    if not hasattr(_BACKEND, "_rsa_skip_check_key"):
+        yield
+        return
+    before, _BACKEND._rsa_skip_check_key = _BACKEND._rsa_skip_check_key, True
+    try:
+        yield
+    finally:
+        _BACKEND._rsa_skip_check_key = before
 
 
 def _is_consistent(key: rsa.RSAPrivateKey) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
 import re
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -107,7 +107,7 @@ class TrustDirectory:
     def __init__(self, path: Path, *, max_age_s: float = 60.0) -> None:
         self._path = path
         self._max_age_s = max_age_s
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self._store: Optional[TrustStore] = None
         self._read_at = 0.0
 
