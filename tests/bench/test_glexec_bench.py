@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from bench.record import record
-from support.launcher import HOME, PILOT_UID, WORK, Site, host_pids, host_status, wait_for
+from support.launcher import HOME, PILOT_UID, WORK, Site, host_pids, host_status, program_of, wait_for
 from support.launcher_mappings import DATABASE, MAPPINGS, authorise, mapped_site, write
 from support.need import need_program
 from support.voms import allow_voms, put_voms_proxy
@@ -153,7 +153,7 @@ def is_daemon(site: Site, pid: int) -> bool:
     status = host_status(pid)
     if not status or int(status["PPid"]) != site.node.init_pid:
         return False
-    return b"airpanda-launcherd.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return program_of(Path(f"/proc/{pid}/cmdline").read_bytes()) == "airpanda-launcherd"
 
 
 def children(pid: int) -> list[int]:

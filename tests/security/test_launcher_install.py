@@ -11,7 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.launcher import ALICE_UID, PILOT_UID, PLUGINS, Ran, Site, host_pids, host_status, make_site, wait_for
+from support.launcher import (
+    ALICE_UID,
+    PILOT_UID,
+    PLUGINS,
+    Ran,
+    Site,
+    host_pids,
+    host_status,
+    make_site,
+    program_of,
+    wait_for,
+)
 from support.need import need_program
 
 from airpanda.core.errors import ConfigurationError
@@ -105,7 +116,7 @@ def launchers(marker: str) -> list[int]:
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"airpanda-launcher.py" in line and marker.encode() in line and host_status(pid):
+        if program_of(line) == "airpanda-launcher" and marker.encode() in line and host_status(pid):
             found.append(pid)
     return found
 

@@ -28,6 +28,7 @@ from support.launcher import (
     Site,
     host_pids,
     host_status,
+    program_of,
     running_site,
     wait_for,
 )
@@ -77,7 +78,7 @@ def client_pids(site: Site, marker: str) -> list[int]:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if b"glexec.py" in line and marker.encode() in line:
+            if program_of(line) == "glexec" and marker.encode() in line:
                 found.append(pid)
     return found
 

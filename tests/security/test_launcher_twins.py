@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.launcher import ALICE_UID, PILOT_UID, Site, make_site
 
-from airpanda.glexec.contract import decode_environment
+from airpanda.glexec.wrapped import decode_environment
 from airpanda_demo.worker_node import INSTALLED
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]

@@ -160,6 +160,12 @@ def host_status(pid: int) -> dict[str, str]:
     return {} if lines["State"].strip().startswith("Z") else {name: value.strip() for name, value in lines.items()}
 
 
+def program_of(command_line: bytes) -> str:
+    """Which installed program an interpreter runs, by /proc/PID/cmdline; empty where it is something else."""
+    words = command_line.split(b"\0")
+    return Path(os.fsdecode(words[2])).stem if len(words) > 2 and words[1].startswith(b"-I") else ""
+
+
 def make_site(*, accounts: Sequence[NodeAccount] = ACCOUNTS, **options: str) -> Iterator[Site]:
     """A site in a directory of its own, with a space in its path; removed at the end."""
     need_root()

@@ -14,7 +14,8 @@ START = f"import sys; sys.path.insert(0, {str(PLUGINS)!r})\nfrom airpanda.glexec
 
 def run(program: str, *, lean: bool = True) -> str:
     """What a fresh interpreter prints that has imported the launcher in this way."""
-    imported = "with lean.imports():\n    import airpanda.glexec.launcher.run\n" if lean else "import re\n"
+    names = "airpanda.glexec.launcher.run, airpanda.glexec.launcher.credential"
+    imported = f"with lean.imports():\n    import {names}\n" if lean else "import re\n"
     argv = [sys.executable, "-I", "-c", START + imported + program]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -22,8 +23,28 @@ def run(program: str, *, lean: bool = True) -> str:
 
 
 def test_it_leaves_out_what_takes_long() -> None:
-    heavy = "print(*(n for n in ('dataclasses', 'inspect', 'tempfile', 'bcrypt', 'email.utils') if n in sys.modules))"
-    assert run(heavy) == "\n"
+    heavy = ("dataclasses", "inspect", "tempfile", "bcrypt", "email.utils", "hashlib", "hmac", "random", "urllib.parse")
+    heavy += ("base64", "threading", "_strptime", "selectors")
+    assert run(f"print(*(name for name in {heavy} if name in sys.modules))") == "\n"
+
+
+def test_what_comes_later_comes() -> None:
+    """Each by a way that leads through the stand-in."""
+    program = """
+from pathlib import Path
+from cryptography import x509
+from cryptography.hazmat.primitives import constant_time
+from cryptography.hazmat.primitives.asymmetric import rsa
+key = rsa.generate_private_key(65537, 2048)
+numbers = key.private_numbers()
+print(Path("/a b").as_uri(), constant_time.bytes_eq(b"a", b"b"), constant_time.bytes_eq(b"a", b"a"))
+factors = rsa.rsa_recover_prime_factors(numbers.public_numbers.n, 65537, numbers.d)
+print(sorted(factors) == sorted([numbers.p, numbers.q]))
+print(len(x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest))
+import hashlib, random, urllib.parse
+print(hashlib.sha1(b"").hexdigest()[:8], random.Random(1).randint(5, 5), urllib.parse.quote("a b"))
+"""
+    assert run(program) == "file:///a%20b False True\nTrue\n20\nda39a3ee 5 a%20b\n"
 
 
 def test_certificates_are_read_as_ever() -> None:

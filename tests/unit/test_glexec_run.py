@@ -37,7 +37,7 @@ class NoMapper(mapping.Mapper):
 @pytest.fixture(name="resolve")
 def _resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     monkeypatch.setattr(run, "read_proxy", lambda *args: Secret(b"proxy"))
-    monkeypatch.setattr(run, "identify", lambda *args: IDENTITY)
+    monkeypatch.setattr(run, "_identifier", lambda: lambda *args: IDENTITY)
     monkeypatch.setattr(run, "_MAPPERS", dict.fromkeys(run._MAPPERS, NoMapper))
 
     def resolve(way: str, banned: str) -> None:

@@ -289,7 +289,7 @@ def test_a_chain_with_the_ca_in_it_is_cut_at_the_end_entity() -> None:
 def test_encrypted_keys_are_pbes2_with_aes_256() -> None:
     text = pem.encrypted_key_pem(key("fresh"), Secret("a passphrase"))
     der_key = serialization.load_pem_private_key(text, b"a passphrase")
-    assert der_key.private_numbers() == key("fresh").privatersa_numbers()  # type: ignore[union-attr]
+    assert der_key.private_numbers() == key("fresh").private_numbers()  # type: ignore[union-attr]
     assert text.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
     body = base64.b64decode(b"".join(text.splitlines()[1:-1]))
     assert bytes.fromhex("060960864801650304012a") in body  # aes-256-cbc

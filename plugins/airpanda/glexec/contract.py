@@ -1,20 +1,16 @@
-"""gLExec's contract: names of environment variables, exit codes, and the wrapped payload environment.
+"""gLExec's contract: names of environment variables, and exit codes.
 
-Source: gLExec 0.9 manual pages glexec(1) and glexec.conf(5); ``glexec_wrapenv.pl`` and ``glexec_unwrapenv.pl``.
+Source: gLExec 0.9 manual pages glexec(1) and glexec.conf(5).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
-import re
 import signal
-import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Optional
 
-from airpanda.core.errors import IdentitySwitchError, RequestError
+from airpanda.core.errors import IdentitySwitchError
 
 CLIENT_CERT = "GLEXEC_CLIENT_CERT"
 SOURCE_PROXY = "GLEXEC_SOURCE_PROXY"
@@ -38,54 +34,12 @@ LAUNCHER_CODES = frozenset({CLIENT_ERROR, INTERNAL_ERROR, NOT_AUTHORISED, PAYLOA
 
 LOCATION_VARIABLES = ("OSG_GLEXEC_LOCATION", "GLEXEC_LOCATION", "GLITE_LOCATION")
 
-MAX_ENVIRONMENT_BYTES = 256 * 1024
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_NEVER_RESTORED = frozenset({"HOME", "LOGNAME", "USER", "X509_USER_PROXY", "_", "BASH_ENV", "ENV", "IFS"})
-_NEVER_RESTORED_PREFIXES = ("LD_", "PYTHON", "MALLOC_", "GLEXEC_")
-
 _REASONS = {
     CLIENT_ERROR: "the pilot must correct its proxy, its place or the command",
     INTERNAL_ERROR: "the site must correct the launcher's configuration",
     NOT_AUTHORISED: "the site does not accept or map this proxy",
     EXEC_FAILED: "the command cannot be executed by the target account",
 }
-
-
-def may_restore(name: str) -> bool:
-    """Whether a wrapped variable may reach the payload: a plain name, and none that steers a loader or a shell."""
-    return (
-        _NAME.fullmatch(name) is not None
-        and name not in _NEVER_RESTORED
-        and not name.startswith(_NEVER_RESTORED_PREFIXES)
-    )
-
-
-def encode_environment(environ: Mapping[str, str], *, exclude: Collection[str] = ()) -> str:
-    """The value of ``GLEXEC_ENV``: base64(zlib(" ".join(base64("KEY=value")))). Excluded names match exactly."""
-    pairs = (f"{name}={value}" for name, value in environ.items() if name not in exclude)
-    joined = b" ".join(base64.b64encode(os.fsencode(pair)) for pair in pairs)
-    return base64.b64encode(zlib.compress(joined)).decode("ascii")
-
-
-def decode_environment(text: str) -> dict[str, str]:
-    """The variables of a ``GLEXEC_ENV`` that may be restored.
-
-    Raises:
-        RequestError: not the encoding, incomplete, or larger than 256 KiB when unpacked.
-    """
-    try:
-        packed = base64.b64decode(text, validate=True)
-        inflater = zlib.decompressobj()
-        joined = inflater.decompress(packed, MAX_ENVIRONMENT_BYTES)
-        if not inflater.eof or inflater.unused_data:
-            raise RequestError(f"{ENVIRONMENT} is incomplete, followed by other data, or unpacks to over 256 KiB")
-        pairs = [os.fsdecode(base64.b64decode(item, validate=True)) for item in joined.split()]
-    except (binascii.Error, zlib.error, ValueError) as error:
-        raise RequestError(f"{ENVIRONMENT} is not base64 of a zlib stream of base64 items") from error
-    if any("=" not in pair or "\0" in pair for pair in pairs):
-        raise RequestError(f"{ENVIRONMENT} holds an item that is not KEY=value")
-    split = (pair.split("=", 1) for pair in pairs)
-    return {name: value for name, value in split if may_restore(name)}
 
 
 def find_glexec(environ: Mapping[str, str]) -> Optional[str]:

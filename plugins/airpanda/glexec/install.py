@@ -6,6 +6,7 @@ Only the interpreter and its ``cryptography`` come from outside; they are checke
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,6 +24,9 @@ from airpanda.glexec.written import Manifest, files_below, put
 
 ROOMS = ("core", "x509", "glexec")
 _OWNED = ("lib", "sbin", "share")
+_SHEBANG_BYTES = 127
+_ONE_FILE = "launcher.modules"
+_NEEDED = ("launcher.direct", "launcher.run", "launcher.credential", "lcmaps", "dynamic")
 DEFAULT_SOCKET = Path("/run/airpanda-glexec.sock")
 
 # Option, what it means, and the value it has where the site says nothing else ("" = not set).
@@ -282,28 +286,42 @@ def _write_programs(installed: Installed, python: Path, packages: Sequence[str])
     for name, (module, call, flags) in starts.items():
         start = lib / f"{name}.py"
         function = call.partition("(")[0]
-        body = f"import sys\n\nsys.path.insert(0, {str(lib)!r})\n"
-        if "Path(" in call:  # the root side; it collects no garbage while it imports, and has little afterwards
-            body = f"import gc\n\ngc.disable()\n{_path(lib, packages)}"
-        body += f"from airpanda.glexec.{module} import {function}\n"
-        put(start, f"{body}sys.exit({call.format(**places)})\n", 0o644)
-        # A shell in front, because a #! line holds neither spaces nor long paths.
-        command = f"exec {shlex.quote(str(python))} {flags} {shlex.quote(str(start))}"
-        put(installed.prefix / "sbin" / name, f'#!/bin/sh\n{command} "$@"\n', 0o755)
+        wanted = f"from airpanda.glexec.{module} import {function}\n"
+        body = f"import sys\n\nsys.path.insert(0, {str(lib)!r})\n{wanted}"
+        if module.startswith("launcher."):  # the root side
+            one_file = _ONE_FILE if module == "launcher.direct" else ""
+            body = f"{_lean(lib, packages, one_file)}    from pathlib import Path\n\n    {wanted}"
+        body += f"sys.exit({call.format(**places)})\n"
+        _write_program(installed.prefix / "sbin" / name, python, flags, body, start)
     for name in ("glexec_wrapenv", "glexec_unwrapenv"):  # gLExec's were perl, and are called by that name
         shutil.copy2(installed.prefix / "sbin" / name, installed.prefix / "sbin" / f"{name}.pl")
     command = f"exec /usr/bin/sudo -n -- {shlex.quote(str(installed.launcher))}"
     put(installed.glexec_sudo, f'#!/bin/sh\n{command} "$@"\n', 0o755)
 
 
-def _path(lib: Path, packages: Sequence[str]) -> str:
-    return f"import sys\nfrom pathlib import Path\n\nsys.path[:] = [{str(lib)!r}, *sys.path, *{list(packages)!r}]\n"
+def _write_program(path: Path, python: Path, flags: str, body: str, start: Path) -> None:
+    """The program itself; where a #! line cannot hold the interpreter's path, ``start`` and a shell in front of it."""
+    line = f"#!{python} {flags}\n"
+    if len(os.fsencode(line)) > _SHEBANG_BYTES or re.search(r"\s", str(python)):
+        put(start, body, 0o644)
+        line, body = "#!/bin/sh\n", f'exec {shlex.quote(str(python))} {flags} {shlex.quote(str(start))} "$@"\n'
+    put(path, line + body, 0o755)
+
+
+def _lean(lib: Path, packages: Sequence[str], one_file: str = "") -> str:
+    """The root side's start; it collects no garbage while it imports, and has little afterwards."""
+    path = f"sys.path[:] = [{str(lib)!r}, *sys.path, *{list(packages)!r}]"
+    use = f"from airpanda.glexec.launcher import onefile\n\nonefile.use({str(lib / one_file)!r})\n" if one_file else ""
+    lean = "from airpanda.glexec.launcher import lean\n\nwith lean.imports():\n"
+    return f"import gc\nimport sys\n\ngc.disable()\n{path}\n{use}{lean}"
 
 
 def _compile(lib: Path, python: Path, packages: Sequence[str]) -> None:
     """Compiled once for all, since nobody but a new installation changes the sources; and tried as it will be used."""
     compiling = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(lib)]
-    trying = ["-c", f"{_path(lib, packages)}import airpanda.glexec.launcher.run"]
+    modules = "".join(f"    import airpanda.glexec.{name}\n" for name in _NEEDED)
+    writing = f"open({str(lib / _ONE_FILE)!r}, 'wb').write(onefile.content())\n"
+    trying = ["-c", f"{_lean(lib, packages)}{modules}from airpanda.glexec.launcher import onefile\n{writing}"]
     for flags, words, what in (("-I", compiling, "compile"), ("-IS", trying, "run")):
         done = subprocess.run([python, flags, *words], capture_output=True, text=True, timeout=120)
         if done.returncode != 0:

@@ -15,6 +15,7 @@ from typing import Optional
 from airpanda.core.errors import AirpandaError, IdentitySwitchError, RequestError
 from airpanda.glexec import contract
 from airpanda.glexec.through_glexec import GlexecSwitcher
+from airpanda.glexec.wrapped import decode_environment, encode_environment
 
 
 def wrapenv(argv: Sequence[str]) -> int:
@@ -22,7 +23,7 @@ def wrapenv(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="glexec_wrapenv", description=wrapenv.__doc__)
     parser.add_argument("--exclude", default="", help="names, separated by commas")
     excluded = parser.parse_args(argv).exclude.split(",")
-    print(contract.encode_environment(os.environ, exclude=[*excluded, contract.ENVIRONMENT]))
+    print(encode_environment(os.environ, exclude=[*excluded, contract.ENVIRONMENT]))
     return 0
 
 
@@ -33,7 +34,7 @@ def unwrapenv(argv: Sequence[str]) -> int:
         return _say("usage: glexec_unwrapenv -- COMMAND [ARGUMENT...]", contract.CLIENT_ERROR)
     environ = dict(os.environ)
     try:
-        environ.update(contract.decode_environment(environ.pop(contract.ENVIRONMENT, "") or _EMPTY))
+        environ.update(decode_environment(environ.pop(contract.ENVIRONMENT, "") or _EMPTY))
         os.execvpe(command[0], command, environ)  # noqa: S606
     except RequestError as error:
         return _say(str(error), contract.CLIENT_ERROR)
@@ -97,4 +98,4 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-_EMPTY = contract.encode_environment({})
+_EMPTY = encode_environment({})

@@ -81,7 +81,7 @@ class PayloadCgroup:
                 time.sleep(0.01)
 
     def _read_cpu(self) -> float:
-        lines = (self.path / "cpu.stat").read_text(encoding="ascii").splitlines()
+        lines = (self.path / "cpu.stat").read_text(encoding="utf-8").splitlines()
         usage = next(line for line in lines if line.startswith("usage_usec "))
         return int(usage.split()[1]) / 1e6
 

@@ -23,6 +23,7 @@ from airpanda.core.errors import AirpandaError
 from airpanda.glexec import wire
 from airpanda.glexec.config import read_config
 from airpanda.glexec.contract import INTERNAL_ERROR
+from airpanda.glexec.launcher import credential as _credential  # noqa: F401 - loaded once, for all children
 from airpanda.glexec.launcher import kernel
 from airpanda.glexec.launcher.admission import Admission, peer_of
 from airpanda.glexec.launcher.refusal import client_error, refusal

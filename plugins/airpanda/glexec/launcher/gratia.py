@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -58,7 +57,7 @@ class MonitorLog:
 
     def write(self, record: Mapping[str, Value], now: datetime) -> None:
         """Append the lines of one run in one write, so that simultaneous runs do not mix."""
-        lines = monitor_lines(record, ended=now, host=socket.gethostname(), pid=os.getpid())
+        lines = monitor_lines(record, ended=now, host=os.uname().nodename, pid=os.getpid())
         with contextlib.suppress(OSError):  # the disk is full: the payload has run, and its code is what counts now
             os.write(self._descriptor, "".join(f"{line}\n" for line in lines).encode("ascii"))
 

@@ -6,13 +6,13 @@ when the payload does, or when its launcher is gone (end of the control connecti
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import json
 import os
 import resource
 import select
 import signal
-import socket
 from typing import Callable, NoReturn, Optional
 
 from airpanda.glexec.contract import INTERNAL_ERROR

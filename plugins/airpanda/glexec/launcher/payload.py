@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import os
 import resource
 import signal
-import socket
 import stat
 from typing import NoReturn
 

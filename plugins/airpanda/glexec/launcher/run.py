@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import json
 import os
 import re
 import select
 import signal
-import socket
 import struct
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import AirpandaError, IdentitySwitchError
 from airpanda.core.identity import Account
 from airpanda.core.records import dataclass
+from airpanda.core.secret import Secret
 from airpanda.glexec import contract
 from airpanda.glexec.config import LauncherConfig, read_config
-from airpanda.glexec.launcher import kernel
+from airpanda.glexec.launcher import kernel, lean
 from airpanda.glexec.launcher.audit import Audit, CallerRecord, Value
 from airpanda.glexec.launcher.cgroup import PayloadCgroup
-from airpanda.glexec.launcher.credential import Identity, identify
 from airpanda.glexec.launcher.gratia import MonitorLog
 from airpanda.glexec.launcher.identity import open_as
 from airpanda.glexec.launcher.init import Report, remove_proxy, run_init
@@ -37,6 +38,9 @@ from airpanda.glexec.launcher.refusal import client_error, internal_error, refus
 from airpanda.glexec.launcher.request import Request, check_caller, check_command
 from airpanda.glexec.launcher.sources import Source
 from airpanda.glexec.mapping import MapfileMapper, Mapper, Mapping, check_ban, check_mapping
+
+if TYPE_CHECKING:
+    from airpanda.glexec.launcher.credential import Identity
 
 
 # Each is imported by the run that needs it: a launcher that sudo starts pays for every import, for every step of a job.
@@ -138,7 +142,7 @@ def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) 
     try:
         mapper.begin()
         proxy = read_proxy(request.environ.get(contract.CLIENT_CERT), contract.CLIENT_CERT, request.caller)
-        identity = identify(proxy, config, utcnow())
+        identity = _identifier()(proxy, config, utcnow())
         fields.update(dn=identity.dn, issuer=identity.issuer, serial=identity.serial, fingerprint=identity.fingerprint)
         fields["fqans"] = list(identity.fqans)
         check_ban(config, identity.dn, identity.fqans)
@@ -150,6 +154,13 @@ def resolve(request: Request, config: LauncherConfig, fields: dict[str, Value]) 
     fields.update(user=account.name, uid=account.uid, gid=account.gids[0], gids=list(account.gids))
     fields["lease"] = mapping.lease
     return identity, mapping
+
+
+def _identifier() -> Callable[[Secret[bytes], LauncherConfig, datetime], Identity]:
+    """``identify``, with the cryptography below it: imported while LCMAPS, in its own process, loads its plug-ins."""
+    with lean.imports():
+        from airpanda.glexec.launcher.credential import identify
+    return identify
 
 
 class _Records:
@@ -223,7 +234,7 @@ def _payload_proxy(request: Request, config: LauncherConfig, identity: Identity)
     path = request.environ.get(contract.SOURCE_PROXY)
     if not path or path == request.environ.get(contract.CLIENT_CERT):
         return identity
-    source = identify(read_proxy(path, contract.SOURCE_PROXY, request.caller), config, utcnow())
+    source = _identifier()(read_proxy(path, contract.SOURCE_PROXY, request.caller), config, utcnow())
     if source.dn != identity.dn:
         raise client_error(f"{contract.SOURCE_PROXY} and {contract.CLIENT_CERT} belong to different people")
     return source
@@ -422,7 +433,7 @@ def prove_switched(pid: int, account: Account) -> None:
         IdentitySwitchError: 202, it has not; the payload must not start.
     """
     try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise internal_error(f"the switch cannot be proven: {error.strerror}") from error
     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

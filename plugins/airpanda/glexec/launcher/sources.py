@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import os
 import signal
-import socket
 from typing import Optional, Protocol
 
 from airpanda.glexec.wire import FORWARDED, STARTED
