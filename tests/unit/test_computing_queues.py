@@ -57,6 +57,15 @@ def refused(text: str) -> str:
         ('name = "DEMO"', 'name = "DEMO"\nstate = "on"', 3, "online or offline"),
         ('kind = "local"', 'kind = "locla"', 6, "kind"),
         ('kind = "local"', "", 5, "None"),
+        ("[pilot]", "[factory]\nenabeld = true\n[pilot]", 10, "did you mean 'enabled'?"),
+        ("[pilot]", "[factory]\nmax_pilots = -5\n[pilot]", 10, "max_pilots = -5 must be more than 0"),
+        ("[pilot]", "[factory]\nrunning_ratio = -0.5\n[pilot]", 10, "running_ratio = -0.5 must be 0 or more"),
+        ("[pilot]", "[factory]\nrunning_ratio = inf\n[pilot]", 10, "must be a number"),
+        ("[pilot]", "[factory]\nmin_queued = 101\n[pilot]", 10, "min_queued = 101 must not be more than"),
+        ("[pilot]", "[ces.far]\nkind = 'slrum'\n[pilot]", 10, "[ces.far] kind = 'slrum' is no computing element"),
+        ("[pilot]", "[ces.far]\nkind = 'slurm'\ndirectry = '/d'\n[pilot]", 11, "did you mean 'directory'?"),
+        ("[pilot]", "[ces.'a b']\nkind = 'slurm'\n[pilot]", 0, "must be named by letters"),
+        ("[pilot]", "[ces.'local:DEMO']\nkind = 'slurm'\n[pilot]", 0, "like no other"),
         ("[pilot]", "[pilot]\nmax_payloads = -1", 10, "max_payloads = -1 must be 0 or more"),
         ("[pilot]", "[pilot]\nlooping_s = 0", 10, "looping_s = 0 must be more than 0"),
         ("[pilot]", '[pilot]\nfeatures = ["a b"]', 10, "features = 'a b' must be letters"),
@@ -80,7 +89,7 @@ def refused(text: str) -> str:
 def test_errors_name_file_line_and_what_is_wrong(old: str, new: str, line: int, words: str) -> None:
     assert old in GOOD
     message = refused(GOOD.replace(old, new, 1))
-    assert message.startswith(f"DEMO.toml:{line}")
+    assert message.startswith(f"DEMO.toml:{line}" if line else "DEMO.toml:")
     assert words in message
 
 
@@ -134,6 +143,18 @@ def test_defaults_are_the_safe_ones() -> None:
 def test_the_wire_form_is_json_and_comes_back_the_same() -> None:
     queue = parse_queue(GOOD, "DEMO.toml")
     assert PandaQueue.from_wire(json.loads(json.dumps(queue.to_wire()))) == queue
+
+
+def test_a_queue_may_have_more_elements_each_with_a_name() -> None:
+    more = '[ces.far]\nkind = "slurm"\ndirectory = "/d"\n[factory]\nenabled = true\nrunning_ratio = 2\n'
+    queue = parse_queue(GOOD + more, "DEMO.toml")
+    assert list(queue.ces) == ["local:DEMO", "far"]
+    assert queue.at("far").ce.kind == "slurm"
+    assert queue.at("") == queue.at("local:DEMO") == parse_queue(GOOD + more[more.index("[factory]") :], "DEMO.toml")
+    assert PandaQueue.from_wire(json.loads(json.dumps(queue.to_wire()))) == queue
+    assert queue.fingerprint != parse_queue(GOOD, "DEMO.toml").fingerprint
+    with pytest.raises(ConfigurationError, match="no computing element 'near'"):
+        queue.at("near")
 
 
 @pytest.mark.parametrize("wire", [{}, {"queue": []}, {"queue": {"name": "X"}, "ce": {}, "pilot": {}, "x": {}}])

@@ -64,12 +64,21 @@ def effective(path: Path) -> Iterator[Value]:
     queue = load_queue(path)
     text = path.read_text(encoding="utf-8")
     written = tomllib.loads(text)
-    for section, table in queue.to_wire().items():
+    for section, table in _sections(queue.to_wire()):
+        there = written.get("ces", {}).get(section[4:], {}) if section.startswith("ces.") else written.get(section, {})
         for key, value in table.items():
-            is_written = key in written.get(section, {})
+            is_written = key in there
             hidden = section == "environment" and _LOOKS_SECRET.search(key) is not None
             where = f"{path.name}:{line_of(text, section, key)}" if is_written else "default"
             yield Value(section, key, NOT_SHOWN if hidden else value, where)
+
+
+def _sections(wire: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for section, table in wire.items():
+        if section == "ces":
+            yield from ((f"ces.{name}", each) for name, each in table.items())
+        else:
+            yield section, table
 
 
 def table(values: list[Value]) -> str:

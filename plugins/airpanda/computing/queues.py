@@ -7,10 +7,13 @@ file, line and key.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 from urllib.parse import urlsplit
@@ -210,8 +213,53 @@ class PilotStart:
 
 
 @dataclass(frozen=True)
+class FactoryRules:
+    """How the pilot factory treats the queue; without ``enabled`` it sends no pilots.
+
+    ``max_pilots``: of all kinds together. Pilots that wait at the site: as many as run times ``running_ratio``, but
+    ``min_queued`` at least and ``max_queued`` at most. ``min_idle``: pilots without work to keep ready.
+    ``first_batch``: how many an element gets that has not shown yet that they start; twice as many after each good
+    submission, up to ``max_per_cycle``. ``queue_timeout_s``: waiting pilots older than that are cancelled;
+    ``silent_timeout_s``: those that run, says the element, and say nothing themselves. ``rpc_per_minute``: calls to
+    one element.
+
+    ``credential``: the Airflow Connection of the pilots' own credential (as those of owners). The factory keeps a proxy
+    of ``credential_lifetime_s`` at the element, and sends no pilot that it would not outlive by
+    ``credential_margin_s``. Empty: the site provides it.
+    """
+
+    enabled: bool = False
+    max_pilots: int = 1000
+    max_queued: int = 100
+    min_queued: int = 10
+    min_idle: int = 0
+    running_ratio: float = 1.0
+    first_batch: int = 1
+    max_per_cycle: int = 100
+    queue_timeout_s: int = 172_800
+    silent_timeout_s: int = 900
+    rpc_per_minute: int = 30
+    credential: str = ""
+    credential_lifetime_s: int = 86_400
+    credential_margin_s: int = 3600
+
+    def __post_init__(self) -> None:
+        positive = ("max_pilots", "max_queued", "first_batch", "max_per_cycle", "queue_timeout_s", "silent_timeout_s")
+        for key in (*positive, "rpc_per_minute", "credential_lifetime_s"):
+            _positive(key, getattr(self, key))
+        for key in ("min_queued", "min_idle", "running_ratio", "credential_margin_s"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} = {getattr(self, key)} must be 0 or more")
+        if self.min_queued > self.max_queued:
+            raise ValueError(f"min_queued = {self.min_queued} must not be more than max_queued = {self.max_queued}")
+
+
+@dataclass(frozen=True)
 class PandaQueue:
-    """One PanDA queue (PanDA's ``computingSite``). ``environment`` is the site's set-up for payloads."""
+    """One PanDA queue (PanDA's ``computingSite``). ``environment`` is the site's set-up for payloads.
+
+    ``more_ces`` are further computing elements that its pilots may go to, by the name of their section ``[ces.NAME]``.
+    """
 
     name: str
     ce: CE
@@ -220,6 +268,30 @@ class PandaQueue:
     state: str = "online"
     identity_policy: IdentityPolicy = IdentityPolicy.REQUIRED
     environment: Mapping[str, str] = field(default_factory=dict)
+    factory: FactoryRules = field(default_factory=FactoryRules)
+    more_ces: Mapping[str, CE] = field(default_factory=dict)
+
+    @property
+    def ces(self) -> Mapping[str, CE]:
+        """All computing elements by name; that of ``[ce]`` is first, and named by its kind and the queue."""
+        return {f"{self.ce.kind}:{self.name}": self.ce, **self.more_ces}
+
+    def at(self, ce: str) -> PandaQueue:
+        """The same queue with one of its elements; "" is that of ``[ce]``.
+
+        Raises:
+            ConfigurationError: it has none of this name (any more).
+        """
+        if ce in ("", f"{self.ce.kind}:{self.name}"):
+            return replace(self, more_ces={})
+        if ce not in self.more_ces:
+            raise ConfigurationError(f"the queue {self.name} has no computing element {ce!r}: see [ces.*] in its file")
+        return replace(self, ce=self.more_ces[ce], more_ces={})
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the queue's file does in any way that matters."""
+        return hashlib.sha256(json.dumps(self.to_wire(), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_online(self) -> bool:
@@ -232,12 +304,13 @@ class PandaQueue:
     def to_wire(self) -> dict[str, Any]:
         """Plain JSON values, for ``IntendedBatch.queue``."""
         wire = asdict(self)
-        wire["ce"] = {key: list(value) if isinstance(value, tuple) else value for key, value in wire["ce"].items()}
+        wire["ce"] = _listed(wire["ce"])
         wire["pilot"] |= {key: list(getattr(self.pilot, key)) for key in ("hide", "show", "features")}
         wire["identity_policy"] = self.identity_policy.value
         return {
             "queue": {key: wire[key] for key in ("name", "state", "identity_policy")},
-            **{key: wire[key] for key in ("slot", "ce", "pilot", "environment")},
+            **{key: wire[key] for key in ("slot", "ce", "pilot", "environment", "factory")},
+            **({"ces": {name: _listed(ce) for name, ce in wire["more_ces"].items()}} if self.more_ces else {}),
         }
 
     @classmethod
@@ -248,6 +321,10 @@ class PandaQueue:
             ConfigurationError: it is none.
         """
         return _build(wire, lambda message, *_: ConfigurationError(f"queue on the wire: {message}"))
+
+
+def _listed(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
 
 
 def load_queues(directory: Path) -> dict[str, PandaQueue]:
@@ -319,7 +396,7 @@ def line_of(text: str, section: str, key: str) -> int:
     return section_line
 
 
-_SECTIONS = ("queue", "slot", "ce", "pilot", "environment")
+_SECTIONS = ("queue", "slot", "ce", "pilot", "environment", "factory", "ces")
 
 
 def _build(document: Mapping[str, Any], wrong: Any) -> PandaQueue:
@@ -334,13 +411,10 @@ def _build(document: Mapping[str, Any], wrong: Any) -> PandaQueue:
             raise wrong(f"the section [{section}] is missing")
     head = dict(document["queue"])
     name, state, policy = _head(head, wrong)
-    kind = document["ce"].get("kind")
-    if not isinstance(kind, str) or kind not in CE_KINDS:
-        known = ", ".join(CE_KINDS)
-        raise wrong(f"[ce] kind = {kind!r} is no computing element of this version; known: {known}", "ce", "kind")
-    ce = _section(CE_KINDS[kind], "ce", document["ce"], wrong)
+    ce = _ce("ce", document["ce"], wrong)
+    more_ces = _more_ces(document.get("ces", {}), f"{ce.kind}:{name}", wrong)
     pilot = _section(PilotStart, "pilot", document["pilot"], wrong)
-    if not pilot.proxy and CE_KINDS[kind] is not ArcCE:
+    if not pilot.proxy and not all(isinstance(each, ArcCE) for each in (ce, *more_ces.values())):
         raise wrong("[pilot] proxy is missing", "pilot", "proxy")
     return PandaQueue(
         name=name,
@@ -350,7 +424,32 @@ def _build(document: Mapping[str, Any], wrong: Any) -> PandaQueue:
         pilot=pilot,
         slot=_section(Slot, "slot", document.get("slot", {}), wrong),
         environment=_environment(document.get("environment", {}), wrong),
+        factory=_section(FactoryRules, "factory", document.get("factory", {}), wrong),
+        more_ces=more_ces,
     )
+
+
+def _ce(section: str, table: Mapping[str, Any], wrong: Any) -> CE:
+    kind = table.get("kind")
+    if not isinstance(kind, str) or kind not in CE_KINDS:
+        known = ", ".join(CE_KINDS)
+        raise wrong(
+            f"[{section}] kind = {kind!r} is no computing element of this version; known: {known}", section, "kind"
+        )
+    ce: CE = _section(CE_KINDS[kind], section, table, wrong)
+    return ce
+
+
+def _more_ces(tables: Mapping[str, Any], first: str, wrong: Any) -> dict[str, CE]:
+    found: dict[str, CE] = {}
+    for name, table in tables.items():
+        section = f"ces.{name}"
+        if NAME.fullmatch(name) is None or name.casefold() in {each.casefold() for each in (first, *found)}:
+            raise wrong(f"[{section}] must be named by letters, digits and ._:+- only, and like no other", section)
+        if not isinstance(table, dict):
+            raise wrong(f"[{section}] must be a table", section)
+        found[name] = _ce(section, table, wrong)
+    return found
 
 
 def _head(head: dict[str, Any], wrong: Any) -> tuple[str, str, IdentityPolicy]:
@@ -397,6 +496,10 @@ def _typed(section: str, key: str, value: Any, hint: Any, wrong: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         raise wrong(f"[{section}] {key} = {value!r} must be a whole number", section, key)
+    if hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise wrong(f"[{section}] {key} = {value!r} must be a number", section, key)
     if hint is bool:
         if isinstance(value, bool):
             return value
