@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow.sdk import BaseHook
+from airflow.sdk import BaseHook, conf
 
 from airpanda.computing.elements import ComputingElement, make_element
 from airpanda.computing.queues import ArcCE, BatchCE, PandaQueue
@@ -30,6 +30,11 @@ def element_of(queue: PandaQueue, wrapper: Path) -> ComputingElement:
     if isinstance(queue.ce, BatchCE) and queue.ce.host:
         return make_element(queue, wrapper, login=ssh_login(queue.ce.conn_id))
     return make_element(queue, wrapper)
+
+
+def wrapper_path() -> Path:
+    """The file that starts pilots: ``[airpanda] include_dir``, ``pilot/wrapper.sh``."""
+    return Path(conf.get("airpanda", "include_dir"), "pilot", "wrapper.sh")
 
 
 def ssh_login(conn_id: str) -> SshLogin:

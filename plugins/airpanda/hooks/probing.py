@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from airpanda.computing.elements import (
     ComputingElement,
-    ComputingElementError,
     Handle,
-    HasOutput,
-    NotFoundAtCEError,
     Outcome,
-    PilotBatch,
     Purgeable,
-    Status,
     SubmitUncertainError,
 )
 from airpanda.computing.queues import PandaQueue
-from airpanda.core.secret import Secret
 from airpanda.hooks import calls
-from airpanda.hooks.calls import Call
-from airpanda.messages import BatchIntent, BatchRecord, IntendedBatch, PilotProbe, PilotSeen, PilotsSeen
+from airpanda.hooks.submission import SUBMIT_LIMIT_S, Send, because, log_of, submit
+from airpanda.messages import BatchIntent, IntendedBatch, PilotProbe, PilotSeen, PilotsSeen
 
-R = TypeVar("R")
 _POLL_S = 1.0
 _LOG_LINES = 15
-
-
-class Send(Protocol):
-    """Sends one call to the dispatcher, as ``PandaHook.send``."""
-
-    def __call__(self, call: Call[R]) -> R: ...
 
 
 @dataclass(frozen=True)
@@ -86,20 +72,13 @@ class QueueTest:
 
     def _submit(self, element: ComputingElement, intended: IntendedBatch) -> Handle:
         (ticket,) = intended.pilots
-        tokens = {ticket.pilot_id: Secret(ticket.token.get_secret_value())}
-        record, fence = calls.record_batch, intended.fence
         began = time.monotonic()
         try:
-            handle = element.submit(PilotBatch(intended.tag, tokens)).handles[ticket.pilot_id]
-        except ComputingElementError as error:
-            self.send(record(intended.batch_id, failed_submission(element.name, error, fence)))
-            if isinstance(error, SubmitUncertainError):
-                element.cancel(list(element.find(intended.tag)))
+            sent = submit(self.send, element, intended, before=began + SUBMIT_LIMIT_S)
+        except SubmitUncertainError:
+            element.cancel(list(element.find(intended.tag)))
             raise
-        handles = {ticket.pilot_id: str(handle)}
-        self.send(
-            record(intended.batch_id, BatchRecord(state="submitted", ce=element.name, handles=handles, fence=fence))
-        )
+        handle = Handle(sent.handles[ticket.pilot_id])
         took_s = time.monotonic() - began
         self.say(f"pilot {ticket.pilot_id} is submitted to {element.name} as {handle} ({took_s:.1f} s)")
         return handle
@@ -115,22 +94,22 @@ class QueueTest:
             if pilot.registered_at is not None or pilot.state in ("benched", "finished", "failed"):
                 return self._of_its_word(element, handle, pilot)
             if status.state.is_final:
-                ended = f"the pilot ended ({status.state.value}{_because(status)}) and never reached the dispatcher"
+                ended = f"the pilot ended ({status.state.value}{because(status)}) and never reached the dispatcher"
                 text = f"{ended}: its log says why; correct the queue file, or ask the site's administrator"
-                return Verdict(False, text, log=_log(element, handle))
+                return Verdict(False, text, log=_lines(log_of(element, handle)))
             if status.state.value != said:
                 said = status.state.value
-                self.say(f"the computing element says: {said}{_because(status)}")
+                self.say(f"the computing element says: {said}{because(status)}")
             if time.monotonic() > deadline:
                 text = f"no word from the pilot within {self.limit_s:.0f} s; the computing element says {said}"
-                return Verdict(False, f"{text}{_because(status)}", log=_log(element, handle))
+                return Verdict(False, f"{text}{because(status)}", log=_lines(log_of(element, handle)))
             time.sleep(_POLL_S)
 
     def _of_its_word(self, element: ComputingElement, handle: Handle, pilot: PilotProbe) -> Verdict:
         if pilot.registered_at is not None:
             return Verdict(True, f"the pilot works on node {pilot.node}: the queue can take jobs", pilot.probe)
         text = f"the pilot on node {pilot.node} refuses to work: {pilot.reason}; the site's administrator must act"
-        return Verdict(False, text, pilot.probe, _log(element, handle))
+        return Verdict(False, text, pilot.probe, _lines(log_of(element, handle)))
 
     def _clean_up(self, element: ComputingElement, intended: IntendedBatch, handle: Handle) -> None:
         pilot_id = intended.pilots[0].pilot_id
@@ -149,20 +128,5 @@ class QueueTest:
         self.say(f"pilot {pilot_id} is {'gone' if ended else 'asked to end and still there'} ({status.state.value})")
 
 
-def failed_submission(ce: str, error: ComputingElementError, fence: int) -> BatchRecord:
-    """What to record where a submission raised this: whether the pilots may exist all the same."""
-    uncertain = isinstance(error, SubmitUncertainError)
-    return BatchRecord(state="uncertain" if uncertain else "failed", ce=ce, reason=str(error)[:4000], fence=fence)
-
-
-def _because(status: Status) -> str:
-    return f": {status.reason}" if status.reason else ""
-
-
-def _log(element: ComputingElement, handle: Handle) -> str:
-    """The last lines of the pilot's log, where the element can show it."""
-    if isinstance(element, HasOutput):
-        with suppress(NotFoundAtCEError):
-            text = element.fetch(handle, tail_bytes=16384).decode("utf-8", "replace")
-            return "\n".join(text.splitlines()[-_LOG_LINES:])
-    return ""
+def _lines(text: str) -> str:
+    return "\n".join(text.splitlines()[-_LOG_LINES:])

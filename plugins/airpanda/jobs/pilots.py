@@ -159,6 +159,15 @@ class PilotRegistry:
             if await connection.fetchval(sql.KEEP_LOG, batch_id, pilot_id, text) is None:
                 raise NotFoundError(f"batch {batch_id} has no pilot {pilot_id}")
 
+    async def logs(self, batch_id: int, *, queues: Collection[str] | None, by: str | None) -> str:
+        """What is kept of the logs of a batch's pilots, each below a line that names it. Raises as ``batch``."""
+        async with self._database.connection() as connection:
+            batch = _mine(await connection.fetchrow(sql.BATCH, batch_id), batch_id, queues, by)
+            rows = await connection.fetch(sql.LOGS, batch_id)
+        parts = [f"---- pilot {row['pilot_id']}: {row['state']} {row['reason']}\n{row['log_tail']}" for row in rows]
+        head = f"batch {batch_id} of queue {batch['queue']}: {batch['state']} {batch['reason']}".rstrip()
+        return "\n".join([head, *parts]) + "\n"
+
     async def known_tags(self, tags: Sequence[str]) -> list[str]:
         """Those of the tags that are on record."""
         async with self._database.connection() as connection:

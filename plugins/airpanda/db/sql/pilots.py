@@ -46,6 +46,11 @@ WHERE batch_id = $1 AND state = 'intended' AND ended_at IS NULL
 
 KEEP_LOG = "UPDATE panda_pilot SET log_tail = $3 WHERE batch_id = $1 AND pilot_id = $2 RETURNING pilot_id"
 
+LOGS = """
+SELECT pilot_id, state, reason, log_tail FROM panda_pilot
+WHERE batch_id = $1 AND log_tail <> '' ORDER BY pilot_id LIMIT 100
+"""
+
 KNOWN_TAGS = "SELECT tag FROM panda_batch WHERE tag = ANY ($1::text[])"
 
 JOB_ENDED = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends
+from fastapi.responses import PlainTextResponse
 from pydantic import SecretStr
 
 from airpanda.core.clock import utcnow
@@ -66,6 +67,13 @@ async def record(batch_id: Id, record: BatchRecord, client: TheClient, services:
 async def cancel(batch_id: Id, wanted: BatchCancel, client: TheClient, services: TheServices) -> BatchView:
     """Give its pilots no more jobs; who asks ends them at their computing element."""
     return await services.pilots.cancel(batch_id, wanted, queues=client.queues, by=_bound_to(client))
+
+
+@router.get("/{batch_id}/logs")
+async def logs(batch_id: Id, client: TheClient, services: TheServices) -> PlainTextResponse:
+    """The pilots' own logs, as far as somebody has fetched them from their element."""
+    text = await services.pilots.logs(batch_id, queues=client.queues, by=_bound_to(client))
+    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
 
 
 @router.post("/{batch_id}/pilot/{pilot_id}/log", status_code=204)
