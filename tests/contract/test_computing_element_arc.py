@@ -224,5 +224,7 @@ def test_a_renewal_reaches_pilots_that_wait_and_tells_when_it_ends(rig: ArcRig) 
     await_state(element, handle, PilotJobState.DONE)
     said = element.fetch(handle).decode().strip().removeprefix("notAfter=")
     assert datetime.strptime(said, "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC) == ends.replace(microsecond=0)
+    with pytest.raises(InvalidDescriptionError, match="delegation_s"):
+        rig.element(SLEEP, delegation_s=599).submit(batch("late", 1))
     with pytest.raises(CECredentialError, match="ends before a pilot"):
         rig.element(SLEEP, credential=rig.site.proxy("pilot", hours=0.1)).submit(batch("late", 1))

@@ -248,20 +248,23 @@ class ArcElement:
         return InvalidDescriptionError(text) if _INVALID.search(reason) else CEUnavailableError(text)
 
     def _delegated(self) -> Delegation:
-        """A delegation that outlives a pilot which starts at once."""
-        now, walltime = self._clock(), timedelta(seconds=self._queue.slot.walltime_s)
-        if self._rest.credential.not_after < now + walltime:
+        """A delegation that outlives a pilot which starts at once, and is used up by less than half."""
+        now, walltime, lifetime = self._clock(), timedelta(seconds=self._queue.slot.walltime_s), self._lifetime()
+        if timedelta(seconds=self._ce.delegation_s) < walltime:
+            raise InvalidDescriptionError(f"{self.name}: [ce] delegation_s is shorter than a pilot of {walltime}")
+        if lifetime < walltime:
+            who = self._rest.credential.identity
             raise CECredentialError(
-                f"{self.name}: the credential of {self._rest.credential.identity} ends before a pilot of "
-                f"{walltime} would; its owner must renew it"
+                f"{self.name}: the credential of {who} ends before a pilot of {walltime} would; its owner must renew it"
             )
-        if self._delegation is None or self._delegation.ends < min(now + 2 * walltime, self._rest.credential.not_after):
-            self._delegation = self._rest.delegate(self._lifetime(), now)
+        if self._delegation is None or self._delegation.ends < now + max(walltime, lifetime / 2):
+            self._delegation = self._rest.delegate(lifetime, now)
         return self._delegation
 
     def _lifetime(self) -> timedelta:
-        """As long as the credential itself: a pilot may wait long before it runs."""
-        return max(timedelta(seconds=1), self._rest.credential.not_after - self._clock())
+        """Of what is delegated: never longer than the robot's own."""
+        left = self._rest.credential.not_after - self._clock()
+        return max(timedelta(seconds=1), min(left, timedelta(seconds=self._ce.delegation_s)))
 
     # --- states ---------------------------------------------------------------------------------------------
 

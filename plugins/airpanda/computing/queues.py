@@ -118,7 +118,8 @@ class ArcCE:
     ``conn_id`` is the Airflow connection that names the robot's certificate or proxy, and ``ca_dir`` the directory of
     this machine with the only CAs that the CE's certificate may come from. ``queue`` is the CE's; empty: its default.
     ``scratch`` is where pilots make sandboxes on the node, passable for payload accounts; empty: in the session
-    directory. ``max_pilots``: waiting and running ones of the robot, of all its queues at this CE.
+    directory. ``max_pilots``: waiting and running ones of the robot, of all its queues at this CE. ``delegation_s``:
+    how long the proxy lasts that the pilots get; it must cover waiting and running.
     """
 
     kind: str
@@ -128,6 +129,7 @@ class ArcCE:
     queue: str = ""
     scratch: str = ""
     max_pilots: int = 1000
+    delegation_s: int = 4 * 86400
 
     def __post_init__(self) -> None:
         url = urlsplit(self.url)
@@ -139,6 +141,7 @@ class ArcCE:
             raise ValueError(f"queue = {self.queue!r} must be letters, digits and ._:+- only")
         _absolute("scratch", self.scratch, optional=True)
         _positive("max_pilots", self.max_pilots)
+        _positive("delegation_s", self.delegation_s)
 
 
 CE = LocalCE | BatchCE | ArcCE
