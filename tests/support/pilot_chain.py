@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import psycopg2
 from cryptography.fernet import Fernet
 
 import airpanda
-from airpanda.computing.elements import Handle, PilotBatch, PilotJobState, make_element
+from airpanda.computing.elements import ComputingElement, Handle, PilotBatch, PilotJobState, make_element
 from airpanda.computing.queues import PandaQueue, load_queue
+from airpanda.computing.ssh import SshLogin
 from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.tokens import Issuer
@@ -38,14 +39,17 @@ PLUGINS = Path(airpanda.__file__).parent.parent
 WRAPPER = PLUGINS.parent / "include/pilot/wrapper.sh"
 PILOTS = "/home/pilot/pilots"
 LEASE_S = 4
-QUEUE = """
-[queue]
-name = "DEMO"
-[ce]
+LOCAL = """\
 kind = "local"
 enter = ["{enter}"]
 account = "pilot"
 directory = "{directory}"
+"""
+QUEUE = """
+[queue]
+name = "DEMO"
+[ce]
+{ce}
 [pilot]
 python = "{python}"
 code = "{code}"
@@ -56,6 +60,16 @@ glexec = "{glexec}"
 idle_limit_s = 8
 benchmark_s = 0
 """
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chain's pilots run: the text of ``[ce]``, how it is reached, and whether it gives pilots their proxy."""
+
+    ce: str
+    login: SshLogin | None = None
+    credential: ProxyCredential | None = None
+    brings_proxy: bool = False
 
 
 class Gateway:
@@ -101,6 +115,9 @@ class Chain:
     database: Database
     gateway: Gateway
     file_store: Path
+    place: Place
+    tokens: list[str] = field(default_factory=list)
+    elements: list[ComputingElement] = field(default_factory=list)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         response = self.http.request(method, path, json=body)
@@ -140,12 +157,19 @@ class Chain:
     def send_pilots(self, n: int) -> list[Handle]:
         """Intent, submission, record: as the operator does."""
         batch = self.call("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": n})
-        element = make_element(PandaQueue.from_wire(batch["queue"]), WRAPPER)
+        element = self.element(PandaQueue.from_wire(batch["queue"]))
         tokens = {each["pilot_id"]: Secret(each["token"]) for each in batch["pilots"]}
+        self.tokens += [each["token"] for each in batch["pilots"]]
         handles = element.submit(PilotBatch(batch["tag"], tokens)).handles
         record = {"state": "submitted", "ce": "local", "handles": {str(k): v for k, v in handles.items()}}
         self.call("POST", f"/v1/batch/{batch['batch_id']}/record", record)
         return list(handles.values())
+
+    def element(self, queue: PandaQueue | None = None) -> ComputingElement:
+        """The queue's computing element; closed with the chain."""
+        made = make_element(queue or self.queue, WRAPPER, login=self.place.login, credential=self.place.credential)
+        self.elements.append(made)
+        return made
 
     def wait(self, task_id: int, limit_s: float = 90) -> dict[str, int]:
         found = wait_for(lambda: (p := self.call("GET", f"/v1/task/{task_id}/progress"))["done"] and p, limit_s)
@@ -162,33 +186,40 @@ class Chain:
             return cursor.fetchall()
 
     def logs(self, handles: list[Handle]) -> str:
-        element = make_element(self.queue, WRAPPER)
+        element = self.element()
         return "\n".join(element.fetch(handle).decode() for handle in handles)  # type: ignore[attr-defined]
 
     def pilots_end(self, handles: list[Handle]) -> set[PilotJobState]:
-        element = make_element(self.queue, WRAPPER)
+        element = self.element()
         wait_for(lambda: all(status.state.is_final for status in element.status(handles).values()), 60)
         return {status.state for status in element.status(handles).values()}
 
 
 @contextmanager
 def running_chain(
-    site: Site, myproxy: ServerProcess, database: Database, directory: Path, *, glexec: str = ""
+    site: Site,
+    myproxy: ServerProcess,
+    database: Database,
+    directory: Path,
+    place: Place | None = None,
+    *,
+    glexec: str = "",
 ) -> Iterator[Chain]:
     """A gateway for this database, a queue on this node, and a client that may do everything.
 
-    ``glexec`` is what the pilots call, where it is not the client of the launcher's socket.
+    Pilots are this node's processes unless ``place`` says otherwise. ``glexec`` is what they call, where it is not the
+    client of the launcher's socket.
     """
+    place = place or Place(LOCAL.format(enter=site.node.enter, directory=PILOTS))
     settings = make_settings(directory)
     (directory / "queues").mkdir()
     queue_file = directory / "queues" / "DEMO.toml"
     values = {
-        "enter": site.node.enter,
-        "directory": PILOTS,
+        "ce": place.ce,
         "python": sys.executable,
         "code": PLUGINS,
         "ca_dir": GRID_SECURITY / "certificates",
-        "proxy": site.put_proxy("pilot"),
+        "proxy": "" if place.brings_proxy else site.put_proxy("pilot"),
         "glexec": glexec or site.glexec,
     }
     queue_file.write_text(QUEUE.format(port=1, **values))
@@ -219,6 +250,9 @@ def running_chain(
             trust_env=False,
             timeout=30,
         ) as http:
-            yield Chain(site, myproxy, http, load_queue(queue_file), database, gateway, settings.file_store)
+            chain = Chain(site, myproxy, http, load_queue(queue_file), database, gateway, settings.file_store, place)
+            yield chain
+            for element in chain.elements:
+                element.close()
     finally:
         gateway.kill()
