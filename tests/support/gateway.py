@@ -10,11 +10,12 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -79,6 +80,13 @@ class RunningGateway:
             write_private(shown, cert.read_bytes() + key.read_bytes())
         return self.http(shown, self.pilot()["token"])
 
+    def as_pilot_async(self, token: str) -> httpx.AsyncClient:
+        """A pilot with this token that shows the pilots' certificate, at whatever port of this machine."""
+        context = ssl.create_default_context(capath=str(self.pki.ca_dir))
+        context.load_cert_chain(*self.pki.user("pilot"))
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.AsyncClient(verify=context, trust_env=False, headers=headers, timeout=30)
+
     def pilot(self) -> dict[str, Any]:
         """A fresh pilot: its id and token."""
         with self.client() as http:
@@ -93,34 +101,75 @@ def good(response: httpx.Response) -> Any:
     return response.json()
 
 
+@dataclass
+class GatewayPlace:
+    """Where a gateway runs, killed and started again on the same port as often as wanted."""
+
+    database: Database
+    pki: Pki
+    directory: Path
+    environment: dict[str, str]
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def create(
+        cls, database: Database, pki: Pki, directory: Path, options: Mapping[str, str] = MappingProxyType({})
+    ) -> GatewayPlace:
+        """A fresh place with keys and queues of its own; ``options`` are those of ``[airpanda]``, in capitals."""
+        directory.mkdir(exist_ok=True)
+        settings = make_settings(directory)
+        (directory / "queues").mkdir()
+        for name in ("DEMO", "OTHER"):
+            (directory / "queues" / f"{name}.toml").write_text(QUEUE.format(name=name))
+        wanted = {"SIGNING_KEY": settings.signing_key, "FILE_STORE": settings.file_store, "INCLUDE_DIR": directory}
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT / "plugins"),
+            "AIRFLOW_HOME": str(directory / "airflow"),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url("postgresql+psycopg2"),
+            "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
+            **{f"AIRFLOW__AIRPANDA__{name}": str(value) for name, value in {**wanted, **options}.items()},
+        }
+        return cls(database, pki, directory, environment)
+
+    def another(self, directory: Path) -> GatewayPlace:
+        """One more gateway with the same keys and queues."""
+        directory.mkdir()
+        return GatewayPlace(self.database, self.pki, directory, self.environment)
+
+    def start(self, *arguments: str) -> None:
+        """Ready to answer."""
+        port_file, log = self.directory / "port", self.directory / "gateway.log"
+        port_file.unlink(missing_ok=True)
+        argv = [sys.executable, "-m", "airpanda.dispatcher.gateway", "--port", str(self.port), *arguments]
+        argv += ["--port-file", str(port_file), "--ca-dir", str(self.pki.ca_dir)]
+        argv += ["--cert", str(self.pki.host().cert), "--key", str(self.pki.host().key)]
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(argv, env=self.environment, stdout=output, stderr=output)
+        deadline = time.monotonic() + 90
+        while not port_file.exists():
+            assert self.process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        self.port = int(port_file.read_text())
+
+    def kill(self) -> None:
+        """As by power loss. Harmless when it does not run."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+
+    def running(self) -> RunningGateway:
+        issuer = Issuer(Path(self.environment["AIRFLOW__AIRPANDA__SIGNING_KEY"]))
+        return RunningGateway(self.port, self.directory / "gateway.log", issuer, self.pki, self.database)
+
+
 @contextmanager
 def start_gateway(database: Database, pki: Pki, directory: Path) -> Iterator[RunningGateway]:
     """Ready to answer; killed at the end."""
-    settings = make_settings(directory)
-    (directory / "queues").mkdir()
-    for name in ("DEMO", "OTHER"):
-        (directory / "queues" / f"{name}.toml").write_text(QUEUE.format(name=name))
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "plugins"),
-        "AIRFLOW_HOME": str(directory / "airflow"),
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url("postgresql+psycopg2"),
-        "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
-        "AIRFLOW__AIRPANDA__SIGNING_KEY": str(settings.signing_key),
-        "AIRFLOW__AIRPANDA__FILE_STORE": str(settings.file_store),
-        "AIRFLOW__AIRPANDA__INCLUDE_DIR": str(directory),
-    }
-    port_file, log = directory / "port", directory / "gateway.log"
-    argv = [sys.executable, "-m", "airpanda.dispatcher.gateway", "--port", "0", "--port-file", str(port_file)]
-    argv += ["--cert", str(pki.host().cert), "--key", str(pki.host().key), "--ca-dir", str(pki.ca_dir)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(argv, env=environment, stdout=output, stderr=output)
+    place = GatewayPlace.create(database, pki, directory)
     try:
-        deadline = time.monotonic() + 60
-        while not port_file.exists():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield RunningGateway(int(port_file.read_text()), log, Issuer(settings.signing_key), pki, database)
+        place.start()
+        yield place.running()
     finally:
-        process.kill()
-        process.wait(10)
+        place.kill()
