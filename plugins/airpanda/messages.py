@@ -11,6 +11,7 @@ both ends together.
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -136,6 +137,17 @@ class Blame(StrEnum):
     USER = "user"
     SITE = "site"
     SYSTEM = "system"
+
+
+class RetryAction(StrEnum):
+    """What a retry rule does. A limit and no retry bind errors of the user only."""
+
+    RETRY_HERE = "retry_here"
+    RETRY_ELSEWHERE = "retry_elsewhere"
+    MORE_MEMORY = "more_memory"
+    MORE_TIME = "more_time"
+    NO_RETRY = "no_retry"
+    LIMIT = "limit"
 
 
 class JobError(Message):
@@ -501,6 +513,7 @@ class AttemptView(Message):
     cpu_s: float | None
     max_rss_mib: float | None
     launcher: LauncherRecord | None = None
+    why: str = Field(default="", description="what was decided at its end, by which rules")
 
 
 class JobView(Message):
@@ -587,6 +600,42 @@ class TaskPage(Message):
 
     tasks: list[TaskView]
     before: int | None
+
+
+class RetryRuleSet(Message):
+    """POST ``/v1/retry_rules``: what a known error changes about the next attempt.
+
+    ``code`` None, ``pattern`` and ``queue`` empty: any. ``pattern`` is matched from the start of the error's text.
+    ``factor``: of ``more_memory`` and ``more_time``; ``max_attempt``: of ``limit``. Not ``is_active``: it only logs.
+    """
+
+    source: ErrorSource
+    code: Number | None = None
+    pattern: Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")] = ""
+    queue: Name | Literal[""] = ""
+    action: RetryAction
+    factor: Annotated[float, Field(gt=1, le=16)] = 1.5
+    max_attempt: Annotated[int, Field(ge=1, le=50)] = 2
+    is_active: bool = True
+    expires_at: AwareDatetime | None = None
+    description: Text = ""
+
+    @field_validator("pattern")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except (re.error, RecursionError):
+            raise ValueError("is no regular expression") from None
+        return value
+
+
+class RetryRuleView(RetryRuleSet):
+    """A rule on record."""
+
+    rule_id: int
+    set_by: str
+    set_at: datetime
 
 
 class JobKill(Message):

@@ -39,8 +39,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from airpanda.db import triggers
-from airpanda.messages import AuditAction, JobStatus
+from airpanda.db import seeds, triggers
+from airpanda.messages import AuditAction, ErrorSource, JobStatus, RetryAction
 
 NOW = text("now()")
 JSON_B = JSON().with_variant(JSONB(), "postgresql")
@@ -359,6 +359,8 @@ class Job(Base):
     disk_mib: Mapped[int]
     walltime_s: Mapped[int] = mapped_column(Integer())
     features: Mapped[list[str]] = mapped_column(ARRAY(Text()), server_default=text("'{}'"))
+    avoid_node: Mapped[str | None] = mapped_column(comment="no pilot there gets it before avoid_until")
+    avoid_until: Mapped[datetime | None]
     pilot_id: Mapped[int | None]
     lease_digest: Mapped[bytes | None]
     lease_expires_at: Mapped[datetime | None]
@@ -402,6 +404,27 @@ class Attempt(Base):
     max_rss_mib: Mapped[float | None]
     log_tail: Mapped[str] = mapped_column(server_default=text("''"))
     launcher: Mapped[dict[str, Any] | None]
+    why: Mapped[str] = mapped_column(server_default=text("''"), comment="what was decided at its end, by which rules")
+
+
+class RetryRuleRow(Base):
+    """What a known error changes about the next attempt; ``code`` NULL, ``pattern`` and ``queue`` empty: any."""
+
+    __tablename__ = "panda_retry_rule"
+    __table_args__ = (_one_of("action", *RetryAction), _one_of("source", *ErrorSource))
+    rule_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    source: Mapped[str]
+    code: Mapped[int | None]
+    pattern: Mapped[str] = mapped_column(server_default=text("''"))
+    queue: Mapped[str] = mapped_column(server_default=text("''"))
+    action: Mapped[str]
+    factor: Mapped[float] = mapped_column(server_default=text("1.5"))
+    max_attempt: Mapped[int] = mapped_column(server_default=text("2"))
+    is_active: Mapped[bool] = mapped_column(server_default=text("true"), comment="else it only logs")
+    expires_at: Mapped[datetime | None]
+    description: Mapped[str] = mapped_column(server_default=text("''"))
+    set_by: Mapped[str]
+    set_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class Sample(Base):
@@ -558,3 +581,4 @@ class BadNode(Base):
 
 
 triggers.attach(metadata)
+seeds.attach(metadata)

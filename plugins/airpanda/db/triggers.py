@@ -78,7 +78,11 @@ BEGIN
         VALUES (NEW.panda_id, NEW.attempt_nr, OLD.status, NEW.status, NEW.changed_by, NEW.change_reason);
     IF NEW.status <> OLD.status THEN
         INSERT INTO panda_task_delta (task_id, lane, old_status, new_status, n)
-            VALUES (NEW.task_id, abs(NEW.lane), OLD.status, NEW.status, 1);
+            VALUES (NEW.task_id, abs(OLD.lane), OLD.status, NEW.status, 1);
+        IF abs(NEW.lane) <> abs(OLD.lane) THEN
+            INSERT INTO panda_task_delta (task_id, lane, new_status, n)
+                VALUES (NEW.task_id, abs(OLD.lane), NEW.status, -1), (NEW.task_id, abs(NEW.lane), NEW.status, 1);
+        END IF;
     END IF;
     RETURN NEW;
 END $body$

@@ -12,7 +12,18 @@ from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.dispatcher import openapi, problems
 from airpanda.dispatcher.limits import Limits
-from airpanda.dispatcher.routes import bans, batches, credentials, description, factory, health, jobs, lists, owners
+from airpanda.dispatcher.routes import (
+    bans,
+    batches,
+    credentials,
+    description,
+    factory,
+    health,
+    jobs,
+    lists,
+    owners,
+    retry_rules,
+)
 from airpanda.dispatcher.routes import pilots as pilot_routes
 from airpanda.dispatcher.services import Queues, make_services
 from airpanda.dispatcher.watchdog import watch
@@ -56,7 +67,7 @@ def create_app(
     # No documentation routes: they would be open to everybody.
     app = FastAPI(title="airpanda dispatcher", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.services = services
-    for room in (health, description, owners, credentials, bans, lists, jobs, batches, factory):
+    for room in (health, description, owners, credentials, bans, retry_rules, lists, jobs, batches, factory):
         app.include_router(room.router)
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)
     problems.install(app)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from airpanda.core.errors import RequestError
 from airpanda.dispatcher.auth import demand_queue
-from airpanda.dispatcher.services import QueueLike, Services
+from airpanda.dispatcher.services import QueueLike, Services, start_allowance_s
 from airpanda.dispatcher.tokens import ClientIdentity
 from airpanda.jobs.submission import Known
 from airpanda.messages import JobSpec, JobSubmission
@@ -81,8 +81,3 @@ def too_much(spec: JobSpec, queue: QueueLike) -> str:
             there = f"a pilot of queue {queue.name} has {offered} to give"
             return f"job {spec.job_name} asks for {need} = {wanted}, but {there}"
     return ""
-
-
-def start_allowance_s(walltime_s: int) -> int:
-    """What of a slot is the pilot's own, before it asks for its first job."""
-    return min(300, walltime_s // 10)

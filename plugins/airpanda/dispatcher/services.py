@@ -21,6 +21,8 @@ from airpanda.jobs.factory import FactoryRegistry
 from airpanda.jobs.files import FileStore
 from airpanda.jobs.observed import Observer
 from airpanda.jobs.pilots import PilotRegistry
+from airpanda.jobs.retry import Needs
+from airpanda.jobs.retry_rules import RetryRules
 from airpanda.jobs.single import SingleJobs
 from airpanda.jobs.store import JobStore
 from airpanda.jobs.submission import Submissions
@@ -77,6 +79,7 @@ class Services:
     observer: Observer
     single: SingleJobs
     revocations: Revocations
+    retry_rules: RetryRules
 
     def queue(self, name: str) -> QueueLike:
         """A queue by name.
@@ -119,7 +122,15 @@ def make_services(
         credentials=credentials,
         consents=Consents(database),
         bans=Bans(database),
-        jobs=JobStore(database, credentials, boards, lease=settings.lease, heartbeat=settings.heartbeat_interval),
+        jobs=JobStore(
+            database,
+            credentials,
+            boards,
+            lease=settings.lease,
+            heartbeat=settings.heartbeat_interval,
+            most=lambda name: _most(queues().get(name)),
+        ),
+        retry_rules=RetryRules(database),
         submissions=Submissions(database, credentials, boards),
         reader=JobReader(database),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),
@@ -129,3 +140,15 @@ def make_services(
         single=SingleJobs(database, boards),
         revocations=Revocations(database),
     )
+
+
+def _most(queue: QueueLike | None) -> Needs | None:
+    """What a job of this queue may ask for."""
+    if queue is None:
+        return None
+    return Needs(queue.slot.memory_mib, queue.slot.walltime_s - start_allowance_s(queue.slot.walltime_s))
+
+
+def start_allowance_s(walltime_s: int) -> int:
+    """What of a slot is the pilot's own, before it asks for its first job."""
+    return min(300, walltime_s // 10)

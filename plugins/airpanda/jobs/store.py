@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,13 +19,17 @@ from airpanda.db.pool import Database, translated
 from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
+from airpanda.db.sql import retry as retry_sql
 from airpanda.jobs import observed
 from airpanda.jobs.board import Boards, Choice
+from airpanda.jobs.lanes import lane_with
 from airpanda.jobs.matching import Offered
+from airpanda.jobs.retry import Needs, Verdict, bounded, changed, explained, judge, rule_of
 from airpanda.jobs.rules import Ends, Held, after_report, after_silence, lost_heartbeat, summary
 from airpanda.messages import (
     AcquiredJob,
     DebugWhat,
+    JobError,
     JobReport,
     JobSpec,
     JobStatus,
@@ -46,6 +50,7 @@ _NO_CONSENT = (
     "the owner's consent to this client and queue has been taken back or has ended: the owner must consent again"
     " (airpanda proxy consent); then retry"
 )
+AVOID_NODE = timedelta(minutes=10)
 MAX_CLAIMS = 16
 """Lanes that one request may try; each of them was not empty a moment ago."""
 
@@ -92,7 +97,10 @@ def owner_of(ti: TaskInstanceKey) -> str:
 
 
 class JobStore:
-    """Jobs in PostgreSQL. ``lease`` is the silence after which a job is taken from its pilot."""
+    """Jobs in PostgreSQL. ``lease`` is the silence after which a job is taken from its pilot.
+
+    ``most``: what a job of this queue may ask for; None: the queue is not known, nothing is raised.
+    """
 
     def __init__(
         self,
@@ -102,8 +110,10 @@ class JobStore:
         *,
         lease: timedelta,
         heartbeat: timedelta,
+        most: Callable[[str], Needs | None] = lambda _queue: None,
     ) -> None:
         self._database = database
+        self._most = most
         self._boards = boards
         self._credentials = credentials
         self._lease = lease
@@ -247,12 +257,15 @@ class JobStore:
         async with self._database.transaction() as connection:
             rows = await connection.fetch(sql.SILENT, BATCH)
             for row in rows:
-                decision = after_silence(_held(row))
-                error = lost_heartbeat().model_dump(mode="json")
+                decision, error = after_silence(_held(row)), lost_heartbeat()
                 await connection.execute(
-                    sql.CLOSE_SILENT_ATTEMPT, row["panda_id"], row["attempt_nr"], decision.attempt.value, [error]
+                    sql.CLOSE_SILENT_ATTEMPT,
+                    row["panda_id"],
+                    row["attempt_nr"],
+                    decision.attempt.value,
+                    [error.model_dump(mode="json")],
                 )
-                await self._end(connection, row, decision, "watchdog")
+                await self._end(connection, row, decision, "watchdog", [error])
             pilots = [row["pilot_id"] for row in rows]
             await connection.execute(pilots_sql.LOST, pilots, "lost heartbeat", self._lease)
         if rows:
@@ -286,7 +299,7 @@ class JobStore:
             lease_expires_at=row["lease_expires_at"],
             heartbeat_s=self._heartbeat_s,
             owner_dn=row["owner_dn"],
-            spec=_with_scripts(JobSpec.model_validate_json(row["spec"]), row["shared_scripts"]),
+            spec=_as_asked_now(JobSpec.model_validate_json(row["spec"]), row),
             credential=self._credentials.pointer(row),
         )
 
@@ -325,7 +338,7 @@ class JobStore:
         actor = f"pilot:{lease.pilot_id}"
         if isinstance(decision, Ends):
             await _write_attempt(connection, report, decision.attempt)
-            await self._end(connection, row, decision, actor)
+            await self._end(connection, row, decision, actor, report.errors)
             return self._reply(await connection.fetchval("SELECT now()"), "")
         await _write_attempt(connection, report, decision.status)
         expires_at = await connection.fetchval(
@@ -343,7 +356,23 @@ class JobStore:
             f"attempt {lease.attempt_nr} of job {lease.panda_id} is not, or no longer, yours: stop the payload"
         )
 
-    async def _end(self, connection: Any, row: Any, decision: Ends, actor: str) -> None:
+    async def _end(self, connection: Any, row: Any, decision: Ends, actor: str, errors: Sequence[JobError]) -> None:
+        """End the attempt as decided, within the retry rules."""
+        needs, lane, avoid = Needs(row["memory_mib"], row["walltime_s"]), None, None
+        if decision.attempt is JobStatus.FAILED:
+            verdict = await self._verdict(connection, row, errors)
+            decision = bounded(decision, verdict, charged_before=row["charged"])
+            before = needs
+            if decision.is_next_attempt:
+                needs = changed(needs, verdict, most=self._most(row["queue"]))
+            why = explained(
+                decision, verdict, before, needs, charged_before=row["charged"], max_attempt=row["max_attempt"]
+            )
+            await connection.execute(retry_sql.EXPLAIN_END, row["panda_id"], row["attempt_nr"], why)
+            if decision.is_next_attempt and needs != before:
+                lane = await lane_with(connection, abs(row["lane"]), needs)
+            if decision.is_next_attempt and verdict.is_elsewhere:
+                avoid = AVOID_NODE
         await connection.execute(
             sql.END_ATTEMPT,
             row["panda_id"],
@@ -353,7 +382,15 @@ class JobStore:
             decision.returned,
             actor,
             decision.reason,
+            needs.memory_mib,
+            needs.walltime_s,
+            lane,
+            avoid,
         )
+
+    async def _verdict(self, connection: Any, row: Any, errors: Sequence[JobError]) -> Verdict:
+        rules = [rule_of(each) for each in await connection.fetch(retry_sql.IN_FORCE)] if errors else []
+        return judge(rules, errors, queue=row["queue"], now=await connection.fetchval("SELECT now()"))
 
     def _reply(self, expires_at: datetime, command: str, debug: DebugWhat | None = None) -> ReportReply:
         return ReportReply(
@@ -400,9 +437,12 @@ def _offered(offer: PilotOffer, pilot_dn: str | None) -> Offered:
     )
 
 
-def _with_scripts(spec: JobSpec, shared: str | None) -> JobSpec:
-    """The job's own script of a name wins."""
-    return spec.model_copy(update={"scripts": json.loads(shared) | spec.scripts}) if shared else spec
+def _as_asked_now(spec: JobSpec, row: Any) -> JobSpec:
+    """With what retry rules have raised, and with shared scripts; the job's own script of a name wins."""
+    changes: dict[str, Any] = {name: row[name] for name in ("memory_mib", "walltime_s")}
+    if row["shared_scripts"]:
+        changes["scripts"] = json.loads(row["shared_scripts"]) | spec.scripts
+    return spec.model_copy(update=changes)
 
 
 def _held(row: Any) -> Held:

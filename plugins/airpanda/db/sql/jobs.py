@@ -71,6 +71,7 @@ WITH candidate AS MATERIALIZED (
     SELECT j.panda_id
     FROM panda_job j
     WHERE j.lane = $1 AND j.status = 'activated' AND (j.activated_xid, j.panda_id) >= ($2, $3)
+      AND (j.avoid_node IS DISTINCT FROM $8::text OR j.avoid_until <= now())
       AND (SELECT c.state = 'staged' AND c.expires_at >= now() + j.walltime_s * interval '1 second'
                   AND ($10::boolean OR c.retriever_dn = $4::text) AND c.sealed_by = ANY ($9::text[])
                   AND (c.scope = 'user' OR c.task_id = j.task_id) AND NOT {BANNED} AND {CONSENTED}
@@ -87,7 +88,7 @@ WITH candidate AS MATERIALIZED (
         lease_expires_at = now() + $7::interval, command = '', changed_by = 'pilot:' || $6::bigint, change_reason = ''
     FROM numbered n WHERE j.panda_id = n.panda_id
     RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.activated_xid, j.lease_digest, j.lease_expires_at,
-              n.nr
+              j.memory_mib, j.walltime_s, n.nr
 ), opened AS (
     INSERT INTO panda_attempt (panda_id, attempt_nr, status, pilot_id, lease_digest, credential_id, node)
     SELECT panda_id, attempt_nr, 'sent', $6::bigint, lease_digest, credential_id, $8::text FROM leased
@@ -98,7 +99,7 @@ WITH candidate AS MATERIALIZED (
            l.panda_id, l.attempt_nr, $6::bigint, $8::text
     FROM leased l JOIN panda_credential c USING (credential_id)
 )
-SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, l.activated_xid, s.spec,
+SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, l.activated_xid, l.memory_mib, l.walltime_s, s.spec,
        (SELECT t.scripts FROM panda_task_scripts t WHERE t.task_id = l.task_id) AS shared_scripts,
        c.credential_id, c.server, c.username, c.cred_name, c.passphrase, c.owner_dn
 FROM leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
@@ -114,7 +115,8 @@ RETURNING lease_expires_at, command,
 """
 
 LOCK_JOB = """
-SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id
+SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id,
+       queue, lane, memory_mib, walltime_s
 FROM panda_job WHERE panda_id = $1 FOR UPDATE
 """
 
@@ -129,10 +131,19 @@ WHERE panda_id = $1
 RETURNING lease_expires_at
 """
 
+# With what the next attempt asks for, its lane, and the node of the old one where that is to be avoided for a while:
+# only if pilots of another node have asked for work lately, so that a job never waits where there is one node.
 END_ATTEMPT = """
-UPDATE panda_job
+UPDATE panda_job j
 SET status = $2, attempt_nr = attempt_nr + $3, charged = $4, returned = $5, command = '',
-    pilot_id = NULL, lease_digest = NULL, lease_expires_at = NULL, changed_by = $6, change_reason = $7
+    pilot_id = NULL, lease_digest = NULL, lease_expires_at = NULL, changed_by = $6, change_reason = $7,
+    memory_mib = $8, walltime_s = $9, lane = coalesce($10, lane),
+    avoid_node = CASE WHEN $11::interval IS NOT NULL THEN (
+        SELECT a.node FROM panda_attempt a WHERE a.panda_id = $1 AND a.attempt_nr = j.attempt_nr AND a.node <> ''
+          AND EXISTS (SELECT FROM panda_pilot p
+                      WHERE p.queue = j.queue AND p.ended_at IS NULL AND p.node NOT IN ('', a.node)
+                        AND p.last_seen_at > now() - interval '10 min')) END,
+    avoid_until = now() + $11::interval
 WHERE panda_id = $1
 """
 
@@ -198,7 +209,8 @@ WHERE panda_id BETWEEN $1 AND $2 AND status NOT IN ('finished', 'failed', 'cance
 # One statement for waiting and leased jobs: whatever a job becomes while this waits for its lock, it is caught.
 
 SILENT = """
-SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id
+SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id,
+       queue, lane, memory_mib, walltime_s
 FROM panda_job WHERE pilot_id IS NOT NULL AND lease_expires_at < now()
 ORDER BY panda_id LIMIT $1 FOR UPDATE SKIP LOCKED
 """

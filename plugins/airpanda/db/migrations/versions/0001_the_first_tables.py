@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from airpanda.db import triggers
+from airpanda.db import seeds, triggers
 
 JSON_B = sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql")
 
@@ -47,6 +47,13 @@ def upgrade() -> None:
         sa.Column("max_rss_mib", sa.Float(), nullable=True),
         sa.Column("log_tail", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("launcher", JSON_B, nullable=True),
+        sa.Column(
+            "why",
+            sa.Text(),
+            server_default=sa.text("''"),
+            nullable=False,
+            comment="what was decided at its end, by which rules",
+        ),
         sa.PrimaryKeyConstraint("panda_id", "attempt_nr", name=op.f("panda_attempt_pkey")),
     )
     op.create_table(
@@ -245,6 +252,8 @@ def upgrade() -> None:
         sa.Column("disk_mib", sa.BigInteger(), nullable=False),
         sa.Column("walltime_s", sa.Integer(), nullable=False),
         sa.Column("features", postgresql.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("avoid_node", sa.Text(), nullable=True, comment="no pilot there gets it before avoid_until"),
+        sa.Column("avoid_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("pilot_id", sa.BigInteger(), nullable=True),
         sa.Column("lease_digest", sa.LargeBinary(), nullable=True),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
@@ -319,6 +328,33 @@ def upgrade() -> None:
         sa.Column("waiting", sa.BigInteger(), nullable=False),
         sa.Column("leased", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("lane_id", name=op.f("panda_lane_count_pkey")),
+    )
+    op.create_table(
+        "panda_retry_rule",
+        sa.Column("rule_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("code", sa.BigInteger(), nullable=True),
+        sa.Column("pattern", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("queue", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("factor", sa.Float(), server_default=sa.text("1.5"), nullable=False),
+        sa.Column("max_attempt", sa.BigInteger(), server_default=sa.text("2"), nullable=False),
+        sa.Column(
+            "is_active", sa.Boolean(), server_default=sa.text("true"), nullable=False, comment="else it only logs"
+        ),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("description", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("set_by", sa.Text(), nullable=False),
+        sa.Column("set_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint(
+            "action IN ('retry_here', 'retry_elsewhere', 'more_memory', 'more_time', 'no_retry', 'limit')",
+            name=op.f("panda_retry_rule_action_check"),
+        ),
+        sa.CheckConstraint(
+            "source IN ('pilot', 'exe', 'jobDispatcher', 'taskBuffer', 'sup')",
+            name=op.f("panda_retry_rule_source_check"),
+        ),
+        sa.PrimaryKeyConstraint("rule_id", name=op.f("panda_retry_rule_pkey")),
     )
     op.create_table(
         "panda_share",
@@ -486,7 +522,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("xid", "delta_id", name=op.f("panda_task_delta_pkey")),
         postgresql_with=HOT,
     )
-    for statement in triggers.create_statements():
+    for statement in (*triggers.create_statements(), *seeds.statements()):
         op.execute(statement)
 
 
@@ -494,6 +530,7 @@ def downgrade() -> None:
     op.drop_table("panda_task_delta")
     op.drop_table("panda_folded")
     op.drop_table("panda_share")
+    op.drop_table("panda_retry_rule")
     op.drop_table("panda_lane_count")
     op.drop_index(op.f("panda_lane_queue_lane_id_ix"), table_name="panda_lane")
     op.drop_table("panda_lane")

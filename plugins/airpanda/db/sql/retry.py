@@ -1,0 +1,16 @@
+"""Statements of retry rules."""
+
+IN_FORCE = "SELECT * FROM panda_retry_rule WHERE expires_at IS NULL OR expires_at > now()"
+
+ALL = "SELECT * FROM panda_retry_rule ORDER BY rule_id LIMIT 1000"
+
+ADD = """
+INSERT INTO panda_retry_rule (source, code, pattern, queue, action, factor, max_attempt, is_active, expires_at,
+                              description, set_by)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+RETURNING *
+"""
+
+END = "UPDATE panda_retry_rule SET expires_at = now() WHERE rule_id = $1 RETURNING *"
+
+EXPLAIN_END = "UPDATE panda_attempt SET why = $3 WHERE panda_id = $1 AND attempt_nr = $2"

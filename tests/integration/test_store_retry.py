@@ -1,0 +1,142 @@
+"""Retry rules on a real store: what the next attempt asks for, where it runs, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.dispatcher import World, job_database, spec, template_database, world
+from support.postgres import postgres
+
+from airpanda.db.sql import counts as counts_sql
+
+__all__ = ["job_database", "postgres", "template_database", "world"]
+pytestmark = pytest.mark.integration
+MEMORY = {"source": "pilot", "code": 1212, "diag": "out of memory", "blame": "user"}
+SWITCH = {"source": "pilot", "code": 1226, "diag": "the switch failed", "blame": "site"}
+PAYLOAD = {"source": "exe", "code": 7, "diag": "bad input file", "blame": "user"}
+
+
+async def fail(pilot: Any, error: dict[str, Any], **offer: Any) -> dict[str, Any]:
+    (job,) = await pilot.acquire(**offer)
+    await pilot.good_report(job, "starting", "running", "failed", errors=[error])
+    return dict(job)
+
+
+async def ask_from(world: World, node: str) -> None:
+    """Let there be a pilot on that node, which finds nothing."""
+    assert await (await world.pilot()).acquire(node=node) == []
+
+
+async def attempts(world: World, panda_id: int) -> list[dict[str, Any]]:
+    """The newest first."""
+    return list((await world.job(panda_id))["attempts"])
+
+
+async def test_out_of_memory_asks_for_more_and_the_pilot_enforces_it(world: World) -> None:
+    await world.submit(jobs=[spec(memory_mib=2000)])
+    pilot = await world.pilot()
+    job = await fail(pilot, MEMORY)
+    assert await pilot.acquire(memory=2999) == []
+    (again,) = await pilot.acquire(memory=3000)
+    assert (again["spec"]["memory_mib"], again["attempt_nr"]) == (3000, 2)
+    (_, first) = await attempts(world, job["panda_id"])
+    assert "more memory" in first["why"]
+    assert "asks for 3000 MiB instead of 2000" in first["why"]
+    assert "used up attempt 1 of 3" in first["why"]
+
+
+async def test_more_is_never_more_than_a_slot(world: World) -> None:
+    await world.submit(jobs=[spec(memory_mib=7000, max_attempt=50)])
+    pilot = await world.pilot()
+    for _ in range(3):
+        await fail(pilot, MEMORY)
+    (again,) = await pilot.acquire()
+    assert again["spec"]["memory_mib"] == 8000
+
+
+async def test_lanes_stay_counted_when_needs_change(world: World) -> None:
+    await world.submit(jobs=[spec(memory_mib=2000)])
+    pilot = await world.pilot()
+    await fail(pilot, MEMORY)
+    assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(1, 0)]
+    await pilot.acquire()
+    assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(0, 1)]
+    await world.services.jobs.fold_counts()
+    assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(0, 1)]
+
+
+async def test_what_the_site_failed_is_tried_on_another_node_uncharged(world: World) -> None:
+    await ask_from(world, "good.example.org")
+    await world.submit(jobs=[spec(max_attempt=1)])
+    pilot = await world.pilot()
+    job = await fail(pilot, SWITCH, node="bad.example.org")
+    assert await pilot.acquire(node="bad.example.org") == []
+    (again,) = await pilot.acquire(node="good.example.org")
+    assert again["attempt_nr"] == 2
+    (_, first) = await attempts(world, job["panda_id"])
+    assert "cost the user none of the attempts" in first["why"]
+
+
+async def test_a_node_is_avoided_for_a_while_only(world: World) -> None:
+    await ask_from(world, "other.example.org")
+    await world.submit()
+    pilot = await world.pilot()
+    await fail(pilot, SWITCH, node="only.example.org")
+    assert await pilot.acquire(node="only.example.org") == []
+    await world.sql("UPDATE panda_job SET avoid_until = now()")
+    assert len(await pilot.acquire(node="only.example.org")) == 1
+
+
+async def test_the_only_node_is_not_avoided(world: World) -> None:
+    await world.submit()
+    pilot = await world.pilot()
+    await fail(pilot, SWITCH, node="only.example.org")
+    assert len(await pilot.acquire(node="only.example.org")) == 1
+
+
+async def test_a_silent_pilots_node_is_avoided(world: World) -> None:
+    await ask_from(world, "alive.example.org")
+    await world.submit()
+    pilot = await world.pilot()
+    (job,) = await pilot.acquire(node="dead.example.org")
+    await world.end_lease(job["panda_id"])
+    await world.services.jobs.expire()
+    other = await world.pilot()
+    assert await other.acquire(node="dead.example.org") == []
+    assert len(await other.acquire(node="alive.example.org")) == 1
+    assert "retry elsewhere" in (await attempts(world, job["panda_id"]))[1]["why"]
+
+
+async def test_an_operators_rule_ends_and_only_logs_as_told(world: World) -> None:
+    wanted = {"source": "exe", "code": 7, "pattern": "bad input", "action": "no_retry", "is_active": False}
+    dry = await world.good("POST", "/v1/retry_rules", wanted)
+    await world.submit(jobs=[spec(max_attempt=5)])
+    pilot = await world.pilot()
+    job = await fail(pilot, PAYLOAD)
+    assert (await world.job(job["panda_id"]))["status"] == "activated"
+    assert "would apply; it only logs" in (await attempts(world, job["panda_id"]))[0]["why"]
+
+    live = await world.good("POST", "/v1/retry_rules", wanted | {"is_active": True})
+    await fail(pilot, PAYLOAD)
+    assert (await world.job(job["panda_id"]))["status"] == "failed"
+    assert "no further attempt by itself" in (await attempts(world, job["panda_id"]))[0]["why"]
+
+    await world.good("POST", f"/v1/retry_rules/{live['rule_id']}/end")
+    await world.good("POST", f"/v1/job/{job['panda_id']}/retry")
+    await fail(pilot, PAYLOAD)
+    assert (await world.job(job["panda_id"]))["status"] == "activated"
+    listed = {each["rule_id"]: each for each in await world.good("GET", "/v1/retry_rules")}
+    assert listed[dry["rule_id"]]["expires_at"] is None
+    assert listed[live["rule_id"]]["expires_at"] is not None
+
+
+async def test_only_clients_for_all_owners_see_and_set_rules(world: World) -> None:
+    narrow = world.client_headers(owners=("alice",))
+    for method, path in (("GET", ""), ("POST", ""), ("POST", "/1/end")):
+        body = {"source": "exe", "action": "no_retry"} if path == "" and method == "POST" else None
+        assert (await world.call(method, f"/v1/retry_rules{path}", body, headers=narrow)).status_code == 403
+    for wrong in ({"pattern": "("}, {"action": "more"}, {"factor": 0}, {"code": "x"}, {"source": "me"}):
+        body = {"source": "exe", "action": "no_retry"} | wrong
+        assert (await world.call("POST", "/v1/retry_rules", body)).status_code == 422
+    assert (await world.call("POST", "/v1/retry_rules/999999/end")).status_code == 404
