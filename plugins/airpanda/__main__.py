@@ -13,6 +13,7 @@ usage: python -m airpanda COMMAND ...
   token key|client|revoke|revoked  the dispatcher's signing key, tokens for Airflow Connections, and their end
   proxy stage|info|consent|revoke|destroy   what payload owners do with their staged proxies
   ban add|lift|list                whose jobs are dispatched no more
+  job why                          why a job waits, in one sentence
   queues check|show|test           are the queue files right, and does a queue work
 
 Each command explains itself with --help.
@@ -45,6 +46,10 @@ def main(argv: Sequence[str]) -> int:
         from airpanda.hooks.queues_cli import main as queues_main
 
         return queues_main(list(argv[1:]))
+    if argv[:1] == ["job"]:
+        from airpanda.hooks.cli import job_main
+
+        return job_main(list(argv[1:]))
     asked = argv[:1] in (["-h"], ["--help"])
     print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

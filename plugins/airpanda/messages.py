@@ -602,6 +602,15 @@ class TaskPage(Message):
     before: int | None
 
 
+class WaitingView(Message):
+    """GET ``/v1/job/{panda_id}/why``: why a job waits, in one sentence; or that it does not wait."""
+
+    panda_id: int
+    status: JobStatus
+    queue: str
+    why: str
+
+
 class RetryRuleSet(Message):
     """POST ``/v1/retry_rules``: what a known error changes about the next attempt.
 

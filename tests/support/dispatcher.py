@@ -57,6 +57,7 @@ class Queue:
     is_online: bool = True
     slot: Slot = field(default_factory=Slot)
     token_only: bool = False
+    features: tuple[str, ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
         return {"queue": {"name": self.name}}

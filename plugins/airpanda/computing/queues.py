@@ -304,6 +304,10 @@ class PandaQueue:
     def token_only(self) -> bool:
         return self.pilot.token_only
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        return self.pilot.features
+
     def to_wire(self) -> dict[str, Any]:
         """Plain JSON values, for ``IntendedBatch.queue``."""
         wire = asdict(self)

@@ -8,6 +8,7 @@ from airpanda.core.errors import RequestError
 from airpanda.dispatcher.auth import demand_queue
 from airpanda.dispatcher.services import QueueLike, Services, start_allowance_s
 from airpanda.dispatcher.tokens import ClientIdentity
+from airpanda.jobs.matching import Offered
 from airpanda.jobs.submission import Known
 from airpanda.messages import JobSpec, JobSubmission
 
@@ -81,3 +82,15 @@ def too_much(spec: JobSpec, queue: QueueLike) -> str:
             there = f"a pilot of queue {queue.name} has {offered} to give"
             return f"job {spec.job_name} asks for {need} = {wanted}, but {there}"
     return ""
+
+
+def whole_slot(queue: QueueLike) -> Offered:
+    """What a fresh pilot of the queue offers."""
+    slot = queue.slot
+    return Offered(
+        cores=slot.cores,
+        memory_mib=slot.memory_mib,
+        disk_mib=slot.disk_mib,
+        walltime_s=slot.walltime_s - start_allowance_s(slot.walltime_s),
+        features=frozenset(queue.features),
+    )

@@ -27,6 +27,7 @@ from airpanda.jobs.single import SingleJobs
 from airpanda.jobs.store import JobStore
 from airpanda.jobs.submission import Submissions
 from airpanda.jobs.views import JobReader
+from airpanda.jobs.waiting import Waiting
 
 
 class SlotLike(Protocol):
@@ -53,6 +54,8 @@ class QueueLike(Protocol):
     def slot(self) -> SlotLike: ...
     @property
     def token_only(self) -> bool: ...
+    @property
+    def features(self) -> tuple[str, ...]: ...
     def to_wire(self) -> dict[str, Any]: ...
 
 
@@ -80,6 +83,7 @@ class Services:
     single: SingleJobs
     revocations: Revocations
     retry_rules: RetryRules
+    waiting: Waiting
 
     def queue(self, name: str) -> QueueLike:
         """A queue by name.
@@ -131,6 +135,7 @@ def make_services(
             most=lambda name: _most(queues().get(name)),
         ),
         retry_rules=RetryRules(database),
+        waiting=Waiting(database, boards),
         submissions=Submissions(database, credentials, boards),
         reader=JobReader(database),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),

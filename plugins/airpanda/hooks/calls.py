@@ -39,6 +39,7 @@ _BAN = TypeAdapter(m.BanView)
 _BANS = TypeAdapter(list[m.BanView])
 _SUBMISSION = TypeAdapter(m.SubmissionReply)
 _TASKS = TypeAdapter(m.TaskPage)
+_WHY = TypeAdapter(m.WaitingView)
 _PROGRESS = TypeAdapter(m.TaskProgress)
 _JOBS = TypeAdapter(list[m.JobView])
 _JOB = TypeAdapter(m.JobView)
@@ -94,6 +95,10 @@ def submit(submission: m.JobSubmission) -> Call[m.SubmissionReply]:
 
 def job(panda_id: int) -> Call[m.JobView]:
     return Call("GET", f"/v1/job/{panda_id}", _JOB)
+
+
+def why(panda_id: int) -> Call[m.WaitingView]:
+    return Call("GET", f"/v1/job/{panda_id}/why", _WHY)
 
 
 def progress(task_id: int) -> Call[m.TaskProgress]:

@@ -1,4 +1,4 @@
-"""``python -m airpanda ban``: whose jobs are dispatched no more, from the next claim on."""
+"""``python -m airpanda ban`` (whose jobs are dispatched no more) and ``python -m airpanda job why`` (why one waits)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,25 @@ def main(argv: Sequence[str]) -> int:
     except (AirpandaError, OSError) as error:
         print(f"airpanda ban: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def job_main(argv: Sequence[str]) -> int:
+    """Exit codes as of ``main``."""
+    parser = argparse.ArgumentParser(prog="airpanda job", description="Questions about one job.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = "why a job waits, in one sentence"
+    command = commands.add_parser("why", help=text, description=text)
+    command.add_argument("panda_id", type=int, help="its PandaID")
+    add_dispatcher(command, "a client token for the job's owner")
+    arguments = parser.parse_args(argv)
+    try:
+        with dispatcher_client(arguments) as client:
+            view = send_once(calls.why(arguments.panda_id), client, "of the command line")
+    except (AirpandaError, OSError) as error:
+        print(f"airpanda job: {error}", file=sys.stderr)
+        return 1
+    print(f"job {view.panda_id} ({view.status}, {view.queue}): {view.why}")
     return 0
 
 

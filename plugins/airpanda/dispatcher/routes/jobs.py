@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from airpanda.core.clock import utcnow
 from airpanda.core.text import clean, without_keys
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner
-from airpanda.dispatcher.choice import choose_queue
+from airpanda.dispatcher.choice import choose_queue, whole_slot
 from airpanda.dispatcher.routes import Id, LfnInPath
 from airpanda.dispatcher.routes.pilots import send_file
 from airpanda.messages import (
@@ -29,6 +29,7 @@ from airpanda.messages import (
     Sample,
     SubmissionReply,
     TaskProgress,
+    WaitingView,
 )
 
 MAX_LOG_BYTES = 1024 * 1024
@@ -52,6 +53,16 @@ async def submit(wanted: JobSubmission, client: TheClient, services: TheServices
 async def job(panda_id: Id, client: TheClient, services: TheServices) -> JobView:
     """A job with all its attempts."""
     return await services.reader.job(panda_id, owners=client.owners)
+
+
+@router.get("/job/{panda_id}/why")
+async def why(panda_id: Id, client: TheClient, services: TheServices) -> WaitingView:
+    """Why a job waits, in one sentence, as the matching sees it."""
+    job = await services.waiting.job(panda_id, owners=client.owners)
+    queue = services.queues().get(job["queue"])
+    slot = whole_slot(queue) if queue is not None and queue.is_online else None
+    token_only = queue is not None and queue.token_only
+    return await services.waiting.why(panda_id, slot, owners=client.owners, token_only=token_only)
 
 
 @router.post("/job/{panda_id}/kill")
