@@ -15,7 +15,11 @@ from airpanda.core.secret import Secret
 from airpanda.db.triggers import ILLEGAL_TRANSITION
 
 RETRY_AFTER_S = 2.0
+RECONNECT_AFTER_S = 0.3
 STATEMENT_TIMEOUT_S = 60.0
+_INTERNAL = asyncpg.InternalClientError
+"""What asyncpg raises when a server dies inside a handshake."""
+
 _CLASSES_THAT_PASS = frozenset(
     {
         "08",  # connection
@@ -83,8 +87,19 @@ class Database:
         if self._pool is None:
             raise ServiceError("the job store is not open yet or closed already", retry_after_s=RETRY_AFTER_S)
         with translated(), _bounded():
-            async with self._pool.acquire(timeout=10.0) as connection:
+            connection = await self._acquire()
+            try:
                 yield connection
+            finally:
+                await self._pool.release(connection)
+
+    async def _acquire(self) -> Any:
+        """A connection; once more after a moment where the server was just being started again."""
+        try:
+            return await self._pool.acquire(timeout=10.0)
+        except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, _INTERNAL):
+            await asyncio.sleep(RECONNECT_AFTER_S)
+            return await self._pool.acquire(timeout=10.0)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -122,10 +137,10 @@ def translated() -> Iterator[None]:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """asyncpg raises this internal error when a server dies inside a handshake."""
+    """As ``translated`` for what asyncpg calls internal."""
     try:
         yield
-    except asyncpg.InternalClientError as error:
+    except _INTERNAL as error:
         raise _away(type(error).__name__) from error
 
 

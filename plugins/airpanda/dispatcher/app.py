@@ -12,6 +12,7 @@ from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.dispatcher import openapi, problems
 from airpanda.dispatcher.limits import Limits
+from airpanda.dispatcher.metrics import Measured
 from airpanda.dispatcher.routes import (
     bans,
     batches,
@@ -54,7 +55,11 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await services.database.open()
-        task = asyncio.create_task(watch(services.jobs, services.credentials)) if watchdog else None
+        task = (
+            asyncio.create_task(watch(services.jobs, services.credentials, lost=services.metrics.jobs_lost.inc))
+            if watchdog
+            else None
+        )
         try:
             yield
         finally:
@@ -73,4 +78,5 @@ def create_app(
     problems.install(app)
     openapi.install(app)
     app.add_middleware(Limits, issuer=services.issuer, settings=settings)
+    app.add_middleware(Measured, metrics=services.metrics)
     return app

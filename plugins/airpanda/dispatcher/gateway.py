@@ -12,8 +12,10 @@ import os
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -71,15 +73,26 @@ def serve(app: FastAPI, options: argparse.Namespace) -> None:
         access_log=options.access_log,
         lifespan="on",
     )
-    _Server(config, options.port_file).run(sockets=[listener])
+    _Server(config, app, options).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """Tells its port when it is ready to answer."""
+    """Tells its port when it is ready to answer, and that it is not ready any more before it stops answering."""
 
-    def __init__(self, config: uvicorn.Config, port_file: Path | None) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, options: argparse.Namespace) -> None:
         super().__init__(config)
-        self._port_file = port_file
+        self._app = app
+        self._port_file: Path | None = options.port_file
+        self._drain_wait_s: float = options.drain_wait
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """At the first signal only /v1/ready changes, for as long as a load balancer needs to see it."""
+        first = not getattr(self._app.state, "draining", False)
+        self._app.state.draining = True
+        if first and self._drain_wait_s > 0:
+            threading.Timer(self._drain_wait_s, super().handle_exit, (sig, frame)).start()
+        else:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -106,6 +119,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--key", type=Path, required=True, help="its key, PEM, unencrypted")
     parser.add_argument("--ca-dir", type=Path, required=True, help="CAs that pilots' proxies must chain to")
     parser.add_argument("--port-file", type=Path, help="written with the port when ready")
+    parser.add_argument(
+        "--drain-wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="after a signal, say at /v1/ready that this one ends, and serve on for so long (default: %(default)s)",
+    )
     parser.add_argument("--access-log", action="store_true", help="log each request (never its headers or body)")
     return parser
 

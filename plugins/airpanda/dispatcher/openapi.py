@@ -16,7 +16,7 @@ _SCHEMES: dict[str, Any] = {
     "clientToken": {"type": "http", "scheme": "bearer", "description": "airpanda token client; owners, queues, verbs"},
     "certificate": {"type": "mutualTLS", "description": "an owner's certificate, or a proxy made from it directly"},
 }
-_OPEN = frozenset({"/v1/health"})
+_OPEN = frozenset({"/v1/health", "/v1/ready"})
 
 
 def install(app: FastAPI) -> None:

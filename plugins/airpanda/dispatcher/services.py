@@ -14,6 +14,7 @@ from airpanda.credentials.consent import Consents
 from airpanda.credentials.registry import CredentialRegistry
 from airpanda.credentials.vault import Vault
 from airpanda.db.pool import Database
+from airpanda.dispatcher.metrics import Metrics
 from airpanda.dispatcher.revocations import Revocations
 from airpanda.dispatcher.tokens import Issuer
 from airpanda.jobs.board import Boards
@@ -84,6 +85,7 @@ class Services:
     revocations: Revocations
     retry_rules: RetryRules
     waiting: Waiting
+    metrics: Metrics
 
     def queue(self, name: str) -> QueueLike:
         """A queue by name.
@@ -136,6 +138,7 @@ def make_services(
         ),
         retry_rules=RetryRules(database),
         waiting=Waiting(database, boards),
+        metrics=Metrics(),
         submissions=Submissions(database, credentials, boards),
         reader=JobReader(database),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),

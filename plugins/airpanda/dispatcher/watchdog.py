@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from airpanda.core.errors import ServiceError
 from airpanda.credentials.registry import CredentialRegistry
@@ -14,12 +15,18 @@ _CREDENTIALS_EVERY = 10
 _log = logging.getLogger(__name__)
 
 
-async def watch(jobs: JobStore, registry: CredentialRegistry, *, period_s: float = PERIOD_S) -> None:
-    """Run for ever; failures are logged and the next round tries again."""
+async def watch(
+    jobs: JobStore,
+    registry: CredentialRegistry,
+    *,
+    period_s: float = PERIOD_S,
+    lost: Callable[[int], None] = lambda _n: None,
+) -> None:
+    """Run for ever; failures are logged and the next round tries again. ``lost`` is told how many jobs were taken."""
     round_nr = 0
     while True:
         try:
-            await one_round(jobs, credentials=round_nr % _CREDENTIALS_EVERY == 0)
+            lost(await one_round(jobs, credentials=round_nr % _CREDENTIALS_EVERY == 0))
             if round_nr % _CREDENTIALS_EVERY == 0:
                 await registry.seal_again()
             round_nr += 1
@@ -31,10 +38,14 @@ async def watch(jobs: JobStore, registry: CredentialRegistry, *, period_s: float
         await asyncio.sleep(period_s)
 
 
-async def one_round(jobs: JobStore, *, credentials: bool = True) -> None:
-    """What is due now; harmless to repeat and to run twice at once."""
-    for panda_id in await jobs.expire():
-        _log.warning("panda_id=%s lost its pilot's heartbeat", panda_id)
-    if credentials and (closed := await jobs.close_without_credential()):
+async def one_round(jobs: JobStore, *, credentials: bool = True) -> int:
+    """What is due now; harmless to repeat and to run twice at once. Answers how many jobs were taken back."""
+    taken = 0
+    while panda_ids := await jobs.expire():
+        taken += len(panda_ids)
+        for panda_id in panda_ids:
+            _log.warning("panda_id=%s lost its pilot's heartbeat", panda_id)
+    while credentials and (closed := await jobs.close_without_credential()):
         _log.warning("%s jobs closed: their owner's credential cannot serve them any more", closed)
     await jobs.fold_counts()
+    return taken

@@ -52,6 +52,7 @@ async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices
         offer, pilot_id=pilot.pilot_id, queue=pilot.queue, pilot_dn=pilot.dn, token_only=queue.token_only
     )
     if jobs:
+        services.metrics.jobs_given.labels(pilot.queue).inc(len(jobs))
         await services.pilots.given_jobs(pilot.pilot_id)
     return AcquireReply(jobs=jobs, wait_s=0 if jobs else IDLE_WAIT_S)
 
