@@ -1003,6 +1003,7 @@ class LivePilot(Message):
     age_s: float
     unheard_s: float
     asked_to_end: bool
+    by_factory: bool = False
 
 
 class RecentBatch(Message):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,17 +17,27 @@ from airpanda.computing.elements import (
     Handle,
     HasOutput,
     InvalidDescriptionError,
+    ListsTags,
     NotFoundAtCEError,
     Outcome,
     PilotJobState,
     Purgeable,
+    Renewable,
     Status,
     ThrottledError,
+    make_element,
 )
+from airpanda.core.clock import utcnow
+from airpanda.x509.credential import ProxyCredential
+from airpanda.x509.proxy import create_proxy
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 over_ssh = pytest.mark.parametrize("via", ["ssh"])  # where the transport cannot matter
+
+
+PROXY = "/home/pilot/robot's.pem"
+WRAPPER = Path(__file__).resolve().parents[2] / "include/pilot/wrapper.sh"
 
 
 @pytest.fixture(scope="module", name="rig")
@@ -231,3 +243,52 @@ def test_a_tag_that_differs_in_case_is_another_one(rig: Rig, via: str) -> None:
     assert not lower.adopted
     assert set(element.find(tag.upper())) == set(upper.handles.values())
     assert set(element.find(tag)) == set(lower.handles.values())
+
+
+def test_pilots_are_listed_by_what_their_tags_begin_with_and_only_while_they_live(rig: Rig, via: str) -> None:
+    element = rig.element(SLEEP, via)
+    assert isinstance(element, ListsTags)
+    tag = f"ap-01234567-{via}"
+    mine = element.submit(batch(tag, 1, 2)).handles
+    element.submit(batch(f"ap-76543210-{via}", 3))
+    assert {name: set(found) for name, found in element.tagged("ap-01234567-").items()} == {tag: set(mine.values())}
+    element.cancel(list(mine.values()))
+    until(lambda: element.tagged("ap-01234567-") == {})
+
+
+@pytest.fixture
+def renewable(rig: Rig, via: str) -> Iterator[BatchElement]:
+    queue = rig.queue(via)
+    queue = replace(queue, pilot=replace(queue.pilot, proxy=PROXY))
+    element = make_element(queue, WRAPPER, login=rig.sshd.login if via == "ssh" else None)
+    assert isinstance(element, BatchElement)
+    yield element
+    element.close()
+
+
+def test_a_fresh_credential_takes_the_place_of_the_old_one_whole(rig: Rig, renewable: BatchElement) -> None:
+    assert isinstance(renewable, Renewable)
+    place = rig.site.node.path(Path(PROXY))
+    issuer = ProxyCredential.from_files(*rig.site.pki.user("pilot"))
+    for hours in (1, 2):
+        fresh = create_proxy(issuer, lifetime=timedelta(hours=hours), now=utcnow())
+        assert renewable.renew(fresh) == fresh.not_after
+        assert place.read_bytes() == fresh.to_pem().reveal()
+        assert (place.stat().st_mode & 0o777, place.stat().st_uid) == (0o600, PILOT_UID)
+    assert [path.name for path in place.parent.glob("robot*")] == ["robot's.pem"]
+
+
+def test_a_credential_is_never_written_through_a_link_or_over_another_s_file(rig: Rig, renewable: BatchElement) -> None:
+    place = rig.site.node.path(Path(PROXY))
+    issuer = ProxyCredential.from_files(*rig.site.pki.user("pilot"))
+    fresh = create_proxy(issuer, lifetime=timedelta(hours=1), now=utcnow())
+    place.unlink(missing_ok=True)
+    rig.slurm.root("ln", "-s", "/home/pilot/elsewhere", PROXY)
+    with pytest.raises(InvalidDescriptionError, match="not a file of the pilots' account"):
+        renewable.renew(fresh)
+    assert not rig.site.node.path(Path("/home/pilot/elsewhere")).exists()
+    rig.slurm.root("sh", "-c", 'rm -f -- "$0"; echo root > "$0"', PROXY)
+    with pytest.raises(InvalidDescriptionError, match="not a file of the pilots' account"):
+        renewable.renew(fresh)
+    assert place.read_text() == "root\n"
+    rig.slurm.root("rm", "-f", PROXY)

@@ -303,11 +303,26 @@ def test_calls_that_fail_in_a_row_open_it_and_one_good_call_forgets_them() -> No
     breaker = Breaker()
     for _ in range(2):
         breaker = breakers.failed_call(breaker, "no answer", NOW)
-    assert breakers.good_call(breaker).errors == 0
+    assert breakers.good_call(breaker, NOW).errors == 0
     breaker = breakers.failed_call(breaker, "no answer", NOW)
     assert breaker.opened == 1
-    assert breakers.good_call(breaker).opened == 1
-    assert breakers.failed_call(breaker, "no answer", NOW).open_until == NOW + timedelta(minutes=10)
+    assert breakers.judge(breaker, [GOOD], NOW)[1].is_shut
+    assert breakers.good_call(breaker, NOW).opened == 1
+    assert breakers.failed_call(breaker, "no answer", NOW) == breaker
+    later = NOW + timedelta(minutes=5)
+    assert breakers.judge(breaker, [GOOD], later)[1].limit == 1
+    assert breakers.failed_call(breaker, "no answer", later).open_until == later + timedelta(minutes=10)
+    assert breakers.good_call(breaker, later) == Breaker()
+
+
+def test_an_element_that_answers_and_takes_no_pilots_is_left_alone_too() -> None:
+    breaker = Breaker()
+    for _ in range(3):
+        breaker = breakers.good_call(breakers.failed_call(breaker, "full disk", NOW, "submission"), NOW)
+    assert breaker.opened == 1
+    later = NOW + timedelta(minutes=5)
+    assert breakers.good_call(breaker, later) == breaker
+    assert breakers.good_call(breaker, later, "submission") == Breaker()
 
 
 def test_one_bad_element_does_not_stop_the_other() -> None:

@@ -6,7 +6,9 @@ import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airpanda.computing import remote
 from airpanda.computing.configuration import pilot_json
@@ -31,6 +33,9 @@ from airpanda.computing.elements import (
 from airpanda.computing.queues import BatchCE, PandaQueue
 from airpanda.computing.ssh import SshLogin, SshTransport
 from airpanda.computing.transports import AnswerLostError, LocalTransport, Transport
+
+if TYPE_CHECKING:
+    from airpanda.x509.credential import ProxyCredential
 
 DIALECTS: Mapping[str, Callable[[], Dialect]] = {"slurm": Slurm, "gridengine": GridEngine}
 _HANDLE = re.compile(r"([A-Za-z0-9.\[\]-]{1,100})_([0-9]{1,6})@([A-Za-z0-9_-]{1,64})")
@@ -137,6 +142,19 @@ class BatchElement:
         if answer.word == "missing":
             raise NotFoundAtCEError(f"{self.name} has no log of the pilot job {handle!r}")
         return base64.b64decode(answer.text)
+
+    def tagged(self, prefix: str) -> Mapping[str, Sequence[Handle]]:
+        found: dict[str, list[Handle]] = {}
+        for job in self._dialect.parse_jobs(self._call("observe", ()).other):
+            if job.tag.startswith(prefix) and job.index is not None and not job.state.is_final:
+                found.setdefault(job.tag, []).append(_Pilot(job.job, job.index, job.tag).handle)
+        return found
+
+    def renew(self, credential: ProxyCredential) -> datetime:
+        """Replace ``[pilot] proxy`` on the submit host: worker nodes share it, and pilots read it when they need it."""
+        pem = credential.to_pem().reveal()
+        self._call("renew", (self._queue.pilot.proxy, str(len(pem))), pem)
+        return credential.not_after
 
     def close(self) -> None:
         self._transport.close()

@@ -174,6 +174,14 @@ class Renewable(Protocol):
         """
 
 
+@runtime_checkable
+class ListsTags(Protocol):
+    """A CE that can list what it has of this installation: to find what nobody has on record."""
+
+    def tagged(self, prefix: str) -> Mapping[str, Sequence[Handle]]:
+        """The pilot jobs that have not ended, by tag, of all tags with this prefix."""
+
+
 @dataclass(frozen=True)
 class Load:
     """How busy a CE is. ``queued`` and ``running``: the account's pilots of any batch; ``free``: slots, if known."""

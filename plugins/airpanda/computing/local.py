@@ -13,8 +13,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.elements import (
@@ -33,6 +34,9 @@ from airpanda.computing.elements import (
     ThrottledError,
 )
 from airpanda.computing.queues import LocalCE, PandaQueue
+
+if TYPE_CHECKING:
+    from airpanda.x509.credential import ProxyCredential
 
 _HANDLE = re.compile(r"[A-Za-z0-9_-]{1,64}-[0-9]{1,19}")
 _BOOT = 'import sys;f=sys.stdin.buffer;exec(compile(f.read(int(f.readline())),"node_agent.py","exec"))'
@@ -102,6 +106,18 @@ class LocalElement:
         if data is None:
             raise NotFoundAtCEError(f"{self.name} has no log of the pilot job {handle!r}")
         return base64.b64decode(data)
+
+    def tagged(self, prefix: str) -> Mapping[str, Sequence[Handle]]:
+        found: dict[str, list[Handle]] = {}
+        for name in self._call({"op": "tagged", "prefix": prefix})["names"]:
+            found.setdefault(name.rpartition("-")[0], []).append(Handle(name))
+        return found
+
+    def renew(self, credential: ProxyCredential) -> datetime:
+        """Replace ``[pilot] proxy`` on the node: pilots read it whenever they need it."""
+        pem = credential.to_pem().reveal().decode("ascii")
+        self._call({"op": "renew", "proxy": self._queue.pilot.proxy, "credential": pem})
+        return credential.not_after
 
     def close(self) -> None:
         """Nothing is held open."""

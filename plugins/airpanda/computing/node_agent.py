@@ -339,6 +339,27 @@ def find(request: dict[str, Any]) -> dict[str, Any]:
     return {"statuses": {name: status for name, status in found.items() if status["state"] != "unknown"}}
 
 
+def tagged(request: dict[str, Any]) -> dict[str, Any]:
+    """Names of running pilots whose tag begins with the prefix."""
+    directory = request["directory"]
+    ours = [name for name in pilots_in(directory) if name.startswith(request["prefix"])]
+    return {"names": [name for name in ours if is_running(os.path.join(directory, name))]}
+
+
+def renew(request: dict[str, Any]) -> dict[str, Any]:
+    """Put the pilots' credential in its place, whole or not at all; what stood there must be the account's own."""
+    directory, name = os.path.split(request["proxy"])
+    with contextlib.suppress(FileNotFoundError):
+        status = os.lstat(request["proxy"])
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise Refusal("invalid", f"[pilot] proxy = {request['proxy']!r} is not a file of the pilots' account")
+    try:
+        write_private(directory, name, request["credential"])
+    except OSError as error:
+        raise Refusal("invalid", f"[pilot] proxy = {request['proxy']!r} cannot be written: {error.strerror}") from None
+    return {}
+
+
 def status(request: dict[str, Any]) -> dict[str, Any]:
     return {"statuses": {name: status_of(os.path.join(request["directory"], name)) for name in request["handles"]}}
 
@@ -365,7 +386,16 @@ def fetch(request: dict[str, Any]) -> dict[str, Any]:
         return {"data": None}
 
 
-OPERATIONS = {"submit": submit, "status": status, "find": find, "cancel": cancel, "purge": purge, "fetch": fetch}
+OPERATIONS = {
+    "submit": submit,
+    "status": status,
+    "find": find,
+    "tagged": tagged,
+    "cancel": cancel,
+    "purge": purge,
+    "fetch": fetch,
+    "renew": renew,
+}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

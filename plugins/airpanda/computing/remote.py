@@ -142,7 +142,27 @@ cd -- "$directory" && [ -f "$2/pilot.log" ] || answer missing
 answer log "$(tail -c "$3" "$2/pilot.log" | base64 | tr -d '\\n')"
 """
 
-PROGRAMS = {"submit": _SUBMIT, "observe": _OBSERVE, "cancel": _CANCEL, "purge": _PURGE, "fetch": _FETCH}
+# Arguments: directory, file, number of bytes. Data: the pilots' credential, which is put in the file's place when it
+# has arrived whole. What stands there must be the account's own file.
+_RENEW = """\
+[ ! -e "$2" ] && [ ! -L "$2" ] || { [ -f "$2" ] && [ ! -L "$2" ] && [ -O "$2" ]; } ||
+    answer invalid "[pilot] proxy is not a file of the pilots' account on the submit host"
+new=$(mktemp -- "$2.XXXXXX") || answer invalid "[pilot] proxy cannot be written on the submit host"
+cat >"$new" && [ "$(wc -c <"$new")" -eq "$3" ] && chmod 600 "$new" && mv -f -- "$new" "$2" || {
+    rm -f -- "$new"
+    answer unavailable "the credential has not arrived whole, or cannot be written"
+}
+answer end
+"""
+
+PROGRAMS = {
+    "submit": _SUBMIT,
+    "observe": _OBSERVE,
+    "cancel": _CANCEL,
+    "purge": _PURGE,
+    "fetch": _FETCH,
+    "renew": _RENEW,
+}
 
 # A caught signal is reset in the pilot; an ignored one would stay ignored, hence the empty command. The shell outlives
 # TERM to write the exit code.

@@ -17,7 +17,7 @@ from airpanda.computing.elements import (
 )
 from airpanda.computing.queues import PandaQueue
 from airpanda.hooks import calls
-from airpanda.hooks.submission import SUBMIT_LIMIT_S, Send, because, log_of, submit
+from airpanda.hooks.submission import SUBMIT_LIMIT_S, Send, because, ce_state, log_of, submit
 from airpanda.messages import BatchIntent, IntendedBatch, PilotProbe, PilotSeen, PilotsSeen
 
 _POLL_S = 1.0
@@ -122,7 +122,7 @@ class QueueTest:
         status = element.status([handle])[handle]
         if isinstance(element, Purgeable):
             element.purge([handle])
-        seen = PilotSeen(pilot_id=pilot_id, ce_state=status.state.value, asked_to_end=True)
+        seen = PilotSeen(pilot_id=pilot_id, ce_state=ce_state(status.state), asked_to_end=True)
         self.send(calls.observed(PilotsSeen(queue=intended.queue["queue"]["name"], pilots=[seen])))
         ended = status.state.is_final or outcome is not Outcome.ACCEPTED
         self.say(f"pilot {pilot_id} is {'gone' if ended else 'asked to end and still there'} ({status.state.value})")

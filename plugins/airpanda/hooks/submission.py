@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from pydantic import TypeAdapter
+
 from airpanda.computing.elements import (
     ComputingElement,
     ComputingElementError,
@@ -23,6 +25,7 @@ from airpanda.computing.elements import (
     NotFoundAtCEError,
     Outcome,
     PilotBatch,
+    PilotJobState,
     Status,
     SubmitUncertainError,
 )
@@ -36,6 +39,7 @@ from airpanda.messages import (
     BatchIntent,
     BatchRecord,
     BatchView,
+    CeState,
     IntendedBatch,
     PilotSeen,
     PilotsSeen,
@@ -49,6 +53,7 @@ SUBMIT_LIMIT_S = 150.0
 """No submission begins that could outlast the hold: elements bound one call to 120 s."""
 HOLD_S = 180
 _ASK_AGAIN_S = 5.0
+_CE_STATE: TypeAdapter[CeState] = TypeAdapter(CeState)
 log = logging.getLogger(__name__)
 
 
@@ -159,6 +164,11 @@ def log_of(element: ComputingElement, handle: Handle, *, tail_bytes: int = 16384
         with suppress(NotFoundAtCEError):
             return element.fetch(handle, tail_bytes=tail_bytes).decode("utf-8", "replace")
     return ""
+
+
+def ce_state(state: PilotJobState) -> CeState:
+    """An element's word for the record."""
+    return _CE_STATE.validate_python(state.value)
 
 
 def because(status: Status) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import takewhile
 
-from airpanda.computing.factory.values import BatchOutcome, Bench, Breaker, CEView, NodeView, span
+from airpanda.computing.factory.values import BatchOutcome, Bench, Breaker, CallKind, CEView, NodeView, span
 
 EATEN_IN_A_ROW = 3
 """So many submissions in a row without a pilot that registers open the breaker."""
@@ -42,6 +42,8 @@ class Gate:
 def judge(breaker: Breaker, batches: Sequence[BatchOutcome], now: datetime) -> tuple[Breaker, Gate]:
     """The breaker of an element after what came of its latest submissions (the newest first)."""
     fresh = [batch for batch in batches if batch.batch_id > breaker.since]
+    if breaker.by_calls:
+        return breaker, _by_time(breaker, now)
     if breaker.opened:
         return _judge_open(breaker, fresh, now)
     reason = _reason_to_open(breaker, fresh)
@@ -50,16 +52,23 @@ def judge(breaker: Breaker, batches: Sequence[BatchOutcome], now: datetime) -> t
     return breaker, _doubtful(fresh, batches)
 
 
-def failed_call(breaker: Breaker, reason: str, now: datetime) -> Breaker:
+def failed_call(breaker: Breaker, reason: str, now: datetime, kind: CallKind = "question") -> Breaker:
     """After a call that the element did not answer, or answered with a fault of its own."""
+    if breaker.is_open(now):
+        return breaker
     errors = breaker.errors + 1
     if breaker.opened or errors >= ERRORS_IN_A_ROW:
-        return _opened(breaker, (), now, f"{errors} calls in a row failed, the last one with: {reason}")
-    return replace(breaker, errors=errors)
+        opened = _opened(breaker, (), now, f"its calls fail, the last one with: {reason}")
+        return replace(opened, by_calls=True, failing=kind)
+    return replace(breaker, errors=errors, failing=kind)
 
 
-def good_call(breaker: Breaker) -> Breaker:
-    """After an answer. A breaker that is open stays so: an answer is no pilot."""
+def good_call(breaker: Breaker, now: datetime, kind: CallKind = "question") -> Breaker:
+    """After an answer. It closes a breaker that calls have opened, when its time is over; pilots must close others."""
+    if kind == "question" and breaker.failing == "submission":
+        return breaker
+    if breaker.by_calls and not breaker.is_open(now):
+        return Breaker(since=breaker.since)
     return replace(breaker, errors=0)
 
 
@@ -86,9 +95,13 @@ def _judge_open(breaker: Breaker, fresh: Sequence[BatchOutcome], now: datetime) 
         return breaker, Gate(0, "the one pilot that tries the element has not registered yet")
     if any(batch.is_eaten for batch in fresh):
         return _open(breaker, fresh, now, "the pilot that tried it ended without a word, too")
+    return breaker, _by_time(breaker, now)
+
+
+def _by_time(breaker: Breaker, now: datetime) -> Gate:
     if breaker.open_until is not None and now < breaker.open_until:
-        return breaker, Gate(0, f"left alone for {span(breaker.open_until - now)} more: {breaker.reason}")
-    return breaker, Gate(1, "it was left alone for a while: one pilot tries it")
+        return Gate(0, f"left alone for {span(breaker.open_until - now)} more: {breaker.reason}")
+    return Gate(1, "it was left alone for a while: one pilot tries it")
 
 
 def _reason_to_open(breaker: Breaker, fresh: Sequence[BatchOutcome]) -> str:

@@ -68,7 +68,7 @@ def decide(queue: PandaQueue, view: View, memory: Memory, now: datetime) -> Plan
 def _judge(ce: CEView, known: CEMemory, rules: FactoryRules, now: datetime) -> tuple[CEMemory, Gate]:
     """Breaker and slow start after what came of the latest submissions."""
     breaker, gate = judge(known.breaker, ce.batches, now)
-    if breaker.opened:
+    if breaker.opened and not breaker.by_calls:
         return replace(known, breaker=breaker, step=rules.first_batch), gate
     step = known.step or rules.first_batch
     judged = known.judged

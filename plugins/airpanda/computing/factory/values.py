@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,29 @@ class View:
     bad_nodes: Mapping[str, datetime] = field(default_factory=dict)
 
 
+CallKind = Literal["question", "submission"]
+"""A site may answer questions and take no pilots: an answer says nothing of submissions."""
+
+
 @dataclass(frozen=True)
 class Breaker:
     """A circuit breaker. Closed at ``opened`` 0; else open until ``open_until``, and half open after.
 
-    ``since``: batches up to this one are judged. ``errors``: failures in a row of calls, not of pilots.
+    ``since``: batches up to this one are judged. ``errors``: failures in a row of calls, not of pilots, and ``failing``
+    the kind of the last one; ``by_calls``: it was they that opened it.
     """
 
     opened: int = 0
     open_until: datetime | None = None
     since: int = 0
     errors: int = 0
+    failing: CallKind = "question"
+    by_calls: bool = False
     reason: str = ""
+
+    def is_open(self, now: datetime) -> bool:
+        """Not half open yet."""
+        return self.opened > 0 and self.open_until is not None and now < self.open_until
 
 
 @dataclass(frozen=True)
@@ -124,11 +136,16 @@ class CEMemory:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the factory of one queue remembers. ``credential``: the breaker of the pilots' credential."""
+    """What the factory of one queue remembers.
+
+    ``credential`` is the breaker of the pilots' credential; ``strays`` are tags of this installation that an element
+    has and the store has not, and since when.
+    """
 
     ces: Mapping[str, CEMemory] = field(default_factory=dict)
     credential: Breaker = Breaker()
     surplus_since: datetime | None = None
+    strays: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,6 +192,17 @@ class Plan:
 
     decisions: tuple[Decision, ...]
     memory: Memory
+
+
+def spend(known: CEMemory, n: int, per_minute: int, now: datetime) -> tuple[CEMemory, float]:
+    """Take n calls from an element's budget; the seconds to wait where it is used up, and then nothing is taken."""
+    full = float(max(per_minute, n))
+    tokens = full if known.rpc_tokens is None or known.rpc_at is None else known.rpc_tokens
+    if known.rpc_at is not None:
+        tokens = min(full, tokens + max(0.0, (now - known.rpc_at).total_seconds()) * per_minute / 60)
+    if tokens >= n:
+        return replace(known, rpc_tokens=tokens - n, rpc_at=now), 0.0
+    return replace(known, rpc_tokens=tokens, rpc_at=now), (n - tokens) * 60 / per_minute
 
 
 def sentence(decision: Decision) -> str:

@@ -38,6 +38,8 @@ WHERE l.queue = $1 AND l.cores <= $2 AND l.memory_mib <= $3 AND l.disk_mib <= $4
 # A pilot that asked for work since it last got some, and lately, is idle; one that does not ask is busy, or silent.
 LIVE = """
 SELECT pilot_id, batch_id, ce, ce_job_id AS handle, ce_state, cancel_asked_at IS NOT NULL AS asked_to_end,
+       coalesce((SELECT intent_key LIKE '%|factory/%' FROM panda_batch b WHERE b.batch_id = p.batch_id), false)
+           AS by_factory,
        extract(epoch FROM now() - created_at)::float8 AS age_s,
        CASE WHEN registered_at IS NULL AND state IN ('intended', 'submitted') THEN 'queued'
             WHEN state = 'lost' THEN 'silent'
@@ -49,7 +51,7 @@ SELECT pilot_id, batch_id, ce, ce_job_id AS handle, ce_state, cancel_asked_at IS
             WHEN state = 'lost' OR state = 'started' AND coalesce(last_seen_at > last_job_at, true)
                 THEN greatest(extract(epoch FROM now() - last_seen_at) - 60, 0)
             ELSE 0 END::float8 AS unheard_s
-FROM panda_pilot WHERE queue = $1 AND ended_at IS NULL ORDER BY pilot_id
+FROM panda_pilot p WHERE queue = $1 AND ended_at IS NULL ORDER BY pilot_id
 """
 
 _RECENT = """

@@ -1,0 +1,363 @@
+"""The pilot factory at work: the real dispatcher, PostgreSQL and local computing element; pilots that are scripts.
+
+The scripts register as a pilot does, by the token in ``pilot.json``, unless the test wants them to be eaten.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.dispatcher import ALICE_DN, PILOT_DN, job_database, spec, template_database, ti
+from support.factory_rig import FactoryRig, factory_rig
+from support.gateway import good
+from support.pki import Pki
+from support.postgres import Database, postgres
+
+from airpanda.computing.elements import (
+    CEUnavailableError,
+    ComputingElement,
+    Handle,
+    PilotBatch,
+    PilotJobState,
+    Status,
+    make_element,
+)
+from airpanda.computing.local import LocalElement
+from airpanda.computing.queues import PandaQueue, parse_queue
+from airpanda.core.clock import to_wire, utcnow
+from airpanda.core.errors import ConflictError
+from airpanda.core.secret import Secret
+from airpanda.hooks import calls
+from airpanda.hooks.factory import Factory
+from airpanda.messages import BatchIntent, FactoryBegin
+from airpanda.x509.credential import ProxyCredential
+from airpanda.x509.proxy import create_proxy
+
+__all__ = ["job_database", "postgres", "template_database"]
+pytestmark = pytest.mark.integration
+QUEUE = """
+[queue]
+name = "TEST"
+identity_policy = "NEVER"
+[ce]
+kind = "local"
+directory = "{directory}"
+account = "{account}"
+[pilot]
+code = "/nowhere"
+dispatcher_url = "https://localhost:1"
+ca_dir = "/nowhere"
+proxy = "{proxy}"
+[factory]
+enabled = true
+rpc_per_minute = 6000
+first_batch = {first_batch}
+"""
+REGISTRATION = {
+    "owner": "alice",
+    "owner_dn": ALICE_DN,
+    "server": "localhost:7512",
+    "username": "alice",
+    "cred_name": "0" * 32,
+    "passphrase": "of-nobody",
+    "retriever_dn": PILOT_DN,
+    "expires_at": to_wire(utcnow() + timedelta(hours=12)),
+    "consent": {"queues": ["*"]},
+}
+SLEEPS = "exec sleep 300\n"
+EATEN = "echo no software here; exit 1\n"
+
+
+@dataclass
+class Clock:
+    """Real time, moved on where a test does not want to wait."""
+
+    ahead: timedelta = timedelta()
+
+    def now(self) -> datetime:
+        return utcnow() + self.ahead
+
+
+@dataclass
+class Site:
+    rig: FactoryRig
+    queue: PandaQueue
+    wrapper: Path
+    clock: Clock = field(default_factory=Clock)
+    submissions: list[int] = field(default_factory=list)
+    credential_of: Any = None
+    broken: bool = False
+    all_queued: bool = False
+    task: int = 0
+
+    @property
+    def factory(self) -> Factory:
+        return Factory(
+            self.rig.send,
+            self._element_of,
+            self.wrapper,
+            "a test",
+            credential_of=self.credential_of,
+            now=self.clock.now,
+        )
+
+    @property
+    def element(self) -> LocalElement:
+        return LocalElement(self.queue, self.wrapper.read_text(), grace_s=0.0)
+
+    def _element_of(self, queue: PandaQueue, wrapper: Path) -> ComputingElement:
+        element = make_element(queue, wrapper)
+        whole = element.submit
+
+        def counted(batch: PilotBatch) -> Any:
+            if self.broken:
+                raise CEUnavailableError("the site does not answer")
+            self.submissions.append(len(batch.tokens))
+            return whole(batch)
+
+        element.submit = counted  # type: ignore[method-assign]
+        if self.all_queued:
+            element.status = lambda handles: {  # type: ignore[method-assign]
+                handle: Status(PilotJobState.QUEUED) if status.state is PilotJobState.RUNNING else status
+                for handle, status in self.element.status(handles).items()
+            }
+        return element
+
+    def cycle(self) -> list[str]:
+        return self.factory.cycle("TEST")
+
+    def jobs(self, n: int) -> None:
+        """Waiting jobs."""
+        with self.rig.gateway.client() as http:
+            credential = good(http.post("/v1/creds/register", json=REGISTRATION))
+            wanted = {"task_key": "k", "task_name": "t", "owner": "alice", "queue": "TEST", "ti": ti()}
+            wanted["credential_id"] = credential["credential_id"]
+            wanted["jobs"] = [spec(f"j{number}", memory_mib=100, disk_mib=100) for number in range(n)]
+            self.task = good(http.post("/v1/job/submit", json=wanted))["task_id"]
+
+    def no_jobs(self) -> None:
+        with self.rig.gateway.client() as http:
+            good(http.post(f"/v1/task/{self.task}/kill", json={"reason": "no need"}))
+
+    def register(self) -> None:
+        """As the pilots of this element do, one after the other, when they have started."""
+        for row in self.rig.sql("SELECT pilot_id FROM panda_pilot WHERE state = 'submitted'"):
+            token = self.rig.gateway.issuer.pilot_token(row["pilot_id"], "TEST", timedelta(hours=1), utcnow()).reveal()
+            with self.rig.gateway.http(token=token) as http:
+                told = {"status": "started", "node": "wn1"}
+                assert http.post("/v1/pilot/update_worker_status", json=told).is_success
+
+    def running(self) -> list[Handle]:
+        return [handle for handles in self.element.tagged("").values() for handle in handles]
+
+    def end_all(self) -> None:
+        deadline = time.monotonic() + 30
+        while (handles := self.running()) and time.monotonic() < deadline:
+            self.element.cancel(handles)
+            time.sleep(0.05)
+
+    def until(self, look: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not look():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def site(job_database: Database, tmp_path: Path, open_path: Path) -> Iterator[Site]:
+    yield from make_site(job_database, tmp_path, open_path, first_batch=100)
+
+
+@pytest.fixture
+def careful_site(job_database: Database, tmp_path: Path, open_path: Path) -> Iterator[Site]:
+    yield from make_site(job_database, tmp_path, open_path, first_batch=1)
+
+
+def make_site(database: Database, tmp_path: Path, open_path: Path, *, first_batch: int) -> Iterator[Site]:
+    account = "nobody" if os.geteuid() == 0 else ""
+    places = {"directory": open_path / "pilots", "proxy": open_path / "pilots" / "robot.pem"}
+    text = QUEUE.format(account=account, first_batch=first_batch, **places)
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text(SLEEPS)
+    queue = parse_queue(text, "TEST.toml")
+    with factory_rig(database, Pki(tmp_path / "pki"), tmp_path, queue) as rig:
+        site = Site(rig, queue, wrapper)
+        try:
+            yield site
+        finally:
+            site.end_all()
+
+
+def test_waiting_jobs_bring_pilots_and_none_waiting_takes_the_waiting_ones_away(site: Site) -> None:
+    site.all_queued = True  # as at a site that starts them later
+    site.jobs(3)
+    assert site.factory.dry_run("TEST")[0].startswith("send 3 pilots to local:TEST: 3 jobs wait")
+    assert site.running() == []
+    said = site.cycle()
+    assert said[0].startswith("send 3 pilots")
+    assert len(site.running()) == len(site.rig.live()) == 3
+    said = site.cycle()
+    assert said == ["nothing: 3 jobs wait, which 3 pilots can take; 0 idle and 3 waiting pilots are there"]
+    site.no_jobs()
+    site.cycle()
+    site.clock.ahead += timedelta(minutes=6)
+    assert any(line.startswith("cancel 3 pilots") for line in site.cycle())
+    site.until(lambda: site.running() == [])
+    site.cycle()
+    assert {row["state"] for row in site.rig.sql("SELECT state FROM panda_pilot")} == {"cancelled"}
+    assert list(Path(site.queue.ce.directory).glob("ap-*")) == []  # what ended was tidied away
+    (state,) = site.rig.send(calls.factories())
+    assert (state.queue, state.live_pilots) == ("TEST", 0)
+    assert state.decisions
+
+
+def test_an_element_that_eats_pilots_is_stopped_within_five_submissions_and_recovers_by_itself(
+    careful_site: Site,
+) -> None:
+    site = careful_site
+    site.jobs(50)
+    site.wrapper.write_text(EATEN)
+    for _ in range(12):
+        said = site.cycle()
+        site.until(lambda: site.running() == [])
+    assert 1 <= len(site.submissions) <= 5
+    assert said[-1].startswith("nothing for local:TEST: left alone for")
+    assert "no pilot ever registered" in said[-1]
+    kept = site.rig.sql("SELECT log_tail FROM panda_pilot WHERE log_tail <> ''")
+    assert kept[0]["log_tail"] == "no software here\n"
+    stopped_at = len(site.submissions)
+    site.clock.ahead += timedelta(minutes=6)
+    for _ in range(3):
+        site.cycle()
+        site.until(lambda: site.running() == [])
+    assert site.submissions[stopped_at:] == [1]
+    site.wrapper.write_text(SLEEPS)
+    site.clock.ahead += timedelta(minutes=11)
+    for _ in range(6):
+        site.cycle()
+        site.register()
+    assert site.submissions[stopped_at + 1 :][:4] == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_submission_that_broke_off_is_adopted_or_sent_after_all(site: Site, found: bool) -> None:
+    """The factory was killed after its intent, or after its element had the pilots."""
+    site.jobs(2)
+    fence = site.rig.send(calls.factory_begin("TEST", FactoryBegin(holder="killed"))).fence
+    intent = BatchIntent(queue="TEST", n_pilots=2, key=f"factory/{fence}/x", ce="local:TEST", factory_fence=fence)
+    intended = site.rig.send(calls.intend_batch(intent))
+    if found:
+        tokens = {each.pilot_id: Secret(each.token.get_secret_value()) for each in intended.pilots}
+        site.element.submit(PilotBatch(intended.tag, tokens))
+    with pytest.raises(ConflictError, match="another factory"):
+        site.cycle()
+    site.rig.time_passes()
+    said = site.cycle()
+    assert said[0] == f"2 pilots of batch 1 {'adopted' if found else 'sent after all'}: its submission had broken off"
+    assert len(site.running()) == 2
+    assert sorted(site.rig.live().values()) == sorted(site.running())
+
+
+def test_a_task_s_submission_that_broke_off_and_never_arrived_is_given_up(site: Site) -> None:
+    site.rig.send(calls.intend_batch(BatchIntent(queue="TEST", n_pilots=2, key="dag/run/task", hold_s=1)))
+    assert len(site.rig.live()) == 2
+    site.rig.time_passes()
+    assert "batch 1 is given up" in site.cycle()[0]
+    assert site.rig.live() == {}
+
+
+def test_pilots_that_are_on_no_record_are_ended_and_those_of_others_are_not(site: Site) -> None:
+    mine = f"ap-{site.rig.gateway.issuer.installation}-0123456789abcdef"
+    other = "ap-ffffffff-0123456789abcdef"
+    for tag in (mine, other):
+        site.element.submit(PilotBatch(tag, {1: Secret("token-of-nobody")}))
+    assert not any("no record" in line for line in site.cycle())
+    site.clock.ahead += timedelta(minutes=61)
+    assert any(f"their tag {mine} is on no record" in line for line in site.cycle())
+    site.until(lambda: len(site.running()) == 1)
+    assert site.running() == [Handle(f"{other}-1")]
+
+
+def test_pilots_that_the_element_lost_are_lost_unless_they_speak(site: Site) -> None:
+    site.jobs(2)
+    site.cycle()
+    silent, speaking = sorted(site.rig.live())
+    token = site.rig.gateway.issuer.pilot_token(speaking, "TEST", timedelta(hours=1), utcnow()).reveal()
+    with site.rig.gateway.http(token=token) as http:
+        http.post("/v1/pilot/update_worker_status", json={"status": "started", "node": "wn1"})
+    site.end_all()
+    handles = [Handle(name) for name in site.rig.live().values()]
+    site.element.purge(handles)
+    site.cycle()
+    assert set(site.rig.live()) >= {silent, speaking}
+    site.rig.sql("UPDATE panda_pilot SET missing_since = now() - interval '1 h'")
+    site.no_jobs()
+    site.cycle()
+    assert set(site.rig.live()) == {speaking}
+
+
+def test_a_site_that_does_not_answer_is_left_alone_and_tried_again(site: Site) -> None:
+    site.jobs(2)
+    site.broken = True
+    said = [site.cycle() for _ in range(5)]
+    assert any("the site does not answer" in line for line in said[0])
+    assert "left alone for 5 min" in said[4][-1]
+    site.broken = False
+    site.clock.ahead += timedelta(minutes=6)
+    site.cycle()
+    assert site.submissions == [1]
+
+
+def test_the_pilots_credential_is_kept_fresh_though_nothing_is_submitted(site: Site, tmp_path: Path) -> None:
+    issuer = ProxyCredential.from_files(*site.rig.gateway.pki.user("pilot"))
+    made: list[ProxyCredential] = []
+
+    def credential_of(name: str, lifetime: timedelta) -> ProxyCredential:
+        assert name == "robot"
+        made.append(create_proxy(issuer, lifetime=lifetime, now=utcnow()))
+        return made[-1]
+
+    rules = replace(site.queue.factory, credential="robot", enabled=False)
+    site.queue = replace(site.queue, factory=rules)
+    (tmp_path / "again").mkdir()
+    with factory_rig(site.rig.database, site.rig.gateway.pki, tmp_path / "again", site.queue) as rig:
+        site.rig, site.credential_of = rig, credential_of
+        assert any("is fresh: it ends at" in line for line in site.cycle())
+        place = Path(site.queue.pilot.proxy)
+        assert place.read_bytes() == made[0].to_pem().reveal()
+        assert place.stat().st_mode & 0o777 == 0o600
+        if os.geteuid() == 0:
+            assert place.owner() == "nobody"
+        site.cycle()
+        assert len(made) == 1
+        site.clock.ahead += timedelta(hours=13)
+        site.cycle()
+        assert place.read_bytes() == made[1].to_pem().reveal()
+        assert [path.name for path in place.parent.glob(".*")] in ([], [".submit.lock"])
+
+
+def test_two_factories_at_once_send_no_more_than_one(site: Site) -> None:
+    """One process each, as two workers would."""
+    site.jobs(4)
+    children = []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                site.cycle()
+            except ConflictError:
+                pass
+            finally:
+                os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+    assert len(site.running()) == len(site.rig.live()) == 4
+    assert sorted(site.running()) == sorted(site.rig.live().values())
