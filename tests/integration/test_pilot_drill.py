@@ -1,7 +1,7 @@
-"""The drill: short jobs while pilots, launchers, payloads, gateway and MyProxy are killed in turn.
+"""The drill: 200 short jobs while pilots, launchers, payloads, gateway and MyProxy are killed in turn.
 
 Every job must end final exactly once, nothing may stay on the node, and each error must name what was really killed.
-``AIRPANDA_DRILL_JOBS=200`` makes it as long as an operator wants.
+``AIRPANDA_DRILL_JOBS`` makes it shorter or longer.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from support.dispatcher import job_database, spec, template_database
 from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, make_site, wait_for
 from support.myproxy_server import CONFIG, ServerProcess
 from support.need import need_program
-from support.node_processes import processes_of
+from support.node_processes import command_of, pilots_of, processes_of
 from support.pilot_chain import PILOTS, WRAPPER, Chain, running_chain
 from support.postgres import Database, postgres
 
 from airpanda.computing.elements import Handle, make_element
 
 __all__ = ["job_database", "postgres", "template_database"]
-pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(1500)]
 
-JOBS = int(os.environ.get("AIRPANDA_DRILL_JOBS", "60"))
+JOBS = int(os.environ.get("AIRPANDA_DRILL_JOBS", "200"))
 SEED = 5
-PILOTS_AT_ONCE, PATIENCE_S = 4, 5.0
+PILOTS_AT_ONCE, PATIENCE_S = 4, 15.0
 LIMIT_S = 60 + 6 * JOBS
-STRIKES = ("payload", "pilot", "launcher", "gateway", "payload", "pilot", "launcher", "myproxy", "launcher", "payload")
+STRIKES = (
+    "payload", "client", "pilot", "launcher", "daemon", "gateway", "pilot", "payload", "launcher", "myproxy",
+)  # fmt: skip
+PAUSE_S = (0.5, 2.0)
 FINAL = ("finished", "failed", "cancelled", "closed")
 # What may stand in an error of the drill: what was killed, told by who noticed.
 CAUSES = {
     ("jobDispatcher", 100): "a killed pilot: its heartbeats were lost",
-    ("pilot", 1226): "a killed launcher",
+    ("pilot", 1226): "a killed launcher, its daemon or its client",
     ("pilot", 1163): "a killed MyProxy server",
     ("exe", 137): "a killed payload, or its launcher",
 }
@@ -106,7 +109,7 @@ class Drill:
         self.killed[what] += done
 
     def _pilot(self) -> bool:
-        return self._kill_one([p for p in processes_of(self.chain.site, PILOT_UID) if "airpanda.pilot" in _argv(p)])
+        return self._kill_one(pilots_of(self.chain.site, PILOT_UID))
 
     def _payload(self) -> bool:
         site = self.chain.site
@@ -114,8 +117,20 @@ class Drill:
         return self._kill_one(pids)
 
     def _launcher(self) -> bool:
-        """The root process that serves one payload; the daemon itself is the node's."""
-        return self._kill_one([p for p in processes_of(self.chain.site, 0) if _is_serving_launcher(p)])
+        """The root process that serves one payload."""
+        return self._kill_one([p for p in self._launchers() if "airpanda-launcherd" in _argv(_parent(p))])
+
+    def _daemon(self) -> bool:
+        """The one above all of those; the node starts another one."""
+        return self._kill_one([p for p in self._launchers() if "airpanda-launcherd" not in _argv(_parent(p))])
+
+    def _launchers(self) -> list[int]:
+        return [pid for pid in processes_of(self.chain.site, 0) if "airpanda-launcherd" in _argv(pid)]
+
+    def _client(self) -> bool:
+        """The pilot's end of the switch, while it holds a payload."""
+        pids = [pid for pid in processes_of(self.chain.site, PILOT_UID) if "drill-job" in _argv(pid)]
+        return self._kill_one(pids)
 
     def _gateway(self) -> bool:
         self.chain.gateway.kill()
@@ -157,10 +172,7 @@ class Drill:
 
 
 def _argv(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
+    return command_of(pid).replace(b"\0", b" ").decode(errors="replace")
 
 
 def _parent(pid: int) -> int:
@@ -170,17 +182,13 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def _is_serving_launcher(pid: int) -> bool:
-    return "airpanda-launcherd" in _argv(pid) and "airpanda-launcherd" in _argv(_parent(pid))
-
-
 def mounts(site: Site) -> int:
     return len(Path(f"/proc/{site.node.init_pid}/mounts").read_text().splitlines())
 
 
 @pytest.fixture(scope="module", name="site")
 def _site() -> Iterator[Site]:
-    for site in make_site():
+    for site in make_site(respawn=True):
         site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
         yield site
 
@@ -209,12 +217,12 @@ def test_every_job_ends_once_while_everything_is_killed(drill: Drill) -> None:
     argv = ["sh", "-c", 'echo "$PandaID" > out.txt; sleep 0.5 # drill-job']
     jobs = [spec(f"j{i}", argv=argv, outputs=[{"lfn": "out.txt"}], walltime_s=120, max_attempt=10) for i in range(JOBS)]
     tasks = [chain.submit("alice", *jobs[::2])["task_id"], chain.submit("bob", *jobs[1::2])["task_id"]]
-    turn = iter(STRIKES * (1 + JOBS // 100))
+    turn = iter(STRIKES * (1 + JOBS // 60))
     until = time.monotonic() + LIMIT_S
     while not all(map(drill.progress, tasks)):
         assert time.monotonic() < until, f"killed {dict(drill.killed)}; {chain.logs(drill.handles)[-5000:]}"
         drill.keep_pilots()
-        time.sleep(drill.chance.uniform(0.5, 1.5))
+        time.sleep(drill.chance.uniform(*PAUSE_S))
         if (what := next(turn, "")) != "":
             drill.strike(what)
     chain.pilots_end(drill.handles)
@@ -234,5 +242,5 @@ def test_every_job_ends_once_while_everything_is_killed(drill: Drill) -> None:
         assert chain.http.get(f"/v1/file/{panda_id}/out.txt").text == f"{panda_id}\n"
     assert left_on_the_node(chain.site) == [], chain.logs(drill.handles)[-20000:]
     assert mounts(chain.site) == before
-    assert min(drill.killed[what] for what in ("pilot", "payload", "launcher", "gateway")) > 0, drill.killed
+    assert min(drill.killed[what] for what in STRIKES) > 0, drill.killed
     print(f"killed {dict(drill.killed)}, {len(drill.handles)} pilots, errors {sorted({row[:2] for row in errors})}")

@@ -49,7 +49,9 @@ ACCOUNTS = (
 class Site:
     """A running node, its PKI, and what a test does on it as the pilot."""
 
-    def __init__(self, root: Path, *, accounts: Sequence[NodeAccount] = ACCOUNTS, **options: str) -> None:
+    def __init__(
+        self, root: Path, *, accounts: Sequence[NodeAccount] = ACCOUNTS, respawn: bool = False, **options: str
+    ) -> None:
         self.mapping = options.get("mapping", "own")
         self.pki = Pki(root / "pki")
         self.secret_dir = root / "site private"
@@ -66,6 +68,7 @@ class Site:
             hide=[self.secret_dir],
             options={"max_proxy_hours": "24", "max_processes": "256", **options},
             pools=POOL,
+            respawn=respawn,
         )
         self.node.start()
         work = self.node.path(WORK)
@@ -166,13 +169,16 @@ def program_of(command_line: bytes) -> str:
     return Path(os.fsdecode(words[2])).stem if len(words) > 2 and words[1].startswith(b"-I") else ""
 
 
-def make_site(*, accounts: Sequence[NodeAccount] = ACCOUNTS, **options: str) -> Iterator[Site]:
-    """A site in a directory of its own, with a space in its path; removed at the end."""
+def make_site(*, accounts: Sequence[NodeAccount] = ACCOUNTS, respawn: bool = False, **options: str) -> Iterator[Site]:
+    """A site in a directory of its own, with a space in its path; removed at the end.
+
+    ``respawn``: its launcher's daemon comes back after a kill. ``options`` are the launcher's.
+    """
     need_root()
     root = Path(tempfile.mkdtemp(prefix="airpanda node ", dir="/var/tmp"))
     site = None
     try:
-        site = Site(root, accounts=accounts, **options)
+        site = Site(root, accounts=accounts, respawn=respawn, **options)
         yield site
     finally:
         if site is not None:

@@ -63,6 +63,7 @@ class WorkerNode:
         pools: pool accounts, listed in the gridmapdir.
         lcmaps_db: the text of LCMAPS' configuration, where LCMAPS maps; empty for our own mapping.
         sudo: start the launcher by a sudo rule alone, without its daemon and socket.
+        respawn: start the launcher's daemon again when it has ended; without this the node ends with it.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class WorkerNode:
         pools: Sequence[str] = (),
         lcmaps_db: str = "",
         sudo: bool = False,
+        respawn: bool = False,
         hostname: str = "wn1.airpanda.test",
     ) -> None:
         self.directory = directory
@@ -97,6 +99,7 @@ class WorkerNode:
             "pools": list(pools),
             "lcmaps_db": lcmaps_db,
             "sudo": sudo,
+            "respawn": respawn,
             "hostname": hostname,
         }
         self._supervisor: Optional[subprocess.Popen[str]] = None

@@ -33,6 +33,7 @@ _PRIVATE_IN_ETC = ("shadow*", "gshadow*", "passwd*", "group*", "sub?id*", "ssh",
 _FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 _FIRST_HUMAN, _NOBODY = 1000, 65534
 _ANSWER_S = 30
+_RESPAWN_S = 0.2
 
 
 def main() -> int:
@@ -65,7 +66,7 @@ def _run_init(spec: dict[str, Any], supervisor: int) -> NoReturn:
         else:
             _wait_for_launcher(launcherd)
         print("ready", flush=True)
-        _reap(launcherd)
+        _reap(launcherd, respawn=spec["respawn"])
     except (AirpandaError, OSError, subprocess.SubprocessError) as error:
         print(f"failed {' '.join(str(error).split())}", flush=True)
     finally:
@@ -125,14 +126,23 @@ def _check_sudo(spec: dict[str, Any]) -> None:
         raise ConfigurationError(f"the launcher cannot be used by sudo's rule ({tried.returncode}): {reason}")
 
 
-def _reap(launcherd: subprocess.Popen[bytes] | None) -> None:
-    """Reap orphans until the launcher's daemon ends: a node without a launcher is no node."""
+def _reap(launcherd: subprocess.Popen[bytes] | None, *, respawn: bool) -> None:
+    """Reap orphans until the launcher's daemon ends: a node without a launcher is no node.
+
+    With ``respawn`` another daemon takes its place after a moment, as systemd has it.
+    """
     if launcherd is None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
         while True:
             signal.pause()
-    while os.waitpid(-1, 0)[0] != launcherd.pid:
-        pass
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == launcherd.pid:
+            launcherd.returncode = os.waitstatus_to_exitcode(status)
+            if not respawn:
+                return
+            time.sleep(_RESPAWN_S)
+            launcherd = _start_daemon()
 
 
 def _build(spec: dict[str, Any]) -> None:
