@@ -119,9 +119,13 @@ if [ -f "$code" ]; then
     code=$("$python" -I -c "$unpack" "$code" "$(dirname "$config")") || exit 73
 fi
 
-# What batch systems say about the time that is left goes along; nothing else does.
+# What batch systems say about the time that is left goes along, and where Grid Engine's qstat finds its master;
+# nothing else does.
 exec env -i PATH="$PATH" HOME="${HOME:-/}" LANG=C.UTF-8 TMPDIR="${TMPDIR:-/tmp}" \
     ${SLURM_JOB_END_TIME:+"SLURM_JOB_END_TIME=$SLURM_JOB_END_TIME"} ${PBS_WALLTIME:+"PBS_WALLTIME=$PBS_WALLTIME"} \
+    ${SGE_ROOT:+"SGE_ROOT=$SGE_ROOT"} ${SGE_CELL:+"SGE_CELL=$SGE_CELL"} ${SGE_ROOT:+${JOB_ID:+"JOB_ID=$JOB_ID"}} \
+    ${SGE_ROOT:+${QUEUE:+"QUEUE=$QUEUE"}} ${_CONDOR_JOB_AD:+"_CONDOR_JOB_AD=$_CONDOR_JOB_AD"} \
+    ${_CONDOR_MACHINE_AD:+"_CONDOR_MACHINE_AD=$_CONDOR_MACHINE_AD"} \
     "$python" -I -c 'import sys, os, importlib.util
 code = sys.argv.pop(1)
 sys.path.insert(0, code)

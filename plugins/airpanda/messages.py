@@ -683,7 +683,9 @@ class DebugAsked(Message):
 class PilotOffer(Message):
     """POST ``/v1/pilot/acquire_jobs``: what the node has left, after its probe.
 
-    A pilot that runs payloads side by side offers what they leave. ``features``: what its queue promises.
+    A pilot that runs payloads side by side offers what they leave. ``features``: what its queue promises, and what its
+    probe found: ``has:`` a container runtime, ``gpu``, ``gpu-nvidia``, ``gpu-amd``, ``user-namespaces``; ``arch:`` a
+    machine or an x86-64 level.
     ``avoid_owners``: whose jobs it could not start lately for a reason that is not its node's.
     """
 

@@ -11,7 +11,7 @@ from support.fake_dispatcher import fake_dispatcher, make_job
 from support.pilot_rig import Rig
 
 from airpanda.core.errors import ConfigurationError
-from airpanda.pilot import errors, probe, sitechecks
+from airpanda.pilot import errors, hardware, sitechecks
 from airpanda.pilot.sitechecks import run_checks
 
 
@@ -99,21 +99,6 @@ def test_too_many_checks_and_none(checks: Path, tmp_path: Path) -> None:
         run_checks(checks)
 
 
-@pytest.mark.parametrize(
-    ("variables", "left"),
-    [
-        ({}, None),
-        ({"SLURM_JOB_END_TIME": "1600"}, 600.0),
-        ({"SLURM_JOB_END_TIME": "400"}, 0.0),
-        ({"SLURM_JOB_END_TIME": "soon", "PBS_WALLTIME": "-5"}, None),
-        ({"SLURM_JOB_END_TIME": "\u0661"}, None),
-        ({"PBS_WALLTIME": "3600"}, 3600.0),
-    ],
-)
-def test_the_batch_systems_time(variables: dict[str, str], left: float | None) -> None:
-    assert probe.batch_time_left_s(variables, 1000.0) == left
-
-
 def test_a_pilot_offers_no_more_time_than_the_batch_system_leaves(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 900))
     rig.run()
@@ -121,14 +106,40 @@ def test_a_pilot_offers_no_more_time_than_the_batch_system_leaves(rig: Rig, monk
     assert rig.fake.workers[0].probe["batch_time_left_s"] <= 900
 
 
-def test_a_node_without_gpus_and_one_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidia_gpus_as_their_program_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert probe.find_gpus() == []
+    assert hardware.nvidia_gpus() == []
     text = "echo 'GPU 0: NVIDIA A100 (UUID: GPU-1234)'; echo 'GPU 1: NVIDIA A100 (UUID: GPU-5)'; echo other"
     put(tmp_path, "nvidia-smi", text)
-    assert probe.find_gpus() == ["GPU 0: NVIDIA A100", "GPU 1: NVIDIA A100"]
+    assert hardware.nvidia_gpus() == ["GPU 0: NVIDIA A100", "GPU 1: NVIDIA A100"]
     put(tmp_path, "nvidia-smi", "echo 'GPU 0: no driver'; exit 9")
-    assert probe.find_gpus() == []
+    assert hardware.nvidia_gpus() == []
+
+
+def test_versions_are_bounded_and_a_program_that_hangs_is_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(hardware, "_VERSION_S", 0.5)
+    put(tmp_path, "good", "[ $1 = --version ] && printf '\\n  good 1.2\\0\\nmore'")
+    put(tmp_path, "hangs", "exec sleep 60")
+    put(tmp_path, "fails", "echo broken; exit 1")
+    put(tmp_path, "loud", "head -c 100000 /dev/zero | tr '\\0' x")
+    begin = time.monotonic()
+    found = hardware.versions(("good", "hangs", "fails", "loud", "absent"))
+    assert time.monotonic() - begin < 5
+    assert found == {"good": "good 1.2\ufffd", "hangs": "", "fails": "", "loud": "x" * 200}
+
+
+def test_what_the_probe_finds_is_offered(rig: Rig) -> None:
+    rig.options["features"] = ("site-word", "has:user-namespaces")
+    rig.run()
+    (worker, *_), offer = rig.fake.workers, rig.fake.offers[0]
+    assert worker.probe["interpreters"]["python3"].startswith("Python 3")
+    assert "libc" in worker.probe
+    assert offer.features[:2] == ["site-word", "has:user-namespaces"]
+    assert len(offer.features) == len(set(offer.features))
+    assert any(feature.startswith("arch:") for feature in offer.features)
 
 
 def test_the_benchmark_is_off_unless_asked_for(rig: Rig) -> None:

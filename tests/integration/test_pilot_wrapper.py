@@ -104,6 +104,30 @@ def test_the_pilot_gets_a_clean_environment_and_its_file(config: Path, code: Pat
     assert done.stdout == f"{[str(config)]} ['HOME', 'LANG', 'PATH', 'TMPDIR'] 1 True\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"SLURM_JOB_END_TIME": "1", "SLURM_JWT": "secret"}, ["SLURM_JOB_END_TIME"]),
+        ({"PBS_WALLTIME": "1", "PBS_O_PATH": "/x"}, ["PBS_WALLTIME"]),
+        (
+            {"SGE_ROOT": "/s p", "SGE_CELL": "c", "JOB_ID": "1", "QUEUE": "q", "SGE_O_PATH": "/x"},
+            ["SGE_ROOT", "SGE_CELL", "JOB_ID", "QUEUE"],
+        ),
+        ({"JOB_ID": "1", "QUEUE": "q"}, []),
+        (
+            {"_CONDOR_JOB_AD": "/a b", "_CONDOR_MACHINE_AD": "/m", "_CONDOR_CREDS": "/c"},
+            ["_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD"],
+        ),
+    ],
+    ids=["slurm", "pbs", "gridengine", "somebody's job number", "condor"],
+)
+def test_what_batch_systems_say_of_the_time_goes_along_and_nothing_else(
+    config: Path, code: Path, given: dict[str, str], kept: list[str]
+) -> None:
+    done = run("--code", code, "--python", sys.executable, config, **given)
+    assert done.stdout == f"{[str(config)]} {sorted(['HOME', 'LANG', 'PATH', 'TMPDIR', *kept])} 1 True\n"
+
+
 def test_the_real_pilot_refuses_a_wrong_configuration_in_one_sentence(config: Path) -> None:
     done = run("--code", CODE, "--python", sys.executable, config)
     assert done.returncode == 67

@@ -198,6 +198,6 @@ class Loop:
             "memory": room.memory_mib,
             "disk_space": max(1, room.disk_mib),
             "remaining_time": max(1, int(self._remaining_s())),
-            "features": list(self.tools.config.features),
+            "features": list(dict.fromkeys([*self.tools.config.features, *self.probe.transcript.get("features", ())])),
             "avoid_owners": self.trust.avoided(time.monotonic()),
         }

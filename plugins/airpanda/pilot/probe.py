@@ -8,17 +8,17 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from airpanda.pilot import hardware
 from airpanda.pilot.config import PilotConfig
+from airpanda.pilot.timeleft import run_command, time_left_s
 
-_PROGRAMS = ("python3", "bwrap", "apptainer", "singularity", "podman", "docker", "sudo", "xrdcp", "curl")
+_PROGRAMS = ("sudo", "xrdcp", "curl", "tar", "gzip")
 _MIB = 1024 * 1024
 
 
@@ -41,7 +41,9 @@ def run_probe(config: PilotConfig) -> Probe:
     transcript: dict[str, Any] = {
         "os": _os_name(),
         "kernel": platform.release(),
+        "libc": " ".join(platform.libc_ver()),
         "machine": platform.machine(),
+        "architecture": hardware.architecture(platform.machine(), _read("/proc/cpuinfo")),
         "cpu": _cpu_model(),
         "cores": cores,
         "memory_mib": memory,
@@ -49,16 +51,19 @@ def run_probe(config: PilotConfig) -> Probe:
         "python": platform.python_version(),
         "executable": sys.executable,
         "programs": {name: path for name in _PROGRAMS if (path := shutil.which(name))},
-        "user_namespaces": user_namespaces(),
+        "interpreters": hardware.versions(hardware.INTERPRETERS),
+        "runtimes": hardware.versions(hardware.RUNTIMES),
+        "user_namespaces": hardware.user_namespaces_work(),
         "uid": os.getuid(),
         "groups": os.getgroups(),
         "soft_limits": _soft_limits(),
     }
-    if gpus := find_gpus():
+    if gpus := hardware.nvidia_gpus() + hardware.amd_gpus():
         transcript["gpus"] = gpus
     if config.benchmark_s > 0:
         transcript["benchmark"] = {"sha256_mib_per_s": round(benchmark(config.benchmark_s), 1)}
-    left_s = batch_time_left_s(os.environ, time.time())
+    transcript["features"] = hardware.found_features(transcript)
+    left_s = time_left_s(os.environ, time.time(), run=run_command, read=_read)
     if left_s is not None:
         transcript["batch_time_left_s"] = round(left_s)
     if config.myproxy:
@@ -97,24 +102,6 @@ def free_disk_mib(directory: Path) -> int:
     return 0
 
 
-def user_namespaces() -> bool:
-    """Whether the kernel lets this account make them, as far as its settings say."""
-    allowed = _read("/proc/sys/kernel/unprivileged_userns_clone").strip() != "0"
-    return allowed and _read("/proc/sys/user/max_user_namespaces").strip() not in ("", "0")
-
-
-def batch_time_left_s(environment: Mapping[str, str], now: float) -> Optional[float]:
-    """What the batch system says is left of this job's time, by its variables; None where it says nothing.
-
-    Source: sbatch(1) ``SLURM_JOB_END_TIME`` (Unix time); qsub(1B) ``PBS_WALLTIME`` (seconds from the start, which is
-    about now).
-    """
-    end, whole = environment.get("SLURM_JOB_END_TIME", ""), environment.get("PBS_WALLTIME", "")
-    if end.isascii() and end.isdigit():
-        return max(0.0, int(end[:18]) - now)
-    return float(int(whole[:18])) if whole.isascii() and whole.isdigit() else None
-
-
 def benchmark(seconds: float) -> float:
     """MiB of SHA-256 in a second on one core: compares nodes with each other, and means nothing else."""
     block, n = bytes(_MIB), 0
@@ -123,19 +110,6 @@ def benchmark(seconds: float) -> float:
         hashlib.sha256(block).digest()
         n += 1
     return n / (time.monotonic() - begin)
-
-
-def find_gpus() -> list[str]:
-    """NVIDIA's devices as ``nvidia-smi -L`` names them, without their serial numbers; none where it is absent."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    try:
-        done = subprocess.run([program, "-L"], stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    lines = done.stdout.decode("utf-8", "replace").splitlines() if done.returncode == 0 else []
-    return [line.partition(" (UUID")[0][:200] for line in lines[:64] if line.startswith("GPU ")]
 
 
 def reach(address: str, timeout_s: float = 5.0) -> dict[str, Any]:
