@@ -25,10 +25,11 @@ from support.dispatcher import job_database, spec, template_database
 from support.fake_dispatcher import TOKEN, fake_dispatcher
 from support.launcher import PILOT_UID, Site, make_site, wait_for
 from support.myproxy_server import CONFIG, ServerProcess, start_debian
-from support.node_processes import processes_of
+from support.node_processes import command_of, pilots_of, processes_of
 from support.pilot_chain import WRAPPER, Chain, running_chain
 from support.postgres import Database, postgres
 
+from airpanda.computing.elements import Handle
 from airpanda.pilot.bundle import write_bundle
 
 __all__ = ["job_database", "postgres", "template_database"]
@@ -71,11 +72,24 @@ def put_down(name: str, values: list[float], bar: float, conditions: str) -> Non
 def peak_rss_mib(site: Site) -> float:
     """The most that a pilot of this node has ever had in memory, as far as it still lives."""
     found = [0.0]
-    for pid in processes_of(site, PILOT_UID):
-        if b"airpanda.pilot" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            text = Path(f"/proc/{pid}/status").read_text()
-            found += [int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")]
+    for pid in pilots_of(site, PILOT_UID):
+        text = Path(f"/proc/{pid}/status").read_text()
+        found += [int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")]
     return max(found)
+
+
+def overheads(chain: Chain, handles: list[Handle], first: int, n: int) -> tuple[list[float], list[float]]:
+    """Seconds before each payload's first instruction and after its last, by the pilot's log and the payload's."""
+    times: dict[tuple[int, str], float] = {}
+    for moment, panda_id, what in LINE.findall(chain.logs(handles)):
+        parsed = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC)
+        times[int(panda_id), what] = parsed.timestamp()
+    before, after = [], []
+    for panda_id in range(first, first + n):
+        begin, end = map(float, chain.http.get(f"/v1/job/{panda_id}/log").text.split())
+        before.append(begin - times[panda_id, "begins"])
+        after.append(times[panda_id, "finished"] - end)
+    return before, after
 
 
 def test_overhead_of_a_job_and_memory(chain: Chain) -> None:
@@ -86,15 +100,7 @@ def test_overhead_of_a_job_and_memory(chain: Chain) -> None:
     chain.wait(task["task_id"], 240)
     rss_mib = peak_rss_mib(chain.site)
     chain.pilots_end(handles)
-    times: dict[tuple[int, str], float] = {}
-    for moment, panda_id, what in LINE.findall(chain.logs(handles)):
-        parsed = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC)
-        times[int(panda_id), what] = parsed.timestamp()
-    before, after = [], []
-    for panda_id in range(task["first_panda_id"], task["first_panda_id"] + JOBS):
-        first, last = map(float, chain.http.get(f"/v1/job/{panda_id}/log").text.split())
-        before.append(first - times[panda_id, "begins"])
-        after.append(times[panda_id, "finished"] - last)
+    before, after = overheads(chain, handles, task["first_panda_id"], JOBS)
     how = f"{JOBS} jobs of one pilot; real gateway, PostgreSQL, Debian's MyProxy and launcher on the same machine"
     put_down("acquire to the payload's first instruction", before, 0.6, how)
     put_down("the payload's last instruction to the final report", after, 0.4, how)
@@ -110,29 +116,75 @@ def test_overhead_of_a_job_and_memory(chain: Chain) -> None:
     assert rss_mib > 0
 
 
-def pilots_cpu_s(site: Site) -> float:
-    """CPU time of this node's pilots with that of the children they have waited for."""
+def cpu_s(pids: list[int]) -> float:
+    """CPU time of processes with that of the children they have waited for."""
     ticks = 0
-    for pid in processes_of(site, PILOT_UID):
-        if b"airpanda.pilot" in Path(f"/proc/{pid}/cmdline").read_bytes():
+    for pid in pids:
+        try:
             ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        except FileNotFoundError:
+            continue
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def pilots_cpu_s(site: Site) -> float:
+    return cpu_s(pilots_of(site, PILOT_UID))
+
+
+def launchers_cpu_s(site: Site) -> float:
+    """Of the daemon and of those that hold payloads; what measures a payload there is part of them."""
+    return cpu_s([pid for pid in processes_of(site, 0) if b"airpanda-launcherd" in command_of(pid)])
+
+
 def test_cost_of_watching(chain: Chain) -> None:
+    """By the pilot, and by the launcher that reads for it what only root may see."""
     task = chain.submit("alice", spec("long", argv=["sh", "-c", "sleep 45"], walltime_s=120))
     handles = chain.send_pilots(1)
     wait_for(lambda: chain.call("GET", f"/v1/task/{task['task_id']}/progress")["counts"].get("running"), 60)
     time.sleep(3)
-    before, begin = pilots_cpu_s(chain.site), time.monotonic()
+    before, launchers, begin = pilots_cpu_s(chain.site), launchers_cpu_s(chain.site), time.monotonic()
     time.sleep(30)
-    share = (pilots_cpu_s(chain.site) - before) / (time.monotonic() - begin)
+    took_s = time.monotonic() - begin
+    share, root_share = (pilots_cpu_s(chain.site) - before) / took_s, (launchers_cpu_s(chain.site) - launchers) / took_s
     chain.wait(task["task_id"])
     chain.pilots_end(handles)
-    how = "one quiet payload, 30 s, a heartbeat every second; the sandbox's own measurement (each minute) not in it"
-    against = {"bar": 1.0}
+    how = "one quiet payload, 30 s, a heartbeat every second and the first look into the sandbox in it"
+    against = {"bar": 1.0, "launcher": round(100 * root_share, 2)}
     record("pilot: cost of watching", 100 * share, "% of a core", against=against, ratio=100 * share, conditions=how)
-    print(f"watching: {100 * share:.2f} % of a core, bar 1 %")
+    print(f"watching: {100 * share:.2f} % of a core, bar 1 %; the launcher {100 * root_share:.2f} %")
+
+
+SIDE_BY_SIDE = 8
+
+
+def test_eight_payloads_side_by_side(chain: Chain, tmp_path: Path) -> None:
+    """One pilot: what each costs to start when eight come at once, what eight cost to watch, and the memory."""
+    queue = tmp_path / "queues" / "DEMO.toml"
+    slot = f"[slot]\ncores = {SIDE_BY_SIDE}\nmemory_mib = 8000\ndisk_mib = 8000\nwalltime_s = 86400\n"
+    queue.write_text(f"{queue.read_text()}max_payloads = {SIDE_BY_SIDE}\n{slot}")
+    argv = ["sh", "-c", "date +%s.%N; sleep 45; date +%s.%N"]
+    asked = {"memory_mib": 100, "disk_mib": 100, "walltime_s": 120}
+    jobs = [spec(f"j{i}", argv=argv, **asked) for i in range(SIDE_BY_SIDE)]
+    task = chain.submit("alice", *jobs)
+    handles = chain.send_pilots(1)
+    progress = f"/v1/task/{task['task_id']}/progress"
+    wait_for(lambda: chain.call("GET", progress)["counts"].get("running") == SIDE_BY_SIDE, 90)
+    time.sleep(3)
+    before, begin = pilots_cpu_s(chain.site), time.monotonic()
+    time.sleep(20)
+    share = (pilots_cpu_s(chain.site) - before) / (time.monotonic() - begin) / SIDE_BY_SIDE
+    rss_mib = peak_rss_mib(chain.site)
+    chain.wait(task["task_id"], 120)
+    chain.pilots_end(handles)
+    before_s, after_s = overheads(chain, handles, task["first_panda_id"], SIDE_BY_SIDE)
+    how = f"{SIDE_BY_SIDE} jobs that begin and end at once in one pilot, on this machine's two cores"
+    put_down("first instruction, eight at once", before_s, 0.6, how)
+    put_down("final report, eight at once", after_s, 0.4, how)
+    against = {"bar": 1.0, "RSS MiB": round(rss_mib, 1)}
+    how = "each of eight quiet payloads, 20 s, a heartbeat every second for each"
+    name = "pilot: cost of watching each of eight"
+    record(name, 100 * share, "% of a core", against=against, ratio=100 * share, conditions=how)
+    print(f"watching each of eight: {100 * share:.2f} % of a core, bar 1 %; memory {rss_mib:.1f} MiB, bar 80")
 
 
 def test_start_from_a_bundle(tmp_path: Path) -> None:
