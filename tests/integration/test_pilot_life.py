@@ -643,3 +643,23 @@ def test_an_error_of_the_switch_after_the_start_is_no_hand_back(rig: Rig) -> Non
     rig.run()
     assert rig.fake.statuses == ["starting", "running", "failed"]
     assert codes(rig.fake) == [("pilot", 1226)]
+
+
+def test_outputs_are_fetched_again_after_a_launcher_was_killed(rig: Rig) -> None:
+    class BreaksOnce(FakeSwitcher):
+        gets = 0
+
+        def get(self, sandbox: Path, proxy: Path, names: Any, into: Path, **options: Any) -> Any:
+            self.gets += 1
+            (into / "half").touch()
+            if self.gets == 1:
+                raise IdentitySwitchError("tar ended with 137")
+            return super().get(sandbox, proxy, names, into, **options)
+
+    rig.switcher = BreaksOnce()
+    rig.fake.jobs = [make_job(argv=["sh", "-c", "echo made > x"], outputs=[{"lfn": "x"}])]
+    rig.run()
+    assert rig.fake.statuses == ["starting", "running", "finished"]
+    assert rig.fake.files["7/1/x"] == b"made\n"
+    assert rig.switcher.gets == 2
+    assert rig.leftovers() == []

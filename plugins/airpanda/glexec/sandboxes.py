@@ -16,6 +16,8 @@ from airpanda.glexec.archive import check_names, pack, unpack
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 TOOL_TIMEOUT_S = 600
+_TAR_CODES = (0, 1, 2)
+"""All there; one has changed meanwhile; one is missing, which the result shows. Source: tar(1)."""
 _CLEAR = 'chmod -R u+rwX -- "$0" 2>/dev/null; exec find "$0" -mindepth 1 -delete'
 
 
@@ -43,7 +45,9 @@ class SandboxTools:
         except AirpandaError:
             tool.abandon()
             raise
-        tool.finish()  # tar ends with 2 for a missing file, which the result shows
+        code = tool.finish()
+        if code not in _TAR_CODES:  # somebody has killed it, or the launcher: what is not in the result may be there
+            raise IdentitySwitchError(f"the files could not be fetched from the sandbox: tar ended with {code}")
         return found
 
     def remove(self, sandbox: Path, proxy: Path) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airpanda.core.errors import AirpandaError, NotAuthorisedError, NotFoundError, RequestError, StaleReportError
+from airpanda.core.errors import (
+    AirpandaError,
+    IdentitySwitchError,
+    NotAuthorisedError,
+    NotFoundError,
+    RequestError,
+    StaleReportError,
+)
 from airpanda.pilot import errors
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.errors import JobFault, Kind
@@ -17,7 +27,10 @@ if TYPE_CHECKING:
     from airpanda.glexec.switchers import IdentitySwitcher
     from airpanda.pilot.transfers.mover import Moved, Mover
 
+log = logging.getLogger(__name__)
+
 PATIENCE_S = 60.0
+_TRIES, _PAUSE_S = 3, 1.0
 MIB = 1024 * 1024
 
 
@@ -47,18 +60,29 @@ def collect(
 ) -> tuple[dict[str, Path], list[JobFault]]:
     """The outputs for the dispatcher, copied out of the sandbox into the new directory ``folder``.
 
-    A fault for each missing one.
+    A fault for each missing one. What a payload has made is worth some patience with a launcher that was just killed.
 
     Raises:
         JobFault: together they are over the job's disk limit.
-        IdentitySwitchError: the switch has failed.
+        IdentitySwitchError: the switch has failed, each time.
     """
     outputs = outputs_here(job)
     folder.mkdir(mode=0o700)
-    try:
-        found = switcher.get(sandbox, proxy, outputs, folder, max_bytes=job.spec.disk_mib * MIB)
-    except RequestError as error:
-        raise JobFault(errors.OUTPUT_TOO_LARGE, str(error)) from error
+    for attempt in range(_TRIES):
+        into = folder / str(attempt)
+        into.mkdir(mode=0o700)
+        try:
+            found = switcher.get(sandbox, proxy, outputs, into, max_bytes=job.spec.disk_mib * MIB)
+        except RequestError as error:
+            raise JobFault(errors.OUTPUT_TOO_LARGE, str(error)) from error
+        except IdentitySwitchError as error:
+            if attempt + 1 == _TRIES:
+                raise
+            log.warning("%s: the outputs were not fetched, trying again: %s", job, error)
+            shutil.rmtree(into, ignore_errors=True)
+            time.sleep(_PAUSE_S)
+        else:
+            break
     missing = [name for name in outputs if name not in found]
     return dict(found), [JobFault(errors.OUTPUT_MISSING, name) for name in missing[:20]]
 
