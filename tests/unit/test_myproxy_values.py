@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -144,6 +145,26 @@ def test_each_key_is_handed_out_once() -> None:
     pool.close()
     last, _ = pool.take()
     assert all(last is not key for key, _ in taken)
+
+
+def test_keys_are_made_before_the_first_is_wanted() -> None:
+    makers: list[str] = []
+    full = threading.Event()
+
+    def make() -> object:
+        makers.append(threading.current_thread().name)
+        if len(makers) == 2:
+            full.set()
+        return chains.ec_key(f"ahead {len(makers)}")
+
+    pool = KeyPool(size=2, make=make)  # type: ignore[arg-type]
+    assert makers == []
+    pool.fill()
+    pool.fill()
+    assert full.wait(10)
+    pool.take()
+    assert set(makers[:2]) == {"proxy-keys"}
+    pool.close()
 
 
 def test_configuration() -> None:

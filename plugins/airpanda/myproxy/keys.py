@@ -14,7 +14,7 @@ from airpanda.x509.proxy import make_request, new_key
 class KeyPool:
     """Fresh private keys, each handed out once.
 
-    A daemon thread refills the pool from the first ``take`` on. After a fork the child forgets the parent's
+    A daemon thread refills the pool from ``fill`` or the first ``take`` on. After a fork the child forgets the parent's
     keys, so that no key is ever in two processes' hands.
     """
 
@@ -22,6 +22,13 @@ class KeyPool:
         self._size = size
         self._make = make
         self._reset()
+
+    def fill(self) -> None:
+        """Begin to make keys now, for takes that are about to come."""
+        if self._pid != os.getpid():
+            self._reset()
+        with self._wanted:
+            self._start()
 
     def take(self) -> tuple[PrivateKey, bytes]:
         """A key nobody has had, and the certificate request it has signed; made on the spot when the pool is empty."""

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         sweep(config, lambda: choose_switch(config))
         return errors.EXIT_OK
     log.info("pilot %s of %s for queue %s", config.pilot_id, config.tag, config.queue)
-    retrieve = from_myproxy(config.proxy, config.ca_dir)
+    retrieve = from_myproxy(config.proxy, config.ca_dir, at_once=config.max_payloads or config.slot.cores)
     code = Agent(config, stop, lambda: choose_switch(config), retrieve).run()
     end(config)
     return code

@@ -13,6 +13,7 @@ from airpanda.pilot.errors import JobFault
 from airpanda.pilot.wire import Credential, Job
 
 MARGIN = timedelta(minutes=10)
+_MAX_KEYS = 16
 
 
 class OwnerProxy(Protocol):
@@ -30,13 +31,19 @@ class OwnerProxy(Protocol):
 Retrieve = Callable[[Credential, timedelta], OwnerProxy]
 
 
-def from_myproxy(pilot_proxy: str, ca_dir: str, *, timeout: timedelta = timedelta(seconds=30)) -> Retrieve:
-    """The retrieval that authenticates to MyProxy with the pilot's own proxy and the lease's passphrase."""
+def from_myproxy(
+    pilot_proxy: str, ca_dir: str, *, at_once: int = 1, timeout: timedelta = timedelta(seconds=30)
+) -> Retrieve:
+    """The retrieval that authenticates to MyProxy with the pilot's own proxy and the lease's passphrase.
+
+    ``at_once``: so many payloads may begin together; their keys are made ahead.
+    """
     from airpanda.myproxy.client import MyProxyClient
     from airpanda.myproxy.keys import KeyPool
     from airpanda.x509.credential import ProxyCredential
 
-    keys = KeyPool(size=2)  # one payload after another: the next key is made while this one runs
+    keys = KeyPool(size=max(2, min(at_once, _MAX_KEYS)))  # the next keys are made while payloads run
+    keys.fill()
 
     def retrieve(pointer: Credential, lifetime: timedelta) -> OwnerProxy:
         try:
