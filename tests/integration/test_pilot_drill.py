@@ -40,13 +40,17 @@ STRIKES = (
     "payload", "client", "pilot", "launcher", "daemon", "gateway", "pilot", "payload", "launcher", "myproxy",
 )  # fmt: skip
 PAUSE_S = (0.5, 2.0)
+HOW_OFTEN = """
+SELECT (e->>'source') || ' ' || (e->>'code'), count(*) FROM panda_attempt, json_array_elements(errors::json) e
+GROUP BY 1
+"""
 FINAL = ("finished", "failed", "cancelled", "closed")
 # What may stand in an error of the drill: what was killed, told by who noticed.
 CAUSES = {
     ("jobDispatcher", 100): "a killed pilot: its heartbeats were lost",
     ("pilot", 1226): "a killed launcher, its daemon or its client",
     ("pilot", 1163): "a killed MyProxy server",
-    ("exe", 137): "a killed payload, or its launcher",
+    ("exe", 137): "a killed payload, and nothing else",
 }
 
 
@@ -238,9 +242,13 @@ def test_every_job_ends_once_while_everything_is_killed(drill: Drill) -> None:
         "FROM panda_attempt, json_array_elements(errors::json) e"
     )
     assert [row for row in errors if (row[0], row[1]) not in CAUSES] == []
+    counts = Counter(dict(chain.sql(HOW_OFTEN)))
+    assert counts["exe 137"] <= drill.killed["payload"], "the payload is blamed only where it was killed itself"
+    assert counts["jobDispatcher 100"] <= drill.killed["pilot"]
+    assert counts["pilot 1163"] == 0 or drill.killed["myproxy"] > 0
     for panda_id, _ in once:
         assert chain.http.get(f"/v1/file/{panda_id}/out.txt").text == f"{panda_id}\n"
     assert left_on_the_node(chain.site) == [], chain.logs(drill.handles)[-20000:]
     assert mounts(chain.site) == before
     assert min(drill.killed[what] for what in STRIKES) > 0, drill.killed
-    print(f"killed {dict(drill.killed)}, {len(drill.handles)} pilots, errors {sorted({row[:2] for row in errors})}")
+    print(f"killed {dict(drill.killed)}, {len(drill.handles)} pilots, errors {dict(counts)}")
