@@ -13,8 +13,9 @@ from airpanda.core.errors import AirpandaError, ConfigurationError, IdentitySwit
 from airpanda.pilot import errors
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.config import PilotConfig
+from airpanda.pilot.course import Tools
 from airpanda.pilot.credentials import Retrieve
-from airpanda.pilot.job import UNCONTAINED, Tools
+from airpanda.pilot.job import UNCONTAINED
 from airpanda.pilot.loop import Loop
 from airpanda.pilot.probe import Probe, run_probe
 from airpanda.pilot.sitechecks import run_checks

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from airpanda.core.errors import AirpandaError, ServiceError
 from airpanda.pilot import errors, wire
+from airpanda.pilot.course import Tools
 from airpanda.pilot.crew import Crew
 from airpanda.pilot.errors import JobFault
-from airpanda.pilot.job import Attempt, Tools
+from airpanda.pilot.job import Attempt
 from airpanda.pilot.limits import MIN_FREE_MIB
 from airpanda.pilot.probe import Probe, free_disk_mib
 from airpanda.pilot.room import Room
