@@ -624,12 +624,12 @@ def test_a_full_disk_hands_the_job_back_and_benches_the_node(rig: Rig, monkeypat
 
 
 def test_the_pilot_retires_before_its_slot_ends(rig: Rig) -> None:
-    rig.options["slot"] = Slot(cores=1, memory_mib=10, disk_mib=10, walltime_s=1)
+    rig.options["slot"] = Slot(cores=1, memory_mib=10, disk_mib=10, walltime_s=6)
     rig.options["idle_limit_s"] = 60.0
     begin = time.monotonic()
     assert rig.run() == errors.EXIT_OK
-    assert time.monotonic() - begin < 5
-    assert rig.fake.offers[0].remaining_time == 1
+    assert time.monotonic() - begin < 20
+    assert 1 <= rig.fake.offers[0].remaining_time <= 6
     assert "time" in rig.fake.workers[-1].reason
 
 
