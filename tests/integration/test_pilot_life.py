@@ -28,7 +28,7 @@ from airpanda.myproxy.errors import (
     UnfitCredentialError,
     WrongPassphraseError,
 )
-from airpanda.pilot import agent, errors, job, loop
+from airpanda.pilot import agent, course, errors, job, loop
 from airpanda.pilot.config import Slot
 
 SH = "/bin/sh"
@@ -577,6 +577,26 @@ def test_a_signal_of_the_batch_system_is_reported_and_everything_cleaned(rig: Ri
     assert rig.fake.final.errors[0].blame == "site"
     assert rig.fake.workers[-1].status == "finished"
     assert rig.code == 128 + number
+    assert rig.leftovers() == []
+
+
+def test_a_signal_while_the_dispatcher_is_away_ends_the_pilot_within_one_grace_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log, pilot's log and final report wait for it together, not one after another."""
+    monkeypatch.setattr(course, "STOPPING_PATIENCE_S", 6.0)
+    monkeypatch.setattr(course, "LEAST_PATIENCE_S", 0.2)
+    monkeypatch.setattr(agent, "_STATUS_PATIENCE_S", 0.2)
+    rig.fake.jobs = [make_job(argv=["sleep", "60"])]
+    thread = rig.start()
+    rig.fake.wait_for("running")
+    rig.fake.down = True
+    begin = time.monotonic()
+    rig.stop._take(signal.SIGTERM, None)
+    thread.join(40)
+    assert not thread.is_alive()
+    assert 5 < time.monotonic() - begin < 14, "and not three times as long"
+    assert rig.code == 128 + signal.SIGTERM
     assert rig.leftovers() == []
 
 

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 FINAL_PATIENCE_S = 600.0
 STOPPING_PATIENCE_S = 30.0
+LEAST_PATIENCE_S = 2.0
 LOG_TAIL_CHARS = 256 * 1024
 
 
@@ -193,7 +194,10 @@ class Course:
         return Verdict(self.job.owner_dn, ran=self._has_run(), fault=fault, drain=beat.drain)
 
     def _patience_s(self) -> float:
-        return FINAL_PATIENCE_S if self.tools.stop.signal is None else STOPPING_PATIENCE_S
+        """How long a dispatcher that is not there is waited for; after a signal all steps share one grace time."""
+        if self.tools.stop.signal is None:
+            return FINAL_PATIENCE_S
+        return max(LEAST_PATIENCE_S, STOPPING_PATIENCE_S - self.tools.stop.asked_s())
 
     def _as_owner(self, place: Path) -> AsOwner:
         assert self.sandbox is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Optional
 
@@ -31,6 +32,7 @@ class Stop:
         self.event = threading.Event()
         self.bell = threading.Event()
         self.signal: Optional[int] = None
+        self._at = 0.0
 
     def install(self) -> None:
         """Take the signals of batch systems. For the main thread."""
@@ -46,8 +48,13 @@ class Stop:
         """The fault that a stopped pilot reports for its job, or None while nobody asked."""
         return None if self.signal is None else JobFault(_KINDS[self.signal])
 
+    def asked_s(self) -> float:
+        """Seconds since the signal; 0 while there was none. A batch system's grace is counted from there."""
+        return 0.0 if self.signal is None else time.monotonic() - self._at
+
     def _take(self, number: int, frame: Optional[FrameType]) -> None:
         if self.signal is None:
+            self._at = time.monotonic()
             self.signal = number
         self.event.set()
         self.bell.set()
