@@ -137,14 +137,15 @@ def test_environment_is_built_from_nothing(site: Site, proxy: str) -> None:
         "IFS": "x",
         "TZ": ":/etc/shadow",
         "MALLOC_CHECK_": "3",
-        "GLIBC_TUNABLES": "x",
+        "GLIBC_TUNABLES": "glibc.malloc.check=3",
         "GLEXEC_EPILOG_X": "1",
         "GLEXEC_UNKNOWN": "1",
         "X509_USER_PROXY": "/home/pilot/own",
         "GLEXEC_ID": "job 1",
+        "GCONV_PATH": "/home/pilot",
+        "LCMAPS_MODULES_DIR": "/home/pilot",
     }
-    env = {name: value for name, value in hostile.items() if not name.startswith("LD_")}
-    env |= {"GLEXEC_CLIENT_CERT": proxy, "GLEXEC_TARGET_PROXY": "/dev/null"}
+    env = hostile | {"GLEXEC_CLIENT_CERT": proxy, "GLEXEC_TARGET_PROXY": "/dev/null"}
     ran = site.run(site.glexec, "/usr/bin/env", "-0", env=env)
     names = {pair.split("=", 1)[0] for pair in ran.out.split("\0") if pair}
     assert names == {"HOME", "USER", "LOGNAME", "PATH", "GLEXEC_ID", "GLEXEC_TARGET_PROXY"}
@@ -172,10 +173,14 @@ def test_a_directory_as_a_standard_descriptor_is_refused(site: Site, proxy: str)
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("id", 201), ("./id", 201), ("", 201), ("/missing", 126), ("/etc", 126), ("/etc/passwd", 126)],
+    [("id", 201), ("./id", 201), ("", 201), ("/missing", 126), ("/etc", 126), ("/etc/passwd", 126), ("CLOSED", 126)],
 )
 def test_commands_that_cannot_run(site: Site, proxy: str, command: str, code: int) -> None:
-    assert site.glexec_run(command, proxy=proxy).code == code
+    if command == "CLOSED":  # a program where the target may not go
+        closed = site.directory(OTHER_UID)
+        command = str(site.put(b"#!/bin/sh\n", uid=OTHER_UID, mode=0o755, where=closed))
+    ran = site.glexec_run(command, proxy=proxy)
+    assert (ran.code, ran.out) == (code, "")
 
 
 def test_arguments_go_through_verbatim(site: Site, proxy: str) -> None:
@@ -491,6 +496,28 @@ def test_root_in_a_user_namespace_is_still_the_target_outside(site: Site, proxy:
         pytest.skip("user namespaces are off on this machine: nothing to prove")
     assert ran.out == "0\n"
     assert site.node.path(Path("/home/alice/as-root")).stat().st_uid == ALICE_UID
+
+
+PEEK = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for pid in [1, *(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())]:
+    if libc.ptrace(16, pid, 0, 0) == 0:
+        print("TRACED", pid)
+    for name in ("environ", "mem", "maps", "fd/0", "root", "cwd"):
+        try:
+            os.close(os.open(f"/proc/{pid}/{name}", os.O_RDONLY))
+            print("OPENED", pid, name)
+        except OSError:
+            continue
+print("done")
+"""
+
+
+def test_nothing_above_a_payload_can_be_traced_or_looked_into(site: Site, proxy: str) -> None:
+    """Root's process that started it is the only one it sees, and gives nothing away."""
+    ran = site.glexec_run(PYTHON, "-I", "-c", PEEK, proxy=proxy)
+    assert ran.out == "done\n", ran
 
 
 def test_the_launcher_is_not_for_payloads(site: Site, proxy: str) -> None:

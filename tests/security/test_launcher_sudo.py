@@ -91,6 +91,19 @@ def test_a_payload_runs_as_its_owner(site: Site, proxy: str) -> None:
     assert (record["launcher"], record["caller"], record["caller_uid"]) == ("sudo", "pilot", PILOT_UID)
 
 
+def test_a_payload_cannot_use_sudo_itself(site: Site, proxy: str) -> None:
+    """Not even if its account had the pilot's rule: what was given up before exec cannot be had back."""
+    rule = site.node.path(Path("/etc/sudoers.d/everybody"))
+    rule.write_text("ALL ALL=(root) NOPASSWD: ALL\n")
+    rule.chmod(0o440)
+    try:
+        assert site.run("/usr/bin/sudo", "-n", "/usr/bin/id", "-u", account="alice").out == "0\n"
+        ran = site.run(GLEXEC, "/usr/bin/sudo", "-n", "/usr/bin/id", "-u", env={"GLEXEC_CLIENT_CERT": proxy})
+    finally:
+        rule.unlink()
+    assert (ran.code, ran.out) == (1, ""), ran
+
+
 @pytest.mark.parametrize("forged", [{"SUDO_UID": "0"}, {"SUDO_UID": str(BOB_UID), "SUDO_GID": "0"}, {"SUDO_USER": "x"}])
 def test_a_forged_caller_is_the_real_one_again(site: Site, proxy: str, forged: dict[str, str]) -> None:
     assert site.run(GLEXEC, "/usr/bin/id", env={"GLEXEC_CLIENT_CERT": proxy, **forged}).code == 0
