@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.launcher import ALICE_UID, Site, allow_sudo, host_pids, host_status, make_site, wait_for
+from support.launcher import ALICE_UID, Site, allow_sudo, host_pids, host_status, wait_for
+from support.launcher_mappings import MAPPINGS, mapped_site
 
 from airpanda_demo.worker_node import INSTALLED
 
@@ -49,9 +50,9 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", name="site")
-def node_site() -> Iterator[Site]:
-    for site in make_site(allow_root="yes"):
+@pytest.fixture(scope="module", name="site", params=MAPPINGS)
+def node_site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    for site in mapped_site(request.param, allow_root="yes"):
         allow_sudo(site)
         yield site
 
@@ -86,7 +87,8 @@ def chain(site: Site, marker: str) -> dict[str, list[int]]:
 
     def running() -> list[int]:
         found = site.processes(ALICE_UID)
-        return [p for p in found if marker.encode() in command(p)] if len(found) >= 3 else []
+        named = [p for p in found if marker.encode() in command(p)] if len(found) >= 3 else []
+        return [p for p in named if int(host_status(p).get("PPid", 0)) not in (0, *found)]  # not its subshell
 
     payload = wait_for(running)[0]
     init = int(host_status(payload)["PPid"])

@@ -47,6 +47,7 @@ def run_init(
         if os.getpid() != 1:
             raise OSError("not the first process of a PID namespace")  # kill(-1) would reach the whole machine
         kernel.forbid_inspection()
+        os.setsid()  # whoever kills the launcher's process group must not keep this one from its last record
         children, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
