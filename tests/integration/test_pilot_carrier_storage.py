@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -105,6 +106,19 @@ def test_a_carrier_that_is_ended_leaves_nothing_by_the_outputs_name(
     assert process.returncode != 0
     assert "big" not in server.names()
     wait_for(lambda: server.names() == ["data"], 10)
+
+
+def test_a_directory_is_not_replaced(server: Storage, as_: As, url: Callable[[str], str]) -> None:
+    (server.files / "results").mkdir()
+    server.write("results/precious", b"years of work")
+    carrier = as_("alice")
+    (carrier.sandbox / "a").write_bytes(CONTENT)
+    try:
+        assert "why" in carrier.send(url("results"))
+        assert [path.name for path in (server.files / "results").iterdir()] == ["precious"]
+        assert server.names() == ["data", "results"]
+    finally:
+        shutil.rmtree(server.files / "results")
 
 
 def test_files_go_and_come_whole_and_replace_what_was_there(

@@ -225,6 +225,8 @@ class Dav:
             handler.reply(201)
         elif path not in self.files:
             handler.reply(404)
+        elif handler.command == "PROPFIND":
+            handler.reply(207, b"<D:multistatus xmlns:D='DAV:'><D:resourcetype/></D:multistatus>")
         elif handler.command in ("GET", "HEAD"):
             handler.reply(200, self.files[path])
         elif handler.command == "DELETE":
@@ -232,6 +234,9 @@ class Dav:
             handler.reply(204)
         else:
             target = handler.headers["Destination"].partition(f":{handler.bad.port}")[2]
+            if target in self.files and handler.headers["Overwrite"] == "F":
+                handler.reply(412)
+                return
             self.files[target] = self.files.pop(path)
             handler.reply(201)
 
@@ -284,7 +289,7 @@ def test_who_is_refused_before_the_body_changes_nothing(carrier: Carrier, pki: P
         with bad_storage(pki, Dav(PUT=lambda h, s=status: h.reply(s), OPTIONS=lambda h: h.reply(405))) as server:  # type: ignore[misc]
             server.reads = server.continues = False
             assert carrier.send(server.url())["why"] == why
-            assert server.methods == ["OPTIONS", "PUT"], "and above all no DELETE of what was there before"
+            assert server.methods == ["OPTIONS", "PROPFIND", "PUT"], "and above all no DELETE of what was there before"
 
 
 def test_with_webdav_an_output_has_another_name_until_it_is_whole(carrier: Carrier, pki: Pki) -> None:
@@ -293,9 +298,39 @@ def test_with_webdav_an_output_has_another_name_until_it_is_whole(carrier: Carri
     dav.files["/d/a"] = b"of an earlier attempt"
     with bad_storage(pki, dav) as server:
         assert carrier.send(server.url()) == {"lfn": "a", **KNOWN}
-        assert server.methods == ["OPTIONS", "PUT", "HEAD", "GET", "MOVE"], "read back: it tells no checksum"
+        methods = ["OPTIONS", "PUT", "HEAD", "GET", "MOVE", "PROPFIND", "MOVE"]
+        assert server.methods == methods, "read back, since it tells no checksum; looked at, before it is replaced"
         assert all("Alice Example" in each.peer for each in server.seen)
     assert dav.files == {"/d/a": CONTENT}
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda h: h.reply(207, b"<lp1:resourcetype><D:collection/></lp1:resourcetype>"), "not-a-file"),
+        (lambda h: h.reply(207, b"<x:COLLECTION xmlns:x='DAV:'></x:COLLECTION>"), "not-a-file"),
+        (lambda h: h.reply(200, b"<html>"), "not-a-file"),
+        (lambda h: h.reply(405), "refused"),
+        (lambda h: h.reply(404), "refused"),
+    ],
+    ids=["collection", "other prefix", "no answer to that", "no such method", "not there"],
+)
+def test_what_may_be_a_collection_is_not_replaced(carrier: Carrier, pki: Pki, answer: Script, why: str) -> None:
+    (carrier.sandbox / "a").write_bytes(CONTENT)
+    dav = Dav(PROPFIND=answer)
+    dav.files["/d/a"] = b"perhaps a collection"
+    with bad_storage(pki, dav) as server:
+        assert carrier.send(server.url())["why"] == why
+    assert dav.files == {"/d/a": b"perhaps a collection"}
+
+
+def test_without_webdav_a_collection_is_neither_written_nor_deleted(carrier: Carrier, pki: Pki) -> None:
+    (carrier.sandbox / "a").write_bytes(CONTENT)
+    collection: Script = lambda h: h.reply(207, b"<collection/>")  # noqa: E731
+    dav = Dav(OPTIONS=lambda h: h.reply(405), PROPFIND=collection, PUT=cut)
+    with bad_storage(pki, dav) as server:
+        assert carrier.send(server.url())["why"] == "not-a-file"
+        assert server.methods == ["OPTIONS", "PROPFIND"]
 
 
 @pytest.mark.parametrize(

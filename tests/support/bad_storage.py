@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         self.bad.seen.append(Seen(self.command, self.path, peer, body))
         self.bad.script(self)
 
-    do_GET = do_HEAD = do_PUT = do_OPTIONS = do_MOVE = do_DELETE = _scripted
+    do_GET = do_HEAD = do_PUT = do_OPTIONS = do_MOVE = do_PROPFIND = do_DELETE = _scripted
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet: what a test wants to know is in ``seen``."""

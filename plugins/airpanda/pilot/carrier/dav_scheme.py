@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from http.client import HTTPResponse
 from typing import Any, BinaryIO, Optional
 
 from airpanda.pilot.carrier.limit import allow, allow_s
 from airpanda.pilot.carrier.local import CHUNK, check_size, fresh_file, give_name, open_output, write_all
-from airpanda.pilot.carrier.outcome import BROKEN, MISMATCH, MISSING, PROTOCOL, REFUSED, Digest, Trouble
+from airpanda.pilot.carrier.outcome import BROKEN, MISMATCH, MISSING, NOT_A_FILE, PROTOCOL, REFUSED, Digest, Trouble
 from airpanda.pilot.carrier.web import Web, checksums_in, https
 
 _WANTED = {"Want-Digest": "adler32,sha-256", "Want-Repr-Digest": "sha-256=1"}
 _CLEARING_S = 30.0
+_KEPT = "something is there already that is no file, or is not to be replaced"
+_MULTI_STATUS, _PRECONDITION_FAILED = 207, 412
+_COLLECTION = re.compile(rb"<(?:[A-Za-z0-9._-]+:)?collection[\s/>]", re.IGNORECASE)
 
 
 class _NoMoveError(Exception):
@@ -57,6 +61,8 @@ def send(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
                 return _by_move(web, url, _beside(url, transfer["temporary"]), source, transfer["lfn"])
             except _NoMoveError:
                 pass
+        if not https(url).query and _is_collection(web, url):
+            raise Trouble(NOT_A_FILE, _KEPT)
         return _put(web, url, source, transfer["lfn"], ours=False)
 
 
@@ -133,13 +139,38 @@ def _has_webdav(web: Web, url: str) -> bool:
 def _by_move(web: Web, url: str, temporary: str, source: BinaryIO, what: str) -> Digest:
     digest = _put(web, temporary, source, what, ours=True)
     try:
-        with web.ask("MOVE", temporary, {"Destination": https(url).geturl(), "Overwrite": "T"}):
-            return digest
+        if not _move(web, temporary, url, overwrite="F"):
+            there = _is_collection(web, url)
+            if there is not False:
+                raise Trouble(NOT_A_FILE if there else REFUSED, _KEPT)
+            if not _move(web, temporary, url, overwrite="T"):
+                raise Trouble(REFUSED, _KEPT)
+        return digest
     except Trouble as trouble:
         _remove(web, temporary)
         if trouble.why == PROTOCOL:
             raise _NoMoveError from trouble
         raise
+
+
+def _move(web: Web, temporary: str, url: str, *, overwrite: str) -> bool:
+    """Whether it was moved; not, where something is there that may not be overwritten."""
+    headers = {"Destination": https(url).geturl(), "Overwrite": overwrite}
+    with web.ask("MOVE", temporary, headers, also=_PRECONDITION_FAILED) as response:
+        return response.status != _PRECONDITION_FAILED
+
+
+def _is_collection(web: Web, url: str) -> Optional[bool]:
+    """Whether a collection is there; None where that cannot be told.
+
+    To overwrite one, or to delete it, removes all that is in it (RFC 4918 9.6.1, 9.9.3).
+    """
+    try:
+        with web.ask("PROPFIND", url, {"Depth": "0"}) as response:
+            text = response.read(CHUNK)
+    except Trouble:
+        return None
+    return response.status != _MULTI_STATUS or _COLLECTION.search(text) is not None
 
 
 def _put(web: Web, url: str, source: BinaryIO, what: str, *, ours: bool) -> Digest:

@@ -54,8 +54,10 @@ class Web:
         self._origin = _address(https(origin))
 
     @contextlib.contextmanager
-    def ask(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
-        """The successful answer to a request without a body; GET and HEAD follow redirects.
+    def ask(
+        self, method: str, url: str, headers: Mapping[str, str], *, also: int = 0
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The successful answer to a request without a body, or one of status ``also``; GET and HEAD follow redirects.
 
         Raises:
             Trouble: there is none.
@@ -69,7 +71,8 @@ class Web:
                 if response.status in _REDIRECTS and method in ("GET", "HEAD"):
                     url = _next(url, response.headers.get("Location"))
                     continue
-                _check_status(response.status, response.headers, url)
+                if response.status != also:
+                    _check_status(response.status, response.headers, url)
                 with _told(url):
                     yield response
                 return
