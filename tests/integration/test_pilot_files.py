@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.bad_storage import Handler, bad_storage
+from support.bad_storage import BadStorage, Handler, bad_storage
 from support.fake_dispatcher import DN, FakeDispatcher, fake_dispatcher, make_job
 from support.fake_switch import FakeSwitcher
 from support.launcher import wait_for
@@ -24,7 +25,7 @@ from support.pki import Pki, pki
 
 from airpanda.core.identity import Account
 from airpanda.glexec.contained import ContainedSwitcher
-from airpanda.pilot import errors
+from airpanda.pilot import errors, job
 from airpanda.pilot.carrier import limit
 from airpanda.pilot.transfers import plan, verdict
 from airpanda.x509.credential import ProxyCredential
@@ -255,6 +256,62 @@ def test_a_storage_that_stays_down_is_nobodys_fault_of_the_owners(web_rig: Rig, 
     assert "canary" not in diag
 
 
+def slow_storage(seconds: float) -> Callable[[Handler], None]:
+    """It takes so long to take a file, and has it then."""
+    kept: dict[str, bytes] = {}
+
+    def script(handler: Handler) -> None:
+        if handler.command == "PUT":
+            time.sleep(seconds)
+            kept[handler.path] = handler.bad.seen[-1].body
+            handler.reply(201)
+        elif handler.command in ("GET", "HEAD"):
+            handler.reply(200, kept.get(handler.path, b""))
+        else:
+            handler.reply(405 if handler.command in ("OPTIONS", "PROPFIND") else 204)
+
+    return script
+
+
+def store_slowly(rig: Rig, server: BadStorage) -> threading.Thread:
+    """A job whose output is under way when this returns."""
+    outputs = [{"lfn": "d", "destination": server.url()}]
+    rig.fake.jobs = [make_job(argv=["sh", "-c", "echo x > d"], outputs=outputs)]
+    thread = rig.start()
+    wait_for(lambda: "PUT" in server.methods)
+    return thread
+
+
+def test_a_signal_lets_an_output_that_is_under_way_arrive(web_rig: Rig, pki: Pki) -> None:
+    with bad_storage(pki, slow_storage(1.5)) as server:
+        thread = store_slowly(web_rig, server)
+        web_rig.stop._take(signal.SIGTERM, None)
+        thread.join(20)
+    assert web_rig.fake.final.job_status == "finished"
+    assert [each.url for each in web_rig.fake.final.stored] == [server.url()]
+
+
+@pytest.mark.parametrize("how", ["killed", "signal"])
+def test_an_output_that_takes_too_long_after_that_is_given_up_and_removed(
+    web_rig: Rig, pki: Pki, monkeypatch: Any, how: str
+) -> None:
+    monkeypatch.setattr(job, "STOPPING_PATIENCE_S", 0.5)
+    with bad_storage(pki, slow_storage(20)) as server:
+        thread = store_slowly(web_rig, server)
+        began = time.monotonic()
+        if how == "killed":
+            web_rig.fake.command = "tobekilled"
+        else:
+            web_rig.stop._take(signal.SIGTERM, None)
+        thread.join(20)
+        assert time.monotonic() - began < 10
+        assert server.methods[-1] == "DELETE"
+    final = web_rig.fake.final
+    assert (final.job_status, final.stored) == ({"killed": "cancelled", "signal": "failed"}[how], [])
+    assert first_error(web_rig.fake)[0] == {"killed": 1144, "signal": 1201}[how]
+    assert web_rig.leftovers() == []
+
+
 @pytest.mark.parametrize("with_bwrap", [True, False])
 def test_without_a_switch_the_payloads_own_fence_is_around_the_carrier(
     web_rig: Rig, pki: Pki, data: Path, with_bwrap: bool
@@ -263,8 +320,7 @@ def test_without_a_switch_the_payloads_own_fence_is_around_the_carrier(
     bwrap = Path(need_program("bwrap", "bubblewrap")) if with_bwrap else None
     web_rig.switcher = ContainedSwitcher(bwrap, show=[pki.ca_dir])
     with bad_storage(pki, lambda h: h.reply(200, CONTENT)) as server:
-        job = make_job(argv=["cat", "d"], inputs=[{"lfn": "d", "source": server.url()}])
-        web_rig.fake.jobs = [job]
+        web_rig.fake.jobs = [make_job(argv=["cat", "d"], inputs=[{"lfn": "d", "source": server.url()}])]
         web_rig.run()
         assert "Alice Example" in server.seen[0].peer
     assert web_rig.fake.final.job_status == "finished", web_rig.fake.final.errors
