@@ -99,13 +99,14 @@ def test_a_carrier_that_is_ended_leaves_nothing_by_the_outputs_name(
     carrier = as_("alice")
     with (carrier.sandbox / "a").open("wb") as file:
         file.truncate(2**30)
-    process = carrier.start([Transfer("a", "out", url("big"), ".out.part")], max_bytes=2**31)
-    wait_for(lambda: ".out.part" in server.names())
-    process.terminate()
-    process.communicate(timeout=30)
+    with carrier.start([Transfer("a", "out", url("big"), ".out.part")], max_bytes=2**31) as process:
+        wait_for(lambda: ".out.part" in server.names() or process.poll() is not None, 90)
+        assert process.poll() is None, process.communicate()
+        process.terminate()
+        process.communicate(timeout=60)
     assert process.returncode != 0
     assert "big" not in server.names()
-    wait_for(lambda: server.names() == ["data"], 10)
+    wait_for(lambda: server.names() == ["data"], 40)
 
 
 def test_a_directory_is_not_replaced(server: Storage, as_: As, url: Callable[[str], str]) -> None:
