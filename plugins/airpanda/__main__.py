@@ -15,6 +15,7 @@ usage: python -m airpanda COMMAND ...
   ban add|lift|list                whose jobs are dispatched no more
   job why                          why a job waits, in one sentence
   queues check|show|test           are the queue files right, and does a queue work
+  factory [--dry-run] QUEUE...     what the pilot factory decides, and why
 
 Each command explains itself with --help.
 """
@@ -50,6 +51,10 @@ def main(argv: Sequence[str]) -> int:
         from airpanda.hooks.cli import job_main
 
         return job_main(list(argv[1:]))
+    if argv[:1] == ["factory"]:
+        from airpanda.hooks.factory_cli import main as factory_main
+
+        return factory_main(list(argv[1:]))
     asked = argv[:1] in (["-h"], ["--help"])
     print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

@@ -11,15 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.exceptions import TaskDeferred
+from support.airflow_connection import connect
 from support.dispatcher import ALICE_DN, PILOT_DN, job_database, spec, template_database, ti
 from support.factory_rig import FactoryRig, factory_rig
 from support.gateway import good
 from support.pki import Pki
 from support.postgres import Database, postgres
 
+from airpanda.__main__ import main
 from airpanda.computing.elements import (
     CEUnavailableError,
     ComputingElement,
@@ -37,11 +42,13 @@ from airpanda.core.secret import Secret
 from airpanda.hooks import calls
 from airpanda.hooks.factory import Factory
 from airpanda.messages import BatchIntent, FactoryBegin
+from airpanda.operators import factory as operators
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy
 
 __all__ = ["job_database", "postgres", "template_database"]
 pytestmark = pytest.mark.integration
+DAGS = Path(__file__).resolve().parents[2] / "dags"
 QUEUE = """
 [queue]
 name = "TEST"
@@ -361,3 +368,52 @@ def test_two_factories_at_once_send_no_more_than_one(site: Site) -> None:
         os.waitpid(pid, 0)
     assert len(site.running()) == len(site.rig.live()) == 4
     assert sorted(site.running()) == sorted(site.rig.live().values())
+
+
+def test_the_dag_s_own_operators_do_it_and_wait_without_a_slot(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(
+        monkeypatch,
+        host="localhost",
+        port=site.rig.gateway.port,
+        schema="https",
+        password=site.rig.gateway.client_token(),
+        extra_dejson={"ca_file": str(site.rig.gateway.pki.ca_dir)},
+    )
+    monkeypatch.setattr(operators, "wrapper_path", lambda: site.wrapper)
+    site.jobs(3)
+    dag = DagBag(dag_folder=str(DAGS / "panda_pilot_factory.py")).dags["panda_pilot_factory"]
+    names = {"dag_id": "panda_pilot_factory", "run_id": "r", "map_index": 0, "try_number": 1, "id": "u"}
+    context = {"ti": SimpleNamespace(**names, task_id="factory")}
+    assert dag.get_task("queues").execute(context) == ["TEST"]
+    operator = dag.get_task("factory").unmap({"panda_queue": "TEST"})
+    operator.say_only = "True"
+    assert operator.execute(context)[0].startswith("send 3 pilots")
+    assert site.running() == []
+    operator.say_only = "False"
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context)
+    assert len(site.running()) == 3
+    assert (deferred.value.method_name, deferred.value.kwargs) == ("next_cycle", {"left": 8})
+    assert operator.next_cycle(context, None, left=1)[0].startswith("nothing: 3 jobs wait")
+    site.rig.sql("UPDATE panda_factory SET held_until = now() + interval '1 h', holder = 'somebody'")
+    assert "another factory (somebody) has the queue TEST" in operator.next_cycle(context, None, left=1)[0]
+    assert len(site.running()) == 3
+
+
+def test_the_command_says_what_it_would_do_and_does_it(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.jobs(2)
+    gateway, token = site.rig.gateway, site.wrapper.with_name("token")
+    token.write_text(gateway.client_token())
+    (site.wrapper.parent / "pilot").mkdir()
+    site.wrapper.rename(site.wrapper.parent / "pilot" / "wrapper.sh")
+    site.wrapper = site.wrapper.parent / "pilot" / "wrapper.sh"
+    where = ["--dispatcher", gateway.url, "--token-file", str(token), "--ca-file", str(gateway.pki.ca_dir)]
+    where += ["--include", str(token.parent)]
+    assert main(["factory", "--dry-run", *where]) == 0
+    assert capsys.readouterr().out.startswith("TEST: send 2 pilots to local:TEST: 2 jobs wait")
+    assert site.running() == []
+    assert main(["factory", "TEST", "NOSUCH", *where]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("TEST: send 2 pilots")
+    assert "NOSUCH: there is no queue 'NOSUCH'" in err
+    assert len(site.running()) == 2

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from airpanda.computing.elements import (
     CECredentialError,
+    CEUnavailableError,
     ComputingElement,
     ComputingElementError,
     Handle,
@@ -51,7 +52,7 @@ from airpanda.computing.factory.values import (
 )
 from airpanda.computing.queues import PandaQueue
 from airpanda.core.clock import to_wire, utcnow
-from airpanda.core.errors import AirpandaError, ConflictError
+from airpanda.core.errors import AirpandaError, ConfigurationError, ConflictError, CredentialError
 from airpanda.hooks import calls
 from airpanda.hooks.submission import HOLD_S, SUBMIT_LIMIT_S, ElementOf, Send, ce_state, log_of, submit
 from airpanda.messages import (
@@ -344,12 +345,19 @@ class Factory:
             if wait_s > 0:
                 raise ThrottledError("rpc_per_minute is used up", retry_after_s=wait_s)
             if ce not in cycle.elements:
-                cycle.elements[ce] = self.element_of(cycle.queue.at(ce), self.wrapper)
+                cycle.elements[ce] = self._connect(cycle.queue.at(ce))
             action(cycle.elements[ce])
             known = cycle.known(ce)
             cycle.remember(ce, replace(known, breaker=breakers.good_call(known.breaker, self.now(), kind)))
         except ComputingElementError as error:
             self._learn(cycle, ce, error, kind)
+
+    def _connect(self, queue: PandaQueue) -> ComputingElement:
+        """One element whose Connection is wrong must not stop the others: that is its own failure."""
+        try:
+            return self.element_of(queue, self.wrapper)
+        except (ConfigurationError, CredentialError) as error:
+            raise CEUnavailableError(str(error)) from error
 
     def _learn(self, cycle: _Cycle, ce: str, error: ComputingElementError, kind: CallKind) -> None:
         """What an element's refusal or failure means for the next cycles."""

@@ -25,6 +25,7 @@ from airpanda.core.errors import (
 )
 from airpanda.core.secret import Secret
 from airpanda.hooks.calls import Call
+from airpanda.hooks.trust import trust
 
 R = TypeVar("R")
 
@@ -72,6 +73,12 @@ class PandaHook(BaseHook):
                 time.sleep(pause_s)
         raise AssertionError("unreachable: the last pause is None")
 
+    def close(self) -> None:
+        """Let go of the connection; a later call opens it again."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
     async def asend(self, call: Call[R], client: httpx.AsyncClient) -> R:
         """The same for triggers, with the client of :meth:`aclient`; one try, the trigger's own loop repeats."""
         with _translated(self.panda_conn_id):
@@ -117,7 +124,7 @@ class PandaHook(BaseHook):
             "timeout": _TIMEOUT,
             "trust_env": False,
             "follow_redirects": False,
-            "verify": extra.get("ca_file", True),
+            "verify": trust(extra.get("ca_file")),
         }
 
 

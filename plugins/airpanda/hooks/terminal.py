@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import ssl
 from pathlib import Path
 
 import httpx
 
 from airpanda.core.secret import Secret
+from airpanda.hooks.trust import trust
 
 
 def add_dispatcher(command: argparse.ArgumentParser, token_help: str) -> None:
@@ -30,15 +30,7 @@ def dispatcher_client(arguments: argparse.Namespace) -> httpx.Client:
     return httpx.Client(
         base_url=arguments.dispatcher.rstrip("/") + "/",
         headers={"Authorization": f"Bearer {token.reveal()}", "Accept": "application/json"},
-        verify=_trust(arguments.ca_file),
+        verify=trust(arguments.ca_file),
         trust_env=False,
         timeout=30.0,
-    )
-
-
-def _trust(path: Path | None) -> ssl.SSLContext | bool:
-    if path is None:
-        return True
-    return (
-        ssl.create_default_context(capath=str(path)) if path.is_dir() else ssl.create_default_context(cafile=str(path))
     )
