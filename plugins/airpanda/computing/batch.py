@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from airpanda.computing import remote
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.dialects.gridengine import GridEngine
+from airpanda.computing.dialects.htcondor import HTCondor
+from airpanda.computing.dialects.pbs import PBS
 from airpanda.computing.dialects.port import BUSY_RETRY_S, BatchSpec, Dialect, to_error
 from airpanda.computing.dialects.slurm import Slurm
 from airpanda.computing.elements import (
@@ -37,7 +39,12 @@ from airpanda.computing.transports import AnswerLostError, LocalTransport, Trans
 if TYPE_CHECKING:
     from airpanda.x509.credential import ProxyCredential
 
-DIALECTS: Mapping[str, Callable[[], Dialect]] = {"slurm": Slurm, "gridengine": GridEngine}
+DIALECTS: Mapping[str, Callable[[], Dialect]] = {
+    "slurm": Slurm,
+    "gridengine": GridEngine,
+    "htcondor": HTCondor,
+    "pbs": PBS,
+}
 _HANDLE = re.compile(r"([A-Za-z0-9.\[\]-]{1,100})_([0-9]{1,6})@([A-Za-z0-9_-]{1,64})")
 _ENDS = (PilotJobState.TIMEOUT, PilotJobState.PREEMPTED, PilotJobState.CANCELLED)
 

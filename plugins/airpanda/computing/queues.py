@@ -149,6 +149,8 @@ CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE]] = {
     "local": LocalCE,
     "slurm": BatchCE,
     "gridengine": BatchCE,
+    "htcondor": BatchCE,
+    "pbs": BatchCE,
     "arc": ArcCE,
 }
 
