@@ -216,6 +216,21 @@ def test_the_jobs_of_another_cluster_are_not_ours(rig: Rig) -> None:
     assert rig.jobs("mine2") == ["0"]
 
 
+def test_the_pilots_of_another_installation_are_not_ours(rig: Rig) -> None:
+    """One account on one cluster, another directory, and a tag that begins with ours: not counted, found or ended."""
+    theirs = rig.element(SLEEP, "ssh", directory="/home/pilot/another installation")
+    their_handles = list(theirs.submit(batch("ap-1-1", 1, 2)).handles.values())
+    ours = rig.element(SLEEP, "ssh", max_pilots=1)
+    assert ours.find("ap-1") == {}
+    (handle,) = ours.submit(batch("ap-1", 1)).handles.values()
+    assert set(ours.find("ap-1")) == {handle}
+    ours.cancel([handle])
+    until(lambda: ours.status([handle])[handle].state.is_final)
+    ours.purge([handle])
+    assert not any(status.state.is_final for status in theirs.status(their_handles).values())
+    assert sorted(rig.jobs("ap-1-1")) == ["0", "1"]
+
+
 def test_a_list_that_fails_is_no_list(rig: Rig) -> None:
     element = rig.element(SLEEP, "local")
     handle = element.submit(batch("fail", 1)).handles[1]
