@@ -219,6 +219,15 @@ def test_a_wrong_queue_file_is_refused_with_line_and_key(old: str, new: str, wor
         parse_queue(QUEUE.replace(old, new), "ARC.toml")
 
 
+def test_pilots_of_an_arc_ce_use_the_delegated_proxy_whatever_the_queue_says_for_others(queue: PandaQueue) -> None:
+    """Their tokens are sealed for its key."""
+    wire = queue.to_wire()
+    wire["pilot"]["proxy"] = "/etc/grid-security/robot.proxy"
+    mixed = PandaQueue.from_wire(wire)
+    assert json.loads(pilot_json(mixed, "t", 1, Secret(TOKEN), sealed="x", proxy="@proxy@"))["proxy"] == "@proxy@"
+    assert json.loads(pilot_json(mixed, "t", 1, Secret(TOKEN)))["proxy"] == "/etc/grid-security/robot.proxy"
+
+
 def test_only_a_ce_that_brings_a_proxy_does_without_one_in_the_queue_file(queue: PandaQueue) -> None:
     assert PandaQueue.from_wire(queue.to_wire()) == queue
     local = QUEUE.replace('kind = "arc"\nurl = "https://arc.example.org/arex"\n', 'kind = "local"\ndirectory = "/x"\n')

@@ -24,8 +24,8 @@ def pilot_json(
     """The text of one pilot's ``pilot.json``. It holds the token: it travels on stdin and into a 0600 file only.
 
     ``scratch``: the pilot's own directory for sandboxes, on the node; empty: beside its working directory. With
-    ``sealed``, the token for the key of the pilot's proxy, the text holds that instead and no secret. ``proxy`` stands
-    in for an empty ``[pilot] proxy``.
+    ``sealed``, the token for the key of the pilot's proxy, the text holds that instead and no secret. ``proxy`` is
+    that proxy where the CE brings it along, in the place of ``[pilot] proxy``.
     """
     wire = queue.to_wire()
     pilot = wire["pilot"]
@@ -40,6 +40,6 @@ def pilot_json(
             "environment": wire["environment"],
             **({"scratch": scratch} if scratch else {}),
             **{key: value for key, value in pilot.items() if key not in _KEPT},
-            "proxy": pilot["proxy"] or proxy,
+            "proxy": proxy or pilot["proxy"],
         }
     )

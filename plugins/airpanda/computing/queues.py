@@ -159,7 +159,7 @@ CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE]] = {
 class PilotStart:
     """How the pilot starts on the node. Empty ``python``: the wrapper looks; empty ``glexec``: the pilot looks.
 
-    ``proxy`` is the pilots' credential on the node; it may be empty where the CE brings one along, as ARC does.
+    ``proxy`` is the pilots' credential on the node. An ARC CE brings one along, which its pilots use instead.
 
     ``hide``: directories that a payload without a switch of its account must not see; ``show``: what it needs of them.
     ``myproxy`` (``host:port``) is only probed for reachability; the job names the server that is used.
