@@ -120,6 +120,11 @@ class Site:
         )
         return Ran(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
 
+    def as_root(self, *command: str) -> Ran:
+        """Run a command as the node's root."""
+        done = subprocess.run([*self.node.root_argv(), *command], capture_output=True, timeout=TIMEOUT_S)
+        return Ran(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
+
     def glexec_run(self, *command: str, proxy: Path | str | None = None, **more: Any) -> Ran:
         """Run a command through the launcher with this proxy (Alice's where none is given)."""
         env = {"GLEXEC_CLIENT_CERT": str(proxy or self.put_proxy()), **more.pop("env", {})}

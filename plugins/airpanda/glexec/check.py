@@ -12,14 +12,17 @@ from airpanda.core.errors import AirpandaError, ConfigurationError
 from airpanda.core.records import dataclass
 from airpanda.core.secret import Secret
 from airpanda.glexec.config import LauncherConfig, read_config
+from airpanda.glexec.contract import INTERNAL_ERROR
 from airpanda.glexec.dynamic import DynamicMapper
 from airpanda.glexec.launcher.credential import Identity, identify, load_trust
 from airpanda.glexec.launcher.identity import Caller
+from airpanda.glexec.launcher.plan import check_hidden
 from airpanda.glexec.launcher.proxyfile import read_proxy
 from airpanda.glexec.launcher.refusal import refusal
 from airpanda.glexec.launcher.request import caller_of, check_caller
 from airpanda.glexec.lcmaps import LcmapsMapper
 from airpanda.glexec.mapping import MapfileMapper, Mapping, account_of, check_ban, check_mapping
+from airpanda.glexec.trusted import check_trusted
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,15 @@ def check(config_path: Path, *, caller: str, proxy: Path) -> Iterator[Step]:
 
     To be run by root, which reads the proxy as the caller, as the launcher does.
     """
+    if os.geteuid() != 0:
+        yield Step(False, "only root can look at a node as its launcher does; run this as root")
+        return
     try:
         config = read_config(config_path)
         yield Step(True, f"the configuration {config_path} is root's alone and readable")
+        _check_logs(config)
+        yield Step(True, f"the record {config.log_file} is root's alone and can be written")
+        check_hidden(config)
         load_trust(config.ca_dir)
         yield Step(True, f"the trust anchors in {config.ca_dir} are root's alone and readable")
         who = _caller(caller)
@@ -50,6 +59,19 @@ def check(config_path: Path, *, caller: str, proxy: Path) -> Iterator[Step]:
     except AirpandaError as error:
         refused = refusal(error)
         yield Step(False, str(refused), refused.exit_code or 0)
+    except OSError as error:
+        yield Step(False, f"{error.filename or 'the launcher'}: {error.strerror}", INTERNAL_ERROR)
+
+
+def _check_logs(config: LauncherConfig) -> None:
+    """What the launcher opens before every run; nothing is made here."""
+    for path in filter(None, (config.log_file, config.gratia_log)):
+        check_trusted(path.parent)
+        if os.path.lexists(path):
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC))
+            except OSError as error:
+                raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) -> Iterator[Step]:
@@ -69,12 +91,13 @@ def _mapping_steps(content: Secret[bytes], who: Caller, config: LauncherConfig) 
         yield Step(True, f"LCMAPS ({config.lcmaps_db}) maps it to {_words(mapping)}")
         return
     if config.mapping == "dynamic":
-        DynamicMapper(config).check_authorised(identity.dn, identity.fqans)
+        mapper = DynamicMapper(config)
+        mapper.check_authorised(identity.dn, identity.fqans)
+        mapper.check_site()
         first, last = config.uid_range
         yield Step(True, f"{config.authorised} lets it have a uid of {first} to {last}, leased at the first launch")
         return
-    mapper = MapfileMapper(config)
-    yield _target_step(mapper, identity, who, config)
+    yield _target_step(MapfileMapper(config), identity, who, config)
 
 
 def _target_step(mapper: MapfileMapper, identity: Identity, who: Caller, config: LauncherConfig) -> Step:
@@ -82,6 +105,7 @@ def _target_step(mapper: MapfileMapper, identity: Identity, who: Caller, config:
     if target.pool:
         if config.gridmapdir is None:
             raise ConfigurationError("the grid-mapfile names a pool, but gridmapdir is not set")
+        check_trusted(config.gridmapdir)
         return Step(True, f"{config.mapfile} gives it an account of pool .{target.name}, leased at the first launch")
     mapping = account_of(target.name)
     check_mapping(mapping, caller_uid=who.uid, config=config)

@@ -31,6 +31,7 @@ from airpanda.glexec.trusted import check_trusted, read_trusted
 HOME = "/tmp"  # noqa: S108 - private to each run
 _LEAVING = "leaving"
 _TRANSIT_S, _STEP_S = 20.0, 0.05
+_MAX_LOOKED_AT = 4096
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -196,6 +197,13 @@ class DynamicMapper(Mapper):
             raise ConfigurationError("mapping = dynamic needs authorised")
         if not is_listed(parse_banfile(read_trusted(path), where=str(path)), [dn, *fqans]):
             raise NotAuthorisedError(f"{path} has no line for this identity")
+
+    def check_site(self) -> None:
+        """Raises ConfigurationError where the leases' places are unsafe, or a uid of the range is an account's."""
+        self._range()
+        first, last = self._config.uid_range
+        for uid in range(first, min(last, first + _MAX_LOOKED_AT) + 1):
+            _check_nobodys(uid)
 
     def _range(self) -> UidRange:
         config, directory = self._config, self._config.lease_dir

@@ -6,7 +6,6 @@ import mmap
 import os
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Optional
 
 from airpanda.core.identity import Account
@@ -169,22 +168,22 @@ def _environment(request: Request, account: Account, home: str, proxy: Optional[
 
 
 def _hidden(caller: Caller, config: LauncherConfig) -> tuple[str, ...]:
-    for path in config.hide:
-        if not (config.private_tmp and any(is_below(str(path), place) for place in TEMPORARY)):
-            _check_hideable(path)
+    check_hidden(config)
     hidden = [str(path) for path in config.hide]
     if config.hide_caller_home and caller.uid != 0 and _owns(caller, caller.home):
         hidden.append(os.path.realpath(caller.home))
     return tuple(hidden)
 
 
-def _check_hideable(path: Path) -> None:
+def check_hidden(config: LauncherConfig) -> None:
     """Refuse to hide by a name that somebody else could give to another directory meanwhile.
 
     Raises:
-        ConfigurationError: a directory above it is not root's alone.
+        ConfigurationError: a directory above one of the hidden paths is not root's alone.
     """
-    check_trusted(next(parent for parent in path.parents if parent.exists()))
+    for path in config.hide:
+        if not (config.private_tmp and any(is_below(str(path), place) for place in TEMPORARY)):
+            check_trusted(next(parent for parent in path.parents if parent.exists()))
 
 
 def _owns(caller: Caller, path: str) -> bool:
