@@ -20,6 +20,7 @@ import pytest
 from support.launcher import ALICE_UID, HOME, PILOT_UID, Site, make_site, wait_for
 
 import airpanda
+from airpanda_demo.worker_node import INSTALLED
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
@@ -263,3 +264,63 @@ def test_a_refusal_after_the_preflight_is_no_payload(site: Site) -> None:
         assert process.communicate(timeout=60)[0] == b"203\n"
     finally:
         denied.unlink()
+
+
+SBIN = INSTALLED.prefix / "sbin"
+LOCATIONS = {
+    "OSG_GLEXEC_LOCATION": PLACE / "glexec",
+    "GLEXEC_LOCATION": PLACE / "of-glexec",
+    "GLITE_LOCATION": PLACE / "of-glite",
+}
+
+
+@pytest.fixture(params=list(LOCATIONS))
+def found_by(request: pytest.FixtureRequest, site: Site) -> dict[str, str]:
+    """The environment of a site that says in this way where its gLExec is."""
+    for name in ("of-glexec", "of-glite"):
+        program = site.node.path(PLACE / name / "sbin" / "glexec")
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.unlink(missing_ok=True)
+        program.symlink_to(PLACE / "glexec")
+    return {request.param: str(LOCATIONS[request.param]), "GLEXEC_CLIENT_CERT": str(site.put_proxy())}
+
+
+def test_the_twins_work_with_it_wherever_it_is(site: Site, found_by: dict[str, str]) -> None:
+    site.node.path(HOME).chmod(0o711)
+    made = site.run(str(SBIN / "mkgltempdir"), "-m", "0711", str(HOME), env=found_by)
+    assert made.code == 0, made
+    inner = Path(made.out.strip())
+    outside = site.node.path(inner)
+    assert (outside.stat().st_uid, outside.stat().st_mode & 0o777) == (ALICE_UID, 0o700)
+    assert (outside.parent.stat().st_uid, outside.parent.stat().st_mode & 0o777) == (PILOT_UID, 0o711)
+    env = {**found_by, "GLEXEC_TARGET_PROXY": "/dev/null", "GLEXEC_SOURCE_PROXY": found_by["GLEXEC_CLIENT_CERT"]}
+    script = f'"$0" /bin/sh -c "id -u > {inner}/who"'
+    assert site.run("/bin/sh", "-c", script, str(PLACE / "glexec"), env=env).code == 0
+    assert (outside / "who").read_text() == f"{ALICE_UID}\n"
+    for options, code in ((["-r"], 0), (["-r"], 201), (["-r", "-f"], 0)):
+        assert site.run(str(SBIN / "mkgltempdir"), *options, str(inner), env=found_by).code == code
+    assert not outside.parent.exists()
+
+
+def test_a_refusal_of_it_comes_through_the_twins(site: Site, found_by: dict[str, str]) -> None:
+    before = {path.name for path in site.node.path(HOME).iterdir()}
+    with set_up(site, "denied"):
+        ran = site.run(str(SBIN / "mkgltempdir"), str(HOME), env=found_by)
+    assert (ran.code, ran.out) == (203, "")
+    assert {path.name for path in site.node.path(HOME).iterdir()} == before
+
+
+def test_pilots_find_it(site: Site, found_by: dict[str, str]) -> None:
+    """In the order of their time, and it is what they then use."""
+    code = """
+    import os
+    from airpanda.glexec.contract import find_glexec
+    found = find_glexec(os.environ)
+    print(json.dumps([found, GlexecSwitcher(Path(found)).preflight(proxy).uid]))
+    """
+    command = [sys.executable, "-B", "-I", "-c", PREAMBLE + textwrap.dedent(code), found_by["GLEXEC_CLIENT_CERT"]]
+    ran = site.run(*command, env=found_by)
+    variable = next(name for name in LOCATIONS if name in found_by)
+    place = LOCATIONS[variable]
+    expected = place if variable == "OSG_GLEXEC_LOCATION" else place / "sbin" / "glexec"
+    assert json.loads(ran.out) == [str(expected), ALICE_UID], ran
