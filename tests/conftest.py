@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -52,3 +53,24 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.longrepr = f"{item.nodeid} shows a secret ({', '.join(sorted(shown))}) in its output, log or traceback"
         report.sections = []
     return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """The last words, below pytest's own: how much of the suite was not run, and why."""
+    yield
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:
+        return
+    reasons: Counter[str] = Counter()
+    for report in terminal.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        if "NOT TESTED: " in reason:
+            reasons[reason.partition("NOT TESTED: ")[2]] += 1
+    if not reasons:
+        return
+    terminal.section("NOT TESTED", red=True, bold=True)
+    for reason, number in reasons.most_common():
+        terminal.line(f"{number} tests were NOT RUN: {reason}", red=True)
+    if os.geteuid() != 0:
+        terminal.line("Nothing that switches accounts was tested. As root, `make test` tests all of it.", red=True)

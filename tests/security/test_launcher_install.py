@@ -23,7 +23,7 @@ from support.launcher import (
     program_of,
     wait_for,
 )
-from support.need import need_program
+from support.need import need_program, need_root
 
 from airpanda.core.errors import ConfigurationError
 from airpanda.glexec.install import install
@@ -196,13 +196,22 @@ def call_install(prefix: Path, **changes: object) -> None:
     install(prefix, **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="about accounts that are not root")
+def test_others_than_root_can_install_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="only be installed by root"):
+        call_install(tmp_path / "prefix")
+    assert not (tmp_path / "prefix").exists()
+
+
 def test_unsafe_places_are_refused(tmp_path: Path) -> None:
     """A temporary directory has /tmp above it, which everybody can write to."""
+    need_root()
     with pytest.raises(ConfigurationError, match="writable by group or others"):
         call_install(tmp_path / "prefix")
 
 
 def test_an_interpreter_that_others_could_change_is_refused(tmp_path: Path) -> None:
+    need_root()
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o777)
@@ -211,6 +220,7 @@ def test_an_interpreter_that_others_could_change_is_refused(tmp_path: Path) -> N
 
 
 def test_options_that_are_none_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    need_root()
     for options in ({"hidee": "/x"}, {"minimum_uid": "none"}):
         with pytest.raises(ConfigurationError):
             call_install(tmp_path / "prefix", options=options)

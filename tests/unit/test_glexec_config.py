@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
 from pathlib import Path
 
 import pytest
 
 from airpanda.core.errors import ConfigurationError
-from airpanda.glexec.config import parse_config
+from airpanda.glexec.config import _options, parse_config
 from airpanda.glexec.install import render_config
 from airpanda.glexec.launcher.admission import Admission
 
@@ -29,6 +30,12 @@ GOOD = "[glexec]\ncallers = pilot, %pilots\nca_dir = /ca\nmapfile = /m\nlog_file
         GOOD + "hide = relative\n",
         GOOD + "hide = /a/../b\n",
         GOOD + "no line\n",
+        GOOD + "= nothing\n",
+        GOOD + "[glexec]\n",
+        GOOD + "[unfinished\n",
+        GOOD + "CALLERS = twice in other letters\n",
+        "[glexec]\n  indented = first\n",
+        "x = 1\n" + GOOD,
         GOOD.replace("/ca", "ca"),
         "[DEFAULT]\nallow_root = yes\n" + GOOD,
     ],
@@ -75,3 +82,25 @@ def test_one_of_several_callers_cannot_have_all_runs(callers: str, more: str, sh
     assert (admission.refusal_of((1002, 1002, ())) is None) == (share < 7)
     admission.end(0)
     assert admission.refusal_of(peers[0]) is None
+
+
+def test_comments_empty_lines_and_values_of_several_lines() -> None:
+    text = (
+        "# first\n\n[glexec]\n; and\nCallers = pilot\n\tother=one\n# between\n\n   %pilots\nca_dir=/c a=b\n"
+        "log_file = /l\nmapfile = /m\nhide =\n    /a b\n    /c\nban_file =\n"
+    )
+    config = parse_config(text, where="file")
+    assert config.callers == ("pilot", "other=one", "%pilots")
+    assert str(config.ca_dir) == "/c a=b"
+    assert list(map(str, config.hide)) == ["/a b", "/c"]
+    assert config.ban_file is None
+
+
+@pytest.mark.parametrize("more", ["", "hide = /a\n  /b\n\n  # x\n  /c\nshow =\n /d\n", "; c\ntmp_mib= 5\n"])
+def test_the_language_is_that_of_configparser(more: str) -> None:
+    text = GOOD + more
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), default_section="\0")
+    parser.read_string(text)
+    assert {name: value.split() for name, value in _options(text, "file").items()} == {
+        name: value.split() for name, value in parser["glexec"].items()
+    }

@@ -49,6 +49,34 @@ def test_it_is_used(place: Place) -> None:
     assert place.used() == ["old", "word", "old", "inner", "OneFile", str(place.word), "words"]
 
 
+DOCUMENTED = '''"""A word."""
+
+
+class WHAT:
+    """Only this."""
+
+
+def f():
+    """Doc."""
+    assert WHAT is None, "seen"
+'''
+SHOW_DOCUMENTED = """
+onefile.use(sys.argv[1])
+from words import word
+print(type(word.__loader__).__name__, word.__doc__, word.WHAT.__doc__, word.f.__doc__)
+try:
+    word.f()
+except AssertionError as error:
+    print(error)
+"""
+
+
+def test_assertions_stay_and_docstrings_go(place: Place) -> None:
+    place.word.write_text(DOCUMENTED)
+    place.run("import words.word\nopen(sys.argv[1], 'wb').write(onefile.content())\n")
+    assert place.run(SHOW_DOCUMENTED) == "OneFile None None None\nseen\n"
+
+
 def test_a_source_that_has_changed_is_read_and_the_others_are_not(place: Place) -> None:
     place.word.write_text("WHAT = 'new word'\n")
     os.utime(place.word, ns=(1, 1))

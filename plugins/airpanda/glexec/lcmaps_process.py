@@ -7,10 +7,14 @@ Source: lcmaps/lcmaps_return_account_from_pem.h and lcmaps_account.h of LCMAPS 1
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import Any, Optional
 
 from airpanda.glexec.contract import NOT_AUTHORISED
+
+_PREPARED = 0x2 | 0x4 | 0x8 | 0x40
+"""OPENSSL_INIT_LOAD_CRYPTO_STRINGS, ADD_ALL_CIPHERS, ADD_ALL_DIGESTS, LOAD_CONFIG: openssl/crypto.h."""
 
 
 class _Account(ctypes.Structure):
@@ -42,6 +46,8 @@ class Lcmaps:
             ctypes.c_int,
             ctypes.POINTER(_Account),
         ]
+        with contextlib.suppress(OSError):  # what the plug-ins will want of OpenSSL, while there is time
+            ctypes.CDLL("libcrypto.so.3").OPENSSL_init_crypto(ctypes.c_uint64(_PREPARED), None)
         self._account = _Account()
         if self._library.lcmaps_account_info_init(ctypes.byref(self._account)) or core.lcmaps_init(None):
             raise OSError("LCMAPS cannot be initialised")
