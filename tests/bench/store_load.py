@@ -8,13 +8,14 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 from support.dispatcher import PILOT_DN, World, ti
 from support.pgbench import Statement
 
-from airpanda.core.clock import utcnow
+from airpanda.core.clock import to_wire, utcnow
 from airpanda.db.sql import jobs as sql
 from airpanda.messages import JobReport, JobSpec, JobSubmission, PilotOffer
 
@@ -145,3 +146,13 @@ async def lifecycle_statements(world: World) -> list[Statement]:
         Statement(sql.FINISH, [*key, "finished", "", *none[:1], "", *none[:2], 0, "[]", *none[:3], "", True, None,
                                ":pilot", b"d" * 32, ["running", "holding"], "pilot:1"], gset=True),
     ]  # fmt: skip
+
+
+def registration(retriever_dn: str) -> dict[str, Any]:
+    """What a client says of alice's credential."""
+    return {
+        "owner": "alice", "owner_dn": "/O=Test Grid/CN=Alice Analyst", "fqans": [], "server": "localhost:7512",
+        "username": "alice", "cred_name": secrets.token_hex(16), "passphrase": secrets.token_urlsafe(32),
+        "retriever_dn": retriever_dn, "expires_at": to_wire(utcnow() + timedelta(days=1)),
+        "consent": {"queues": ["*"]},
+    }  # fmt: skip

@@ -223,11 +223,6 @@ class PilotRegistry:
             return "end"
         return "wait" if row["bad_node"] else "serve"
 
-    async def given_jobs(self, pilot_id: int) -> None:
-        """Note that a pilot has work: until it asks again it is not idle."""
-        async with self._database.connection() as connection:
-            await connection.execute(sql.GIVEN_JOBS, pilot_id)
-
     async def job_ended(self, pilot_id: int, *, good: bool) -> None:
         """Count a job that this pilot has ended: what a node's score is made of."""
         async with self._database.connection() as connection:

@@ -98,6 +98,8 @@ WITH candidate AS MATERIALIZED (
     SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $6::bigint,
            l.panda_id, l.attempt_nr, $6::bigint, $8::text
     FROM leased l JOIN panda_credential c USING (credential_id)
+), busy AS (
+    UPDATE panda_pilot SET last_job_at = now() WHERE pilot_id = $6::bigint AND EXISTS (SELECT FROM leased)
 )
 SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, l.activated_xid, l.memory_mib, l.walltime_s, s.spec,
        (SELECT t.scripts FROM panda_task_scripts t WHERE t.task_id = l.task_id) AS shared_scripts,
@@ -106,12 +108,14 @@ FROM leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USI
 ORDER BY l.nr
 """  # noqa: S608 - constants
 
-# Changes no indexed column: stays in its page.
+# Changes no indexed column: stays in its page. One that a crash of the database takes back is harmless: the next one is
+# due in seconds. So nobody waits for the disk.
 HEARTBEAT = """
 UPDATE panda_job SET lease_expires_at = now() + $6::interval
 WHERE panda_id = $1 AND attempt_nr = $2 AND pilot_id = $3 AND lease_digest = $4 AND status = $5
 RETURNING lease_expires_at, command,
-    (SELECT d.what FROM panda_debug d WHERE d.panda_id = $1 AND d.attempt_nr = $2 AND d.answered_at IS NULL) AS debug
+    (SELECT d.what FROM panda_debug d WHERE d.panda_id = $1 AND d.attempt_nr = $2 AND d.answered_at IS NULL) AS debug,
+    set_config('synchronous_commit', 'off', true)
 """
 
 LOCK_JOB = """

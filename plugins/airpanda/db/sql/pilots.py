@@ -55,6 +55,7 @@ KNOWN_TAGS = "SELECT tag FROM panda_batch WHERE tag = ANY ($1::text[])"
 
 JOB_ENDED = """
 UPDATE panda_pilot SET jobs_done = jobs_done + $2, jobs_failed = jobs_failed + $3 WHERE pilot_id = $1
+RETURNING set_config('synchronous_commit', 'off', true)
 """
 
 RECORD_BATCH = """
@@ -87,8 +88,10 @@ SET last_seen_at = now(), node = $3, dn = CASE WHEN $4 <> '' THEN $4 ELSE dn END
 WHERE pilot_id = $1 AND queue = $2
 RETURNING state, cancel_asked_at IS NOT NULL AS to_end,
           EXISTS (SELECT FROM panda_bad_node n WHERE n.queue = $2 AND n.node = $3 AND n.until > now()) AS bad_node,
-          (SELECT b.purpose = 'probe' FROM panda_batch b WHERE b.batch_id = p.batch_id) AS only_probes
+          (SELECT b.purpose = 'probe' FROM panda_batch b WHERE b.batch_id = p.batch_id) AS only_probes,
+          set_config('synchronous_commit', 'off', true)
 """
+# What a crash of the database may take back of it, the pilot says again in a moment: nobody waits for the disk.
 
 REPORT = """
 UPDATE panda_pilot p
@@ -146,8 +149,6 @@ FROM judged j
 WHERE p.pilot_id = j.pilot_id
 RETURNING p.state
 """
-
-GIVEN_JOBS = "UPDATE panda_pilot SET last_job_at = now() WHERE pilot_id = $1"
 
 LOST = """
 UPDATE panda_pilot SET state = 'lost', reason = $2

@@ -53,7 +53,6 @@ async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices
     )
     if jobs:
         services.metrics.jobs_given.labels(pilot.queue).inc(len(jobs))
-        await services.pilots.given_jobs(pilot.pilot_id)
     return AcquireReply(jobs=jobs, wait_s=0 if jobs else IDLE_WAIT_S)
 
 
