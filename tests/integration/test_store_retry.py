@@ -108,6 +108,33 @@ async def test_a_silent_pilots_node_is_avoided(world: World) -> None:
     assert "retry elsewhere" in (await attempts(world, job["panda_id"]))[1]["why"]
 
 
+async def test_a_live_pilot_that_gets_nowhere_loses_the_job(world: World) -> None:
+    await world.submit(jobs=[spec(max_attempt=1)])
+    pilot = await world.pilot()
+    (job,) = await pilot.acquire()
+    await pilot.good_report(job, "starting")
+    longest = world.settings.state_timeouts
+    assert await world.services.jobs.end_overdue(longest) == []
+    await world.sql("UPDATE panda_job SET changed_at = now() - interval '61 min'")
+    assert await world.services.jobs.end_overdue(longest) == [job["panda_id"]]
+    assert await world.services.jobs.end_overdue(longest) == []
+    assert (await pilot.report(job, "running")).json()["code"] == "stale-report"
+    (again,) = await pilot.acquire()
+    assert again["attempt_nr"] == 2
+    (_, first) = await attempts(world, job["panda_id"])
+    assert (first["errors"][0]["code"], first["status"]) == (105, "failed")
+
+
+async def test_jobs_that_nobody_takes_are_closed_in_the_end(world: World) -> None:
+    old = await world.submit(3)
+    await world.submit(2)
+    week = world.settings.state_timeouts["activated"]
+    await world.sql("UPDATE panda_job SET changed_at = now() - interval '8 d' WHERE task_id = $1", old["task_id"])
+    assert await world.services.jobs.close_overdue(week) == 3
+    assert await world.services.jobs.close_overdue(week) == 0
+    assert (await world.job(old["first_panda_id"]))["reason"] == "no pilot has taken it within 604800 s"
+
+
 async def test_an_operators_rule_ends_and_only_logs_as_told(world: World) -> None:
     wanted = {"source": "exe", "code": 7, "pattern": "bad input", "action": "no_retry", "is_active": False}
     dry = await world.good("POST", "/v1/retry_rules", wanted)

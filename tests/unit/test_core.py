@@ -112,6 +112,8 @@ def test_times_survive_the_wire(moment: datetime) -> None:
         ({"lease": "soon"}, "lease"),
         ({"lease": "-1"}, "lease"),
         ({"max_upload_bytes": "0"}, "max_upload_bytes"),
+        ({"state_timeouts": "startng=60"}, "state_timeouts"),
+        ({"state_timeouts": "starting=0"}, "state_timeouts"),
         ({"myproxy_servers": "myproxy.example.org"}, "myproxy_servers"),
         ({"myproxy_servers": "a:7512,,b:7512"}, "myproxy_servers"),
     ],
@@ -127,5 +129,9 @@ def test_settings_have_units() -> None:
     assert settings.heartbeat_interval == timedelta(seconds=30)
     assert settings.file_store == Path("/f")
     assert settings.myproxy_servers == ()
+    assert settings.state_timeouts["starting"] == timedelta(hours=1)
+    longer = Settings.from_options(GOOD | {"state_timeouts": "starting=7200, holding=60"}).state_timeouts
+    assert (longer["starting"], longer["holding"]) == (timedelta(hours=2), timedelta(minutes=1))
+    assert longer["activated"] == timedelta(days=7)
     several = Settings.from_options(GOOD | {"myproxy_servers": "MyProxy.example.org:7512, [::1]:7512"})
     assert several.myproxy_servers == ("myproxy.example.org:7512", "[::1]:7512")

@@ -6,7 +6,16 @@ import pytest
 
 from airpanda.core.errors import InvalidTransitionError
 from airpanda.db.states import LEASED, NEW_ATTEMPT, RETRIABLE, SAME_ATTEMPT, WAITING, may_follow
-from airpanda.jobs.rules import MAX_RETURNS, Ends, Goes, Held, after_report, after_silence
+from airpanda.jobs.rules import (
+    MAX_RETURNS,
+    Ends,
+    Goes,
+    Held,
+    after_report,
+    after_silence,
+    lost_heartbeat,
+    took_too_long,
+)
 from airpanda.messages import Blame, ErrorSource, JobError, JobStatus
 
 S = JobStatus
@@ -72,7 +81,7 @@ def test_handing_back_is_free_but_not_for_ever(stored: S) -> None:
 
 
 def test_silence_is_not_charged() -> None:
-    decision = after_silence(held(charged=2))
+    decision = after_silence(held(charged=2), lost_heartbeat())
     assert (decision.attempt, decision.job, decision.charged, decision.returned) == (S.FAILED, S.ACTIVATED, 2, 1)
     assert "100" in decision.reason
 
@@ -80,7 +89,7 @@ def test_silence_is_not_charged() -> None:
 @pytest.mark.parametrize("reported", [S.FAILED, S.CANCELLED])
 def test_a_stop_on_request_is_final_and_finished_work_counts(reported: S) -> None:
     told = held(told_to_stop=True)
-    for decision in (after_report(told, reported, []), after_silence(told)):
+    for decision in (after_report(told, reported, []), after_silence(told, lost_heartbeat())):
         assert isinstance(decision, Ends)
         assert (decision.job, decision.charged) == (S.CANCELLED, 0)
     finished = after_report(told, S.FINISHED, [])
@@ -116,3 +125,13 @@ def test_the_table_is_whole() -> None:
     assert WAITING | LEASED | RETRIABLE | {S.FINISHED} == set(S)
     assert S.FINISHED not in NEW_ATTEMPT
     assert not any(may_follow(old, S.RUNNING, next_attempt=True) for old in S)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(S.SENT, 102), (S.STARTING, 105), (S.HOLDING, 103), (S.TRANSFERRING, 104)]
+)
+def test_a_state_that_takes_too_long_has_pandas_code_and_costs_nothing(status: S, code: int) -> None:
+    error = took_too_long(status, 60)
+    assert (error.code, error.blame) == (code, Blame.SYSTEM)
+    decision = after_silence(held(status, charged=2), error)
+    assert (decision.job, decision.charged, decision.returned) == (S.ACTIVATED, 2, 1)

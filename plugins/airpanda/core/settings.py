@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Callable
 
 from airpanda.core.errors import ConfigurationError
@@ -33,12 +34,36 @@ def _rate(text: str) -> float:
     return value
 
 
+def _timeouts(text: str) -> Mapping[str, timedelta]:
+    found = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        state, _, seconds = word.partition("=")
+        if state not in STATE_TIMEOUTS:
+            raise ValueError(f"{state!r} is none of {', '.join(sorted(STATE_TIMEOUTS))}")
+        found[state] = _seconds(seconds)
+    return {**STATE_TIMEOUTS, **found}
+
+
 def _servers(text: str) -> tuple[str, ...]:
     servers = tuple(word.strip().lower() for word in text.split(","))
     for server in servers:
         if re.fullmatch(r"[a-z0-9.\[\]:-]+:[0-9]{1,5}", server) is None:
             raise ValueError(f"{server!r} must be host:port")
     return servers
+
+
+STATE_TIMEOUTS: Mapping[str, timedelta] = MappingProxyType(
+    {
+        "activated": timedelta(days=7),
+        "sent": timedelta(minutes=30),
+        "starting": timedelta(hours=1),
+        "running": timedelta(days=31),
+        "holding": timedelta(hours=3),
+        "merging": timedelta(hours=3),
+        "transferring": timedelta(hours=3),
+    }
+)
+"""How long a job may be in a state, however alive its pilot is; shorter than PanDA's where hers hurt."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,7 @@ class Settings:
     ``signing_key`` is a PEM file with the dispatcher's Ed25519 key; ``file_store`` a directory for sandboxes,
     outputs and logs; ``include_dir`` the folder with ``queues/*.toml``. ``myproxy_servers`` (``host:port``):
     where credentials may lie; empty: anywhere. ``*_rate``: requests a second of one caller, 0 for no limit.
+    ``state_timeouts``: how long a job may be in a state.
     """
 
     signing_key: Path
@@ -61,6 +87,7 @@ class Settings:
     pilot_rate: float = 50.0
     client_rate: float = 200.0
     stranger_rate: float = 20.0
+    state_timeouts: Mapping[str, timedelta] = field(default_factory=lambda: STATE_TIMEOUTS)
 
     @classmethod
     def from_options(cls, options: Mapping[str, str], *, where: str = "[airpanda]") -> Settings:
@@ -98,4 +125,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "pilot_rate": _rate,
     "client_rate": _rate,
     "stranger_rate": _rate,
+    "state_timeouts": _timeouts,
 }

@@ -26,7 +26,7 @@ from airpanda.dispatcher.routes import (
     retry_rules,
 )
 from airpanda.dispatcher.routes import pilots as pilot_routes
-from airpanda.dispatcher.services import Queues, make_services
+from airpanda.dispatcher.services import Queues, Services, make_services
 from airpanda.dispatcher.watchdog import watch
 
 
@@ -55,11 +55,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await services.database.open()
-        task = (
-            asyncio.create_task(watch(services.jobs, services.credentials, lost=services.metrics.jobs_lost.inc))
-            if watchdog
-            else None
-        )
+        task = asyncio.create_task(_watch(services)) if watchdog else None
         try:
             yield
         finally:
@@ -80,3 +76,8 @@ def create_app(
     app.add_middleware(Limits, issuer=services.issuer, settings=settings)
     app.add_middleware(Measured, metrics=services.metrics)
     return app
+
+
+async def _watch(services: Services) -> None:
+    longest, lost = services.settings.state_timeouts, services.metrics.jobs_lost.inc
+    await watch(services.jobs, services.credentials, longest=longest, lost=lost)

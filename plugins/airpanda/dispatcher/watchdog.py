@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 from airpanda.core.errors import ServiceError
+from airpanda.core.settings import STATE_TIMEOUTS
 from airpanda.credentials.registry import CredentialRegistry
 from airpanda.jobs.store import JobStore
 
 PERIOD_S = 3.0
-_CREDENTIALS_EVERY = 10
+_SELDOM = 10
 _log = logging.getLogger(__name__)
 
 
@@ -19,6 +21,7 @@ async def watch(
     jobs: JobStore,
     registry: CredentialRegistry,
     *,
+    longest: Mapping[str, timedelta] = STATE_TIMEOUTS,
     period_s: float = PERIOD_S,
     lost: Callable[[int], None] = lambda _n: None,
 ) -> None:
@@ -26,8 +29,9 @@ async def watch(
     round_nr = 0
     while True:
         try:
-            lost(await one_round(jobs, credentials=round_nr % _CREDENTIALS_EVERY == 0))
-            if round_nr % _CREDENTIALS_EVERY == 0:
+            seldom = round_nr % _SELDOM == 0
+            lost(await one_round(jobs, longest=longest if seldom else None))
+            if seldom:
                 await registry.seal_again()
             round_nr += 1
         except ServiceError as error:
@@ -38,14 +42,29 @@ async def watch(
         await asyncio.sleep(period_s)
 
 
-async def one_round(jobs: JobStore, *, credentials: bool = True) -> int:
-    """What is due now; harmless to repeat and to run twice at once. Answers how many jobs were taken back."""
+async def one_round(jobs: JobStore, *, longest: Mapping[str, timedelta] | None = STATE_TIMEOUTS) -> int:
+    """What is due now; harmless to repeat and to run twice at once. Answers how many jobs were taken back.
+
+    With ``longest`` also what need not be looked at each time: states that last too long, credentials that have ended.
+    """
     taken = 0
     while panda_ids := await jobs.expire():
         taken += len(panda_ids)
         for panda_id in panda_ids:
             _log.warning("panda_id=%s lost its pilot's heartbeat", panda_id)
-    while credentials and (closed := await jobs.close_without_credential()):
-        _log.warning("%s jobs closed: their owner's credential cannot serve them any more", closed)
+    if longest is not None:
+        taken += await _look_closer(jobs, longest)
     await jobs.fold_counts()
+    return taken
+
+
+async def _look_closer(jobs: JobStore, longest: Mapping[str, timedelta]) -> int:
+    taken = 0
+    while panda_ids := await jobs.end_overdue(longest):
+        taken += len(panda_ids)
+        _log.warning("%s jobs taken from their pilots: in one state for too long", len(panda_ids))
+    while closed := await jobs.close_without_credential():
+        _log.warning("%s jobs closed: their owner's credential cannot serve them any more", closed)
+    while closed := await jobs.close_overdue(longest["activated"]):
+        _log.warning("%s jobs closed: no pilot has taken them in time", closed)
     return taken

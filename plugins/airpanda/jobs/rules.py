@@ -76,11 +76,18 @@ def after_report(job: Held, reported: JobStatus, errors: Sequence[JobError]) -> 
     return _charged(job, reason or "the payload failed without saying why")
 
 
-def after_silence(job: Held) -> Ends:
-    """The decision when the lease ended without a report."""
+def after_silence(job: Held, error: JobError) -> Ends:
+    """The decision when the lease ended without a report, or a state took too long, as the error says."""
     if job.told_to_stop:
         return Ends(JobStatus.CANCELLED, JobStatus.CANCELLED, job.charged, job.returned, "stopped on request")
-    return _returned(job, summary([lost_heartbeat()]))
+    return _returned(job, summary([error]))
+
+
+def took_too_long(status: JobStatus, longest_s: int) -> JobError:
+    """PanDA's codes: 102 no reply in sent, 103 holding, 104 transferring, 105 anywhere else."""
+    code = {JobStatus.SENT: 102, JobStatus.HOLDING: 103, JobStatus.TRANSFERRING: 104}.get(status, 105)
+    says = f"{status} for more than {longest_s} s: the job is taken from its pilot and given to another one"
+    return JobError(source=ErrorSource.DISPATCHER, code=code, diag=says, blame=Blame.SYSTEM)
 
 
 def lost_heartbeat() -> JobError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,7 +25,15 @@ from airpanda.jobs.board import Boards, Choice
 from airpanda.jobs.lanes import lane_with
 from airpanda.jobs.matching import Offered
 from airpanda.jobs.retry import Needs, Verdict, bounded, changed, explained, judge, rule_of
-from airpanda.jobs.rules import Ends, Held, after_report, after_silence, lost_heartbeat, summary
+from airpanda.jobs.rules import (
+    Ends,
+    Held,
+    after_report,
+    after_silence,
+    lost_heartbeat,
+    summary,
+    took_too_long,
+)
 from airpanda.messages import (
     AcquiredJob,
     DebugWhat,
@@ -257,20 +265,43 @@ class JobStore:
         async with self._database.transaction() as connection:
             rows = await connection.fetch(sql.SILENT, BATCH)
             for row in rows:
-                decision, error = after_silence(_held(row)), lost_heartbeat()
-                await connection.execute(
-                    sql.CLOSE_SILENT_ATTEMPT,
-                    row["panda_id"],
-                    row["attempt_nr"],
-                    decision.attempt.value,
-                    [error.model_dump(mode="json")],
-                )
-                await self._end(connection, row, decision, "watchdog", [error])
+                await self._take(connection, row, lost_heartbeat())
             pilots = [row["pilot_id"] for row in rows]
             await connection.execute(pilots_sql.LOST, pilots, "lost heartbeat", self._lease)
         if rows:
             self._boards.changed()
         return [row["panda_id"] for row in rows]
+
+    async def end_overdue(self, longest: Mapping[str, timedelta]) -> list[int]:
+        """Take jobs that were in a state for too long from their pilots, alive or not. Safe as ``expire``."""
+        leased = {state: after for state, after in longest.items() if state != JobStatus.ACTIVATED}
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(sql.OVERDUE, BATCH, list(leased), list(leased.values()))
+            for row in rows:
+                status = JobStatus(row["status"])
+                await self._take(connection, row, took_too_long(status, int(leased[status].total_seconds())))
+        if rows:
+            self._boards.changed()
+        return [row["panda_id"] for row in rows]
+
+    async def close_overdue(self, longest: timedelta) -> int:
+        """Close jobs that have waited for too long; answer how many, at most some of each lane."""
+        says = f"no pilot has taken it within {int(longest.total_seconds())} s"
+        async with self._database.transaction() as connection:
+            done = await connection.execute(sql.CLOSE_OVERDUE, says, BATCH, longest)
+        return int(done.split()[-1])
+
+    async def _take(self, connection: Any, row: Any, error: JobError) -> None:
+        """End the attempt of a pilot that has not said that it has ended."""
+        decision = after_silence(_held(row), error)
+        await connection.execute(
+            sql.CLOSE_SILENT_ATTEMPT,
+            row["panda_id"],
+            row["attempt_nr"],
+            decision.attempt.value,
+            [error.model_dump(mode="json")],
+        )
+        await self._end(connection, row, decision, "watchdog", [error])
 
     async def close_without_credential(self) -> int:
         """Close waiting jobs whose credential cannot serve them any more, saying why; answer how many.

@@ -219,6 +219,26 @@ FROM panda_job WHERE pilot_id IS NOT NULL AND lease_expires_at < now()
 ORDER BY panda_id LIMIT $1 FOR UPDATE SKIP LOCKED
 """
 
+OVERDUE = """
+SELECT j.panda_id, j.status, j.attempt_nr, j.max_attempt, j.charged, j.returned, j.command, j.pilot_id, j.lease_digest,
+       j.credential_id, j.queue, j.lane, j.memory_mib, j.walltime_s
+FROM panda_job j JOIN unnest($2::text[], $3::interval[]) AS t (status, longest) USING (status)
+WHERE j.pilot_id IS NOT NULL AND j.changed_at < now() - t.longest
+ORDER BY j.panda_id LIMIT $1 FOR UPDATE OF j SKIP LOCKED
+"""
+
+# Only the oldest of each lane are looked at: who came after them has waited for less.
+CLOSE_OVERDUE = """
+UPDATE panda_job SET status = 'closed', changed_by = 'watchdog', change_reason = $1
+WHERE status = 'activated' AND panda_id IN (
+    SELECT j.panda_id
+    FROM panda_lane l CROSS JOIN (VALUES (1), (-1)) AS d (sign)
+    CROSS JOIN LATERAL (
+        SELECT o.panda_id, o.changed_at FROM panda_job o WHERE o.lane = l.lane_id * d.sign AND o.status = 'activated'
+        ORDER BY o.activated_xid, o.panda_id LIMIT $2) AS j
+    WHERE j.changed_at < now() - $3::interval)
+"""
+
 _CLOSE = """
 UPDATE panda_job SET status = 'closed', changed_by = 'watchdog', change_reason = $1
 WHERE panda_id IN (
