@@ -31,10 +31,13 @@ class Claimer:
 
     world: World
     pilot_id: int
+    queue: str = "DEMO"
 
     async def claim(self, n_jobs: int = 1) -> list[Any]:
-        offer = PilotOffer(site_name="DEMO", n_jobs=n_jobs, **OFFER)
-        return await self.world.services.jobs.acquire(offer, pilot_id=self.pilot_id, queue="DEMO", pilot_dn=PILOT_DN)
+        offer = PilotOffer(site_name=self.queue, n_jobs=n_jobs, **OFFER)
+        return await self.world.services.jobs.acquire(
+            offer, pilot_id=self.pilot_id, queue=self.queue, pilot_dn=PILOT_DN
+        )
 
     async def live(self) -> int:
         """One job from its lease to its end."""
@@ -48,23 +51,30 @@ class Claimer:
         return len(jobs)
 
 
-async def fill(world: World, n: int, **changes: Any) -> int:
-    """Submit n jobs of alice to DEMO in tasks of 100 000 at most, specifications of some 600 bytes each."""
+async def submission(world: World, n: int, queue: str = "DEMO", **changes: Any) -> JobSubmission:
+    """n jobs of alice, specifications of some 600 bytes each."""
     job = {"argv": ["python3", "analysis.py", "--events", "1000"], "env": ENV, "memory_mib": 1500, **changes}
-    task_id = 0
+    return JobSubmission(
+        task_key=secrets.token_hex(8), task_name="bench", owner="alice", queue=queue, ti=ti(),
+        credential_id=(await world.credential())["credential_id"],
+        jobs=[JobSpec(job_name=f"job-{i}", **job) for i in range(n)],
+    )  # fmt: skip
+
+
+async def submit(world: World, wanted: JobSubmission) -> int:
+    """The panda task's number."""
+    submissions, queue = world.services.submissions, str(wanted.queue)
+    return (await submissions.submit(wanted, queue=queue, client="tests", now=utcnow())).task_id
+
+
+async def fill(world: World, n: int, queue: str = "DEMO", **changes: Any) -> None:
+    """Submit n jobs in tasks of 100 000 at most."""
     for first in range(0, n, BATCH):
-        credential = await world.credential()
-        wanted = JobSubmission(
-            task_key=secrets.token_hex(8), task_name="bench", owner="alice", queue="DEMO", ti=ti(),
-            credential_id=credential["credential_id"],
-            jobs=[JobSpec(job_name=f"job-{i}", **job) for i in range(first, min(n, first + BATCH))],
-        )  # fmt: skip
-        task_id = (await world.services.submissions.submit(wanted, queue="DEMO", client="tests", now=utcnow())).task_id
-    return task_id
+        await submit(world, await submission(world, min(n - first, BATCH), queue, **changes))
 
 
-async def claimers(world: World, n: int) -> list[Claimer]:
-    return [Claimer(world, pilot.pilot_id) for pilot in await world.pilots(n)]
+async def claimers(world: World, n: int, queue: str = "DEMO") -> list[Claimer]:
+    return [Claimer(world, pilot.pilot_id, queue) for pilot in await world.pilots(n, queue)]
 
 
 async def rate(claimers: Sequence[Claimer], seconds: float, *, batch: int = 1, whole: bool = False) -> float:
