@@ -58,12 +58,13 @@ class FactoryRegistry:
         needs = (slot.cores, slot.memory_mib, slot.disk_mib, slot.walltime_s, list(slot.features))
         async with self._database.transaction() as connection:
             demand = await connection.fetchrow(sql.DEMAND, queue, *needs)
+            recent = await connection.fetchrow(sql.RECENT, queue)
             return {
                 "demand": Demand(**demand),
                 "pilots": [LivePilot.model_construct(**row) for row in await connection.fetch(sql.LIVE, queue)],
-                "batches": [RecentBatch(**row) for row in await connection.fetch(sql.BATCHES, queue)],
-                "queue_s": {row["ce"]: row["median"] for row in await connection.fetch(sql.QUEUE_TIMES, queue)},
-                "nodes": [RecentNode(**row) for row in await connection.fetch(sql.NODES, queue)],
+                "batches": [RecentBatch(**row) for row in recent["batches"]],
+                "queue_s": recent["queue_s"],
+                "nodes": [RecentNode(**row) for row in recent["nodes"]],
                 "bad_nodes": {row["node"]: row["until"] for row in await connection.fetch(sql.BAD_NODES, queue)},
                 "open": [OpenBatch(**row) for row in await connection.fetch(sql.OPEN, queue)],
             }

@@ -37,56 +37,47 @@ WHERE l.queue = $1 AND l.cores <= $2 AND l.memory_mib <= $3 AND l.disk_mib <= $4
 
 # A pilot that asked for work since it last got some, and lately, is idle; one that does not ask is busy, or silent.
 LIVE = """
-SELECT pilot_id, batch_id, ce, ce_job_id AS handle, ce_state, cancel_asked_at IS NOT NULL AS asked_to_end,
-       coalesce((SELECT intent_key LIKE '%|factory/%' FROM panda_batch b WHERE b.batch_id = p.batch_id), false)
-           AS by_factory,
-       extract(epoch FROM now() - created_at)::float8 AS age_s,
-       CASE WHEN registered_at IS NULL AND state IN ('intended', 'submitted') THEN 'queued'
-            WHEN state = 'lost' THEN 'silent'
-            WHEN state <> 'started' OR last_seen_at <= last_job_at THEN 'busy'
+SELECT pilot_id, batch_id, p.ce, ce_job_id AS handle, ce_state, cancel_asked_at IS NOT NULL AS asked_to_end,
+       coalesce(intent_key LIKE '%|factory/%', false) AS by_factory,
+       extract(epoch FROM now() - p.created_at)::float8 AS age_s,
+       CASE WHEN registered_at IS NULL AND p.state IN ('intended', 'submitted') THEN 'queued'
+            WHEN p.state = 'lost' THEN 'silent'
+            WHEN p.state <> 'started' OR last_seen_at <= last_job_at THEN 'busy'
             WHEN last_seen_at > now() - interval '60 s' THEN 'idle'
             ELSE 'silent' END AS kind,
-       CASE WHEN registered_at IS NULL AND state IN ('intended', 'submitted')
+       CASE WHEN registered_at IS NULL AND p.state IN ('intended', 'submitted')
                 THEN CASE WHEN ce_state = 'running' THEN extract(epoch FROM now() - ce_running_at) ELSE 0 END
-            WHEN state = 'lost' OR state = 'started' AND coalesce(last_seen_at > last_job_at, true)
+            WHEN p.state = 'lost' OR p.state = 'started' AND coalesce(last_seen_at > last_job_at, true)
                 THEN greatest(extract(epoch FROM now() - last_seen_at) - 60, 0)
             ELSE 0 END::float8 AS unheard_s
-FROM panda_pilot p WHERE queue = $1 AND ended_at IS NULL ORDER BY pilot_id
+FROM panda_pilot p LEFT JOIN panda_batch b USING (batch_id)
+WHERE p.queue = $1 AND ended_at IS NULL ORDER BY pilot_id
 """
 
-_RECENT = """
-WITH recent AS MATERIALIZED (SELECT * FROM panda_pilot WHERE queue = $1 ORDER BY pilot_id DESC LIMIT 1000)
-"""
-
-# What the element never took (no handle) says nothing about its pilots; a benched pilot is as good as eaten.
-BATCHES = (
-    _RECENT
-    + """
-SELECT batch_id, max(ce) AS ce, count(*) AS pilots, count(registered_at) AS registered,
-       count(*) FILTER (WHERE registered_at IS NULL AND cancel_asked_at IS NULL
-                        AND (ended_at IS NOT NULL OR state = 'benched')) AS eaten,
-       count(*) FILTER (WHERE registered_at IS NULL AND cancel_asked_at IS NOT NULL) AS cancelled
-FROM recent WHERE ce_job_id <> '' OR registered_at IS NOT NULL
-GROUP BY batch_id ORDER BY batch_id DESC
-"""
+# One look at the latest pilots for all that is counted of them. What the element never took (no handle) says nothing
+# about its pilots; a benched pilot is as good as eaten.
+RECENT = """
+WITH recent AS MATERIALIZED (
+    SELECT batch_id, ce, node, state, ce_job_id <> '' AS taken, registered_at IS NOT NULL AS registered,
+           cancel_asked_at IS NOT NULL AS to_end, ended_at IS NOT NULL AS ended, last_seen_at, jobs_done, jobs_failed,
+           extract(epoch FROM registered_at - created_at)::float8 AS queue_s
+    FROM panda_pilot WHERE queue = $1 ORDER BY pilot_id DESC LIMIT 1000
+), batches AS (
+    SELECT batch_id, max(ce) AS ce, count(*) AS pilots, count(*) FILTER (WHERE registered) AS registered,
+           count(*) FILTER (WHERE NOT registered AND NOT to_end AND (ended OR state = 'benched')) AS eaten,
+           count(*) FILTER (WHERE NOT registered AND to_end) AS cancelled
+    FROM recent WHERE taken OR registered GROUP BY batch_id ORDER BY batch_id DESC
+), queue_s AS (
+    SELECT ce, percentile_cont(0.5) WITHIN GROUP (ORDER BY queue_s) AS median FROM recent WHERE registered GROUP BY ce
+), nodes AS (
+    SELECT node, count(*) AS pilots, sum(jobs_done) AS jobs_done, sum(jobs_failed) AS jobs_failed,
+           count(*) FILTER (WHERE state IN ('benched', 'failed', 'lost') AND jobs_done + jobs_failed = 0) AS short
+    FROM recent WHERE node <> '' AND last_seen_at > now() - interval '2 h' GROUP BY node
 )
-
-QUEUE_TIMES = (
-    _RECENT
-    + """
-SELECT ce, percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM registered_at - created_at))::float8 AS median
-FROM recent WHERE registered_at IS NOT NULL GROUP BY ce
+SELECT (SELECT coalesce(jsonb_agg(b), '[]') FROM batches b) AS batches,
+       (SELECT coalesce(jsonb_object_agg(ce, median), '{}') FROM queue_s) AS queue_s,
+       (SELECT coalesce(jsonb_agg(n), '[]') FROM nodes n) AS nodes
 """
-)
-
-NODES = (
-    _RECENT
-    + """
-SELECT node, count(*) AS pilots, sum(jobs_done)::bigint AS jobs_done, sum(jobs_failed)::bigint AS jobs_failed,
-       count(*) FILTER (WHERE state IN ('benched', 'failed', 'lost') AND jobs_done + jobs_failed = 0) AS short
-FROM recent WHERE node <> '' AND last_seen_at > now() - interval '2 h' GROUP BY node
-"""
-)
 
 OPEN = """
 SELECT b.batch_id, b.tag, b.ce, b.held_until > now() AS held, extract(epoch FROM now() - b.created_at)::float8 AS age_s,
