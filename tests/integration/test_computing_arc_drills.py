@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +32,7 @@ from airpanda.computing.elements import (
 from airpanda.x509.credential import ProxyCredential
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
+LONG = "sleep 600 & wait $!\n"
 
 
 @pytest.fixture(scope="module", name="rig")
@@ -118,6 +122,35 @@ def test_what_arrives_twice_becomes_one(rig: ArcRig) -> None:
     until(lambda: all(element.status([h])[h].state is PilotJobState.CANCELLED for h in others), 60)
     assert set(first.handles) == set(kept.handles)
     assert not any(element.status([h])[h].state.is_final for h in kept.handles.values())
+
+
+def test_a_submitter_killed_at_any_moment_leaves_one_of_each_pilot(rig: ArcRig) -> None:
+    """kill -9 at growing delays through the whole submission; a repeat adopts or submits, and doubles are cancelled.
+
+    A CE that still reads what the killed one sent can make doubles: the next look cancels all but one.
+    """
+    pilots = range(10)
+    rig.element(LONG).submit(batch("k-warm", 0))
+    for number in range(8):
+        tag = f"k-{number}"
+        child = os.fork()
+        if child == 0:
+            try:
+                ArcElement(rig.queue(), LONG, rig.robot).submit(batch(tag, *pilots))
+            finally:
+                os._exit(0)
+        time.sleep(0.05 * number)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        rig.element(LONG).submit(batch(tag, *pilots))
+    time.sleep(2)
+    for number in range(8):
+        tag, element = f"k-{number}", rig.element(LONG)
+        kept = set(element.submit(batch(tag, *pilots)).handles.values())
+        assert len(kept) == 10
+        others = element.find(tag).keys() - kept
+        until(lambda: all(status.state.is_final for status in element.status(list(others)).values()), 90)  # noqa: B023
+        assert not any(status.state.is_final for status in element.status(list(kept)).values())
 
 
 def test_a_part_that_is_there_is_adopted_and_the_rest_submitted(rig: ArcRig) -> None:
