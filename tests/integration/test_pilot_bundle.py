@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.fake_dispatcher import TOKEN, fake_dispatcher
 
 from airpanda.__main__ import main
 from airpanda.pilot.bundle import write_bundle
@@ -145,6 +147,26 @@ def test_two_pilots_from_one_bundle_in_one_directory(bundle: Path, config: Path)
     assert not [text for text in said if "Traceback" in text]
     assert len(list(config.parent.glob("code-*"))) == 1
     assert not list(config.parent.glob(".code-*"))
+
+
+def test_of_two_pilots_in_one_directory_one_lives_undisturbed(bundle: Path, config: Path, tmp_path: Path) -> None:
+    """Started together with the same good configuration: one lives from probe to end, the other has done nothing."""
+    (tmp_path / "ca").mkdir()
+    slot = {"cores": 1, "memory_mib": 100, "disk_mib": 100, "walltime_s": 3600}
+    values = {"pilot_id": 1, "tag": "t", "token": TOKEN, "queue": "TEST", "ca_dir": str(tmp_path / "ca")}
+    values |= {"proxy": "/nowhere", "identity_policy": "OPTIONAL", "slot": slot, "idle_limit_s": 1.0, "checks": ""}
+    with fake_dispatcher() as fake:
+        config.write_text(json.dumps(values | {"dispatcher_url": fake.url}))
+        starts = [
+            subprocess.Popen(argv(bundle, config), env={"PATH": "/usr/bin:/bin"}, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        said = [start.communicate(timeout=120)[1] for start in starts]
+        assert fake.errors == []
+        assert [worker.status for worker in fake.workers] == ["started", "finished"]
+    assert sorted(start.returncode for start in starts) == [0, 67], said
+    assert [path.name for path in config.parent.iterdir() if not path.name.startswith("code-")] == []
+    assert not config.parent.with_name(f".{config.parent.name}.wn").exists()
 
 
 @pytest.fixture
