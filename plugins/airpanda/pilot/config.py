@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 from airpanda.core.errors import ConfigurationError, CredentialError
 from airpanda.core.identity import IdentityPolicy
 from airpanda.core.secret import Secret
-from airpanda.x509.credential import ProxyCredential
-from airpanda.x509.sealing import unseal
 
 MAX_CONFIG_BYTES = 1024 * 1024
 _FEATURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,249}")
@@ -123,6 +121,10 @@ class PilotConfig:
         """
         if not self.sealed_token:
             return self
+        # Here, so that a wrong configuration can be told where ``cryptography`` is broken, too.
+        from airpanda.x509.credential import ProxyCredential
+        from airpanda.x509.sealing import unseal
+
         try:
             key = ProxyCredential.load(Path(self.proxy)).private_key
             token = unseal(key, self.sealed_token, purpose=sealing_purpose(self.tag, self.pilot_id))
