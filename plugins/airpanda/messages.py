@@ -476,6 +476,12 @@ class TaskProgress(Message):
     note: Text = ""
 
 
+class TaskNumbers(Message):
+    """POST ``/v1/tasks/progress``: of several panda tasks at once, so that whoever waits for many asks once."""
+
+    task_ids: Annotated[list[Id], Field(min_length=1, max_length=1000)]
+
+
 class LauncherRecord(Message):
     """As whom the launcher ran a payload, and why: what a site needs to find the person behind a process.
 

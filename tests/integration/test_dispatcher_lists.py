@@ -192,3 +192,33 @@ async def test_the_api_describes_itself_to_clients(world: World) -> None:
                 content = operation["responses"][code]["content"]
                 assert content["application/problem+json"]["schema"] == problem, (path, code)
     assert "HTTPValidationError" not in str(document)
+
+
+async def test_progress_of_many_shows_a_caller_its_owners_and_no_more(world: World) -> None:
+    mine = [(await world.submit(n))["task_id"] for n in (1, 2)]
+    bobs = (await world.submit(1, owner="bob"))["task_id"]
+    alice = world.client_headers(owners=("alice",))
+    wanted = {"task_ids": [*mine, bobs, 10**9]}
+    found = await world.good("POST", "/v1/tasks/progress", wanted, headers=alice)
+    assert [(each["task_id"], each["total"], each["counts"], each["done"]) for each in found] == [
+        (mine[0], 1, {"activated": 1}, False),
+        (mine[1], 2, {"activated": 2}, False),
+    ]
+
+
+async def test_a_client_lists_what_it_has_submitted_and_is_open(world: World) -> None:
+    done = await world.submit(1)
+    pilot = await world.pilot()
+    for job in await pilot.acquire():
+        await pilot.good_report(job, "starting", "running", "finished")
+    there = await world.submit(1)
+    another = world.client_headers(name="another")
+    theirs = await world.good("POST", "/v1/creds/register", world.registration("bob"), headers=another)
+    await world.submit(1, owner="bob", headers=another, credential_id=theirs["credential_id"])
+    page = await world.good("GET", "/v1/tasks?mine=true&open=true", headers=world.client_headers())
+    assert [task["task_id"] for task in page["tasks"]] == [there["task_id"]]
+    page = await world.good("GET", "/v1/tasks?mine=true", headers=world.client_headers())
+    assert [task["task_id"] for task in page["tasks"]] == [there["task_id"], done["task_id"]]
+    closed = await world.good("GET", f"/v1/task/{done['task_id']}/jobs?status=failed&status=closed")
+    assert closed == []
+    assert len(await world.good("GET", f"/v1/task/{done['task_id']}/jobs?status=finished")) == 1

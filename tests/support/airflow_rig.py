@@ -29,7 +29,7 @@ from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.dispatcher.tokens import Issuer, create_key
 from airpanda_demo.options import free_ports
-from airpanda_demo.processes import Service, become_subreaper, end_descendants, guarded, wait_until_ready
+from airpanda_demo.processes import Service, become_subreaper, descendants, end_descendants, guarded, wait_until_ready
 from airpanda_demo.site import fill_in, write_private
 from support.airflow_client import AirflowClient
 from support.myproxy_server import ServerProcess, start_debian
@@ -110,7 +110,10 @@ class Rig:
         """End one component and everything below it."""
         service = self.services[name]
         assert service.process is not None
-        service.process.send_signal(sign)
+        for process in descendants(service.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, sign)
+        service.process.send_signal(signal.SIGTERM)
         service.process.wait(30)
 
     def start(self, *names: str) -> None:

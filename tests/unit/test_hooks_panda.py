@@ -22,6 +22,7 @@ from airpanda.core.errors import (
 )
 from airpanda.hooks import calls
 from airpanda.hooks import panda as panda_module
+from airpanda.hooks.address import Address
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import BatchIntent
 
@@ -123,3 +124,24 @@ def test_an_incomplete_connection_is_named(monkeypatch: pytest.MonkeyPatch, lack
     connect(monkeypatch, **lacking)
     with pytest.raises(ConfigurationError, match="'panda_default' needs"):
         PandaHook().send(calls.progress(7))
+
+
+def test_a_token_that_was_changed_in_the_connection_is_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(problem(401), Answer(200, PROGRESS)) as stub:
+        connect(monkeypatch, port=stub.port, password="old")
+        hook = PandaHook()
+        monkeypatch.setattr(hook, "_address", Address.of("c", PandaHook.get_connection("c")))
+        connect(monkeypatch, port=stub.port, password="new")
+        assert hook.send(calls.progress(7)).total == 3
+    assert [seen.authorization for seen in stub.seen] == ["Bearer old", "Bearer new"]
+
+
+def test_a_process_has_one_client_for_one_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, port=7)
+    one, two = (Address.of("c", PandaHook.get_connection("c")) for _ in range(2))
+    connect(monkeypatch, port=7, password="another")
+    three = Address.of("c", PandaHook.get_connection("c"))
+    connect(monkeypatch, port=8)
+    four = Address.of("c", PandaHook.get_connection("c"))
+    assert one.client() is two.client() is three.client()
+    assert four.client() is not one.client()

@@ -11,6 +11,7 @@ from support.airflow_connection import connect
 from support.http_stub import Answer, http_stub
 
 from airpanda.core.errors import ServiceError
+from airpanda.hooks.panda import PandaHook
 from airpanda.triggers.panda_task import PandaTaskTrigger
 
 TI = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 2, "ti_id": "u"}
@@ -18,7 +19,10 @@ TI = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number
 
 def progress(done: bool) -> Answer:
     counts = {"finished": 2} if done else {"finished": 1, "running": 1}
-    return Answer(200, json.dumps({"task_id": 7, "counts": counts, "total": 2, "done": done}).encode())
+    return Answer(200, json.dumps([{"task_id": 7, "counts": counts, "total": 2, "done": done}]).encode())
+
+
+KILLED = Answer(200, json.dumps({"task_id": 7, "counts": {"cancelled": 2}, "total": 2, "done": True}).encode())
 
 
 def refusal(status: int) -> Answer:
@@ -55,7 +59,7 @@ async def test_the_pause_grows_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -
         pauses.append(seconds)
         await real_sleep(0)
 
-    monkeypatch.setattr("airpanda.triggers.panda_task.asyncio.sleep", note)
+    monkeypatch.setattr("airpanda.hooks.board.asyncio.sleep", note)
     with http_stub(*[refusal(503)] * 14, progress(False), progress(True)) as stub:
         connect(monkeypatch, port=stub.port)
         await events(trigger())
@@ -73,8 +77,56 @@ async def test_a_refusal_ends_the_wait_with_its_reason(monkeypatch: pytest.Monke
     assert "because" in event["note"]
 
 
+async def test_a_panda_task_that_is_gone_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(Answer(200, b"[]")) as stub:
+        connect(monkeypatch, port=stub.port)
+        (event,) = await events(trigger())
+    assert (event["done"], event["note"]) == (False, "there is no panda task 7 for this client any more")
+
+
+async def test_all_who_wait_ask_in_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(done: bool) -> Answer:
+        counts = {"finished": 1} if done else {"running": 1}
+        views = [{"task_id": n, "counts": counts, "total": 1, "done": done} for n in range(300)]
+        return Answer(200, json.dumps(views).encode())
+
+    with http_stub(of(False), of(False), of(True)) as stub:
+        connect(monkeypatch, port=stub.port)
+        given: dict[str, Any] = {"ti": TI, "poll_s": 0.5, "panda_conn_id": "panda_default"}
+        waiting = [PandaTaskTrigger(panda_task_id=n, **given) for n in range(300)]
+        ended = await asyncio.gather(*map(events, waiting))
+    assert [event["panda_task_id"] for (event,) in ended] == list(range(300))
+    asked = [json.loads(seen.body)["task_ids"] for seen in stub.seen]
+    assert len(asked) <= 4, "one question for each turn, the first one perhaps for those who came first"
+
+
+async def test_a_token_that_was_changed_in_the_connection_is_used_without_a_restart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with http_stub(progress(False), refusal(401), progress(True)) as stub:
+        connect(monkeypatch, port=stub.port, password="old")
+        waiting = asyncio.create_task(events(trigger()))
+        while not stub.seen:
+            await asyncio.sleep(0.005)
+        connect(monkeypatch, port=stub.port, password="new")
+        (event,) = await waiting
+    assert event["done"]
+    assert [seen.authorization for seen in stub.seen] == ["Bearer old", "Bearer old", "Bearer new"]
+
+
+async def test_a_connection_that_cannot_be_read_ends_the_wait_instead_of_hanging(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def gone(_cls: type[PandaHook], _conn_id: str) -> Any:
+        raise LookupError("there is no such Connection")
+
+    monkeypatch.setattr(PandaHook, "aget_connection", classmethod(gone))
+    with pytest.raises(LookupError):
+        await asyncio.wait_for(events(trigger()), 5)
+
+
 async def test_a_kill_names_the_try_it_acts_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with http_stub(progress(True)) as stub:
+    with http_stub(KILLED) as stub:
         connect(monkeypatch, port=stub.port)
         await trigger().on_kill()
     assert (stub.seen[0].method, stub.seen[0].path) == ("POST", "/v1/task/7/kill")

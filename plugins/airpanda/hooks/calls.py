@@ -41,6 +41,7 @@ _SUBMISSION = TypeAdapter(m.SubmissionReply)
 _TASKS = TypeAdapter(m.TaskPage)
 _WHY = TypeAdapter(m.WaitingView)
 _PROGRESS = TypeAdapter(m.TaskProgress)
+_PROGRESSES = TypeAdapter(list[m.TaskProgress])
 _JOBS = TypeAdapter(list[m.JobView])
 _JOB = TypeAdapter(m.JobView)
 _INTENDED = TypeAdapter(m.IntendedBatch)
@@ -111,6 +112,11 @@ def jobs(
     """Jobs of a panda task, all or those of these states."""
     wanted = [status.value for status in statuses]
     return Call("GET", f"/v1/task/{task_id}/jobs", _JOBS, params={"limit": limit, "offset": offset, "status": wanted})
+
+
+def progress_of(task_ids: Iterable[int]) -> Call[list[m.TaskProgress]]:
+    """Of several panda tasks at once; those that do not exist for the caller are left out."""
+    return Call("POST", "/v1/tasks/progress", _PROGRESSES, m.TaskNumbers(task_ids=list(task_ids)))
 
 
 def my_open_tasks(before: int | None = None) -> Call[m.TaskPage]:

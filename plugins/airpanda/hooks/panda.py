@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from airpanda.core.errors import (
     AirpandaError,
-    ConfigurationError,
     ConflictError,
     CredentialError,
     NotAuthorisedError,
@@ -23,15 +22,14 @@ from airpanda.core.errors import (
     RequestError,
     ServiceError,
 )
-from airpanda.core.secret import Secret
+from airpanda.hooks.address import Address
 from airpanda.hooks.calls import Call
-from airpanda.hooks.trust import trust
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.5
-_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
 class PandaHook(BaseHook):
@@ -39,7 +37,8 @@ class PandaHook(BaseHook):
 
     The Connection (type HTTP) has host, port, schema (``http`` or ``https``), the client token as its password, and
     may have ``{"base_path": "/panda", "ca_file": "/path"}`` as extra. The environment (proxies, CA bundles)
-    does not change where requests go or whom they trust.
+    does not change where requests go or whom they trust. A token that is refused is read again from the Connection:
+    tokens are changed there, and nowhere else.
     """
 
     conn_name_attr = "panda_conn_id"
@@ -50,22 +49,20 @@ class PandaHook(BaseHook):
     def __init__(self, panda_conn_id: str = default_conn_name) -> None:
         super().__init__()
         self.panda_conn_id = panda_conn_id
-        self._client: httpx.Client | None = None
+        self._address: Address | None = None
 
     def send(self, call: Call[R]) -> R:
         """Send a call and return its typed answer; transient failures of repeatable calls are tried again.
 
         Raises:
             RequestError, NotFoundError, ConflictError: the dispatcher refuses the request; do not repeat it.
+            CredentialError: the owner's credential cannot serve.
             NotAuthorisedError: the token is missing, expired, revoked or too narrow.
             ServiceError: the dispatcher cannot be reached or does not answer in time.
         """
-        if self._client is None:
-            self._client = httpx.Client(**self._arguments(self.get_connection(self.panda_conn_id)))
         for pause_s in _pauses(call):
             try:
-                with _translated(self.panda_conn_id):
-                    return _read(call, self._client.request(**_request(call)))
+                return self._with_token(lambda address: _ask(call, address, self.panda_conn_id))
             except ServiceError as error:
                 if pause_s is None or not error.transient:
                     raise
@@ -74,58 +71,58 @@ class PandaHook(BaseHook):
         raise AssertionError("unreachable: the last pause is None")
 
     def close(self) -> None:
-        """Let go of the connection; a later call opens it again."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        """Let go of the connections; a later call opens them again."""
+        if self._address is not None:
+            self._address.close()
+            self._address = None
 
-    async def asend(self, call: Call[R], client: httpx.AsyncClient) -> R:
-        """The same for triggers, with the client of :meth:`aclient`; one try, the trigger's own loop repeats."""
-        with _translated(self.panda_conn_id):
-            return _read(call, await client.request(**_request(call)))
+    async def aaddress(self) -> Address:
+        """For triggers: what the Connection says now."""
+        return Address.of(self.panda_conn_id, await self.aget_connection(self.panda_conn_id))
 
-    async def aclient(self) -> httpx.AsyncClient:
-        """A fresh asynchronous client; the caller closes it (``async with``)."""
-        connection = await self.aget_connection(self.panda_conn_id)
-        # Making a TLS context reads files; the triggerer's loop must not wait for them.
-        return await asyncio.to_thread(lambda: httpx.AsyncClient(**self._arguments(connection)))
+    async def asend(self, call: Call[R]) -> R:
+        """The same for triggers, one try, with a client of its own; for what is frequent see ``hooks.board``."""
+        address = await self.aaddress()
+        async with await asyncio.to_thread(address.async_client) as client:
+            return await aask(call, client, address, self.panda_conn_id)
 
     def get_text(self, path: str) -> str:
-        """A text body, such as a payload's log; bounded by the dispatcher.
-
-        Raises:
-            as :meth:`send`
-        """
-        return self._get(path).text
+        """A text body, such as a payload's log; bounded by the dispatcher. Raises as :meth:`send`."""
+        return self._with_token(lambda address: self._get(path, address)).text
 
     def get_bytes(self, path: str) -> bytes:
         """A stored file's content. Raises as :meth:`send`."""
-        return self._get(path).content
+        return self._with_token(lambda address: self._get(path, address)).content
 
-    def _get(self, path: str) -> httpx.Response:
-        if self._client is None:
-            self._client = httpx.Client(**self._arguments(self.get_connection(self.panda_conn_id)))
+    def _get(self, path: str, address: Address) -> httpx.Response:
         with _translated(self.panda_conn_id):
-            response = self._client.get(path.lstrip("/"))
+            response = address.client().get(path.lstrip("/"), headers=address.headers)
             _raise_for_problem(response)
             return response
 
-    def _arguments(self, connection: Any) -> dict[str, Any]:
-        extra = connection.extra_dejson
-        if not connection.host or not connection.password:
-            raise ConfigurationError(
-                f"Connection {self.panda_conn_id!r} needs a host and, as its password, a dispatcher client token"
-            )
-        token: Secret[str] = Secret(connection.password)
-        where = f"{connection.schema or 'https'}://{connection.host}:{connection.port or 443}"
-        return {
-            "base_url": f"{where}{extra.get('base_path', '')}/",
-            "headers": {"Authorization": f"Bearer {token.reveal()}", "Accept": "application/json"},
-            "timeout": _TIMEOUT,
-            "trust_env": False,
-            "follow_redirects": False,
-            "verify": trust(extra.get("ca_file")),
-        }
+    def _with_token(self, ask: Callable[[Address], T]) -> T:
+        """With the token known, and with the Connection's present one if that one is refused."""
+        if self._address is None:
+            self._address = Address.of(self.panda_conn_id, self.get_connection(self.panda_conn_id))
+        try:
+            return ask(self._address)
+        except NotAuthorisedError as error:
+            now = Address.of(self.panda_conn_id, self.get_connection(self.panda_conn_id))
+            if error.authenticated or now == self._address:
+                raise
+            self._address = now
+            return ask(now)
+
+
+def _ask(call: Call[R], address: Address, conn_id: str) -> R:
+    with _translated(conn_id):
+        return _read(call, address.client().request(**_request(call, address)))
+
+
+async def aask(call: Call[R], client: httpx.AsyncClient, address: Address, conn_id: str) -> R:
+    """The answer to one call, one try. Raises as :meth:`PandaHook.send`."""
+    with _translated(conn_id):
+        return _read(call, await client.request(**_request(call, address)))
 
 
 def send_once(call: Call[R], client: httpx.Client, conn_id: str) -> R:
@@ -142,14 +139,15 @@ def _pauses(call: Call[Any]) -> Iterator[float | None]:
     yield None
 
 
-def _request(call: Call[Any]) -> dict[str, Any]:
+def _request(call: Call[Any], address: Address | None = None) -> dict[str, Any]:
     content = call.content()
+    json_type = {"Content-Type": "application/json"} if content is not None else {}
     return {
         "method": call.method,
         "url": call.path.lstrip("/"),
         "content": content,
         "params": dict(call.params) or None,
-        "headers": {"Content-Type": "application/json"} if content is not None else {},
+        "headers": json_type | (address.headers if address else {}),
     }
 
 

@@ -81,6 +81,13 @@ class JobReader:
         async with self._database.connection() as connection:
             return await progress_of(connection, await self._task(connection, task_id, owners))
 
+    async def progress_of(self, task_ids: Collection[int], *, owners: Collection[str] | None) -> list[TaskProgress]:
+        """The same of several, in one snapshot; those that do not exist for this caller are left out."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(sql.TASKS_OF, list(task_ids), _listed(owners))
+            counts = await _counts(connection, [row["task_id"] for row in rows])
+        return [_progress(row["task_id"], row["n_jobs"], counts[row["task_id"]]) for row in rows]
+
     async def demand_task(self, task_id: int, *, owners: Collection[str] | None) -> None:
         """Raises as ``jobs``."""
         async with self._database.connection() as connection:
@@ -166,10 +173,20 @@ def _listed(names: Collection[str] | None) -> list[str] | None:
 
 
 async def _task_views(connection: Any, tasks: Sequence[Any]) -> list[TaskView]:
-    counts: dict[int, dict[JobStatus, int]] = defaultdict(dict)
-    for row in await connection.fetch(counts_sql.COUNTS_OF, [task["task_id"] for task in tasks]):
-        counts[row["task_id"]][JobStatus(row["status"])] = row["n"]
+    counts = await _counts(connection, [task["task_id"] for task in tasks])
     return [_task_view(task, counts[task["task_id"]]) for task in tasks]
+
+
+async def _counts(connection: Any, task_ids: list[int]) -> dict[int, dict[JobStatus, int]]:
+    counts: dict[int, dict[JobStatus, int]] = defaultdict(dict)
+    for row in await connection.fetch(counts_sql.COUNTS_OF, task_ids):
+        counts[row["task_id"]][JobStatus(row["status"])] = row["n"]
+    return counts
+
+
+def _progress(task_id: int, total: int, counts: dict[JobStatus, int]) -> TaskProgress:
+    finals = sum(n for status, n in counts.items() if status.is_final)
+    return TaskProgress(task_id=task_id, counts=counts, total=total, done=finals == total)
 
 
 def _task_view(task: Any, counts: dict[JobStatus, int]) -> TaskView:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,17 +9,17 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airpanda.core.errors import AirpandaError, ServiceError
 from airpanda.hooks import calls
+from airpanda.hooks.board import board_of
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import KillRequest, TaskInstanceKey, TaskProgress
 
-_SLOWEST_POLL_S = 60.0
-
 
 class PandaTaskTrigger(BaseTrigger):
-    """Polls one panda task's counts and fires once, when it is done or can no longer be asked for.
+    """Waits for one panda task's counts and fires once, when it is done or can no longer be asked for.
 
     The event is ``{"panda_task_id": n, "done": bool, "note": sentence}``. The dispatcher's absence is waited out with
-    a growing pause; a refusal (unknown task, revoked token) ends the wait with the reason.
+    a growing pause; a refusal (unknown task, revoked token) ends the wait with the reason. All triggers of a process
+    ask together, in one request.
 
     Args:
         panda_task_id: the panda task.
@@ -58,35 +57,28 @@ class PandaTaskTrigger(BaseTrigger):
             yield TriggerEvent({"panda_task_id": self.panda_task_id, "done": progress.done, "note": progress.note})
 
     async def _wait(self) -> TaskProgress:
-        hook = PandaHook(self.panda_conn_id)
-        pause_s = self.poll_s
         last: TaskProgress | None = None
-        async with await hook.aclient() as client:
+        async with board_of(self.panda_conn_id) as board:
             while True:
                 try:
-                    progress = await hook.asend(calls.progress(self.panda_task_id), client)
+                    progress = await board.progress(self.panda_task_id, poll_s=self.poll_s)
                 except ServiceError as error:
                     if not error.transient:
                         raise
-                    pause_s = min(pause_s * 2, _SLOWEST_POLL_S)
-                    self.log.warning("%s Asking again in %.0f s.", error, pause_s)
-                else:
-                    pause_s = self.poll_s
-                    if progress != last:
-                        self.log.info("panda_task=%d %s", self.panda_task_id, describe(progress))
-                        last = progress
-                    if progress.done:
-                        return progress
-                await asyncio.sleep(pause_s)
+                    self.log.warning("%s Asking again in %.0f s.", error, board.pause_s)
+                    continue
+                if progress != last:
+                    self.log.info("panda_task=%d %s", self.panda_task_id, describe(progress))
+                    last = progress
+                if progress.done:
+                    return progress
 
     async def on_kill(self) -> None:
         """A user cleared or marked the waiting task: cancel what this try still owns, and nothing else."""
-        hook = PandaHook(self.panda_conn_id)
         request = KillRequest(
             reason="the waiting Airflow task was cleared or marked", ti=TaskInstanceKey.model_validate(self.ti)
         )
-        async with await hook.aclient() as client:
-            progress = await hook.asend(calls.kill(self.panda_task_id, request), client)
+        progress = await PandaHook(self.panda_conn_id).asend(calls.kill(self.panda_task_id, request))
         self.log.info("panda_task=%d after the kill: %s", self.panda_task_id, describe(progress))
 
 

@@ -91,3 +91,9 @@ SELECT f.panda_id, f.lfn, f.size, f.sha256, f.blob, f.url FROM panda_attempt a
 LEFT JOIN panda_file f ON f.panda_id = a.panda_id AND f.attempt_nr = a.attempt_nr AND f.lfn = 'pilot-log.tgz'
 WHERE a.panda_id = $1 ORDER BY a.attempt_nr DESC LIMIT 1
 """
+
+TASKS_OF = """
+SELECT task_id, n_jobs FROM panda_task
+WHERE task_id = ANY ($1::bigint[]) AND ($2::text[] IS NULL OR owner = ANY ($2))
+ORDER BY task_id
+"""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller
 from airpanda.dispatcher.routes import MAX_ID, Id, JobIds
 from airpanda.dispatcher.tokens import ClientIdentity
-from airpanda.messages import JobPage, JobStatus, JobStatusView, Name, TaskPage, TaskView
+from airpanda.messages import JobPage, JobStatus, JobStatusView, Name, TaskNumbers, TaskPage, TaskProgress, TaskView
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)])
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -60,6 +60,12 @@ async def tasks(
         submitted_by=f"client:{client.name}" if mine else None,
         only_open=open,
     )
+
+
+@router.post("/tasks/progress")
+async def progress_of(wanted: TaskNumbers, client: TheClient, services: TheServices) -> list[TaskProgress]:
+    """Jobs by state of several panda tasks; those that do not exist for the caller are left out."""
+    return await services.reader.progress_of(wanted.task_ids, owners=client.owners)
 
 
 @router.get("/task/{task_id}")
