@@ -189,7 +189,7 @@ class PandaTaskOperator(BaseOperator):
             )
             self.log.warning("%s", said)
         jobs = _jobs(hook, task_id, progress.total if progress.total <= MAX_OUTPUTS_IN_XCOM else _SHOWN)
-        self._show(hook, jobs[:_SHOWN], jobs[:1])
+        self._show(jobs[:_SHOWN], jobs[:1], {job.panda_id: self._log_of(hook, job) for job in jobs[:1]})
         return self.result(progress, jobs, failed)
 
     def result(self, progress: TaskProgress, jobs: Sequence[JobView], failed: Sequence[JobView]) -> dict[str, Any]:
@@ -284,25 +284,32 @@ class PandaTaskOperator(BaseOperator):
         failure = outcome.PandaJobsFailed("", faults)
         pause = will_retry(context, self, failure)
         next_step = outcome.remedy(faults) if pause is None else f"Airflow tries again by itself in {_words(pause)}."
-        said = outcome.paragraph(failed, counts=progress.counts, rule=str(rule), next_step=next_step)
-        self.log.error("%s", said)
         worst = [outcome.most_telling(failed)] if failed else []
+        logs = {job.panda_id: self._log_of(hook, job) for job in worst}
+        says = " ".join(filter(None, map(self.payload_says, logs.values())))
+        said = outcome.paragraph(failed, counts=progress.counts, rule=str(rule), says=says, next_step=next_step)
+        self.log.error("%s", said)
         for job in worst:
             context["ti"].xcom_push(key="panda_job_id", value=job.panda_id)
-        self._show(hook, failed[:_SHOWN], worst)
+        self._show(failed[:_SHOWN], worst, logs)
         raise outcome.PandaJobsFailed(said, faults)
 
-    def _show(self, hook: PandaHook, jobs: Sequence[JobView], logs: Sequence[JobView]) -> None:
+    def payload_says(self, log: str) -> str:
+        """A sentence from the log of a failed payload for the first paragraph; empty where nobody can tell."""
+        return ""
+
+    def _log_of(self, hook: PandaHook, job: JobView) -> str:
+        try:
+            return hook.get_text(f"/v1/job/{job.panda_id}/log")
+        except AirpandaError as error:
+            return f"(the payload's log is not there: {error})"
+
+    def _show(self, jobs: Sequence[JobView], chosen: Sequence[JobView], logs: Mapping[int, str]) -> None:
         for job in jobs:
             self.log.info("%s", outcome.summary(job))
-        for job in logs:
+        for job in chosen:
             self.log.info("---- log of PandaID %d (%s)", job.panda_id, job.job_name)
-            try:
-                text = hook.get_text(f"/v1/job/{job.panda_id}/log")
-            except AirpandaError as error:
-                self.log.warning("the payload's log is not there: %s", error)
-                continue
-            for line in text.splitlines()[-_LOG_LINES:]:
+            for line in logs[job.panda_id].splitlines()[-_LOG_LINES:]:
                 self.log.info("%s", line)
             if any(file.lfn == PILOT_LOG for file in job.logs):
                 self.log.info("---- what the pilot saw and did: /panda/v1/job/%d/pilot_log", job.panda_id)

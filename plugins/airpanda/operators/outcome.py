@@ -112,8 +112,14 @@ def most_telling(jobs: Sequence[JobView]) -> JobView:
     return next(job for job in jobs if fault_of(job) == fault)
 
 
-def paragraph(failed: Sequence[JobView], *, counts: Mapping[JobStatus, int], rule: str, next_step: str) -> str:
-    """What failed, whose fault it is, what happens now, where to look: what a person reads first."""
+def paragraph(
+    failed: Sequence[JobView], *, counts: Mapping[JobStatus, int], rule: str, next_step: str, says: str = ""
+) -> str:
+    """What failed, whose fault it is, what happens now, where to look: what a person reads first.
+
+    Args:
+        says: what the payload itself has to say, a sentence.
+    """
     total, finished = sum(counts.values()), counts.get(JobStatus.FINISHED, 0)
     others = ", ".join(f"{status.value} {n}" for status, n in counts.items() if n and status != JobStatus.FINISHED)
     what = f"{total - finished} of {total} jobs did not finish ({others}); {rule}."
@@ -127,7 +133,8 @@ def paragraph(failed: Sequence[JobView], *, counts: Mapping[JobStatus, int], rul
         whose = f"At fault is, in {faults[fault]} cases, {_WHO[fault]}; others: " + (
             ", ".join(f"{name} {n}" for name, n in faults.items() if name != fault) + "."
         )
-    return f"{what} {cause(job)} {whose} {next_step or _REMEDY[fault]} {where(job)}"
+    parts = (what, cause(job), says, whose, next_step or _REMEDY[fault], where(job))
+    return " ".join(part for part in parts if part)
 
 
 def cause(job: JobView) -> str:
