@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from airflow.configuration import conf
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
+from starlette.requests import Request
+from starlette.types import Scope
 
 from airpanda.computing.queues import PandaQueue, load_queues
 from airpanda.core.errors import ConfigurationError
@@ -17,6 +21,10 @@ from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.db.pool import dsn_of
 from airpanda.dispatcher.app import create_app
+from airpanda.dispatcher.people import ShowPeople
+
+if TYPE_CHECKING:
+    from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 
 QUEUES_MAX_AGE_S = 30.0
 
@@ -30,7 +38,44 @@ def airflow_app(*, pilots: bool) -> FastAPI:
     settings = read_settings()
     keys = [Secret(key) for key in conf.get("core", "fernet_key").split(",") if key.strip()]
     queues = QueueDirectory(settings.include_dir / "queues")
-    return create_app(settings, dsn=read_dsn(), fernet_keys=keys, queues=queues.current, pilots=pilots)
+    app = create_app(settings, dsn=read_dsn(), fernet_keys=keys, queues=queues.current, pilots=pilots)
+    if not pilots:  # behind the api-server, where people have sessions
+        app.add_middleware(ShowPeople, database=app.state.services.database, people=AirflowPeople())
+    return app
+
+
+class AirflowPeople:
+    """Airflow's sessions and its auth manager."""
+
+    async def name(self, scope: Scope) -> str | None:
+        """Who is signed in, by the session cookie."""
+        user = await self._user(scope)
+        return None if user is None else user.get_name()
+
+    async def may_read_logs(self, scope: Scope, dag_id: str) -> bool:
+        """What Airflow itself asks before it shows a task's log."""
+        from airflow.api_fastapi.app import get_auth_manager
+        from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+
+        user = await self._user(scope)
+        if user is None:
+            return False
+        return await asyncio.to_thread(
+            get_auth_manager().is_authorized_dag,
+            method="GET",
+            access_entity=DagAccessEntity.TASK_LOGS,
+            details=DagDetails(id=dag_id),
+            user=user,
+        )
+
+    async def _user(self, scope: Scope) -> BaseUser | None:
+        from airflow.api_fastapi.auth.managers.base_auth_manager import COOKIE_NAME_JWT_TOKEN
+        from airflow.api_fastapi.core_api.security import resolve_user_from_token
+
+        try:
+            return await resolve_user_from_token(Request(scope).cookies.get(COOKIE_NAME_JWT_TOKEN))
+        except HTTPException:  # none, ended or forged
+            return None
 
 
 def read_dsn() -> Secret[str]:

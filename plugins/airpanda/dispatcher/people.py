@@ -1,0 +1,99 @@
+"""People signed in to Airflow may look at what stands behind the task instances whose logs they may read.
+
+Only GET, only the pages that links lead to, and only by the session cookie: a request with a bearer token is a
+client's or a pilot's and is left to their rules. Who may see which DAG is Airflow's to say; without its yes nothing is
+shown. Knows no Airflow: ``edge`` brings its auth manager.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from airpanda.core.errors import AirpandaError
+from airpanda.db.pool import Database
+from airpanda.db.sql import jobs as jobs_sql
+from airpanda.db.sql import views as views_sql
+from airpanda.dispatcher.auth import PERSON
+from airpanda.dispatcher.tokens import ClientIdentity
+
+# What a payload wrote is shown below Airflow's own address: no browser may run it there.
+_SEALED = [(b"content-security-policy", b"sandbox; default-src 'none'"), (b"cache-control", b"no-store")]
+_NUMBER = r"([1-9][0-9]{0,17})"
+_OF_TASK = re.compile(rf"/v1/task/{_NUMBER}(?:/jobs|/progress)?")
+_OF_JOB = re.compile(rf"/v1/(?:job/{_NUMBER}(?:/log|/pilot_log|/samples)?|file/{_NUMBER}/[A-Za-z0-9_][A-Za-z0-9._+-]*)")
+
+
+class People(Protocol):
+    """What the edge knows of people."""
+
+    async def name(self, scope: Scope) -> str | None:
+        """Who is signed in, by the session cookie; None for nobody."""
+
+    async def may_read_logs(self, scope: Scope, dag_id: str) -> bool:
+        """Whether this person may read the logs of a DAG's tasks."""
+
+
+class ShowPeople:
+    """Wraps the dispatcher: a request that a person may make gets an identity that sees one owner's jobs.
+
+    ``database`` gives the DAG behind a number; it is open while requests come.
+    """
+
+    def __init__(self, app: ASGIApp, *, database: Database, people: People) -> None:
+        self._app = app
+        self._database = database
+        self._people = people
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET" or _has_token(scope):
+            await self._app(scope, receive, send)
+            return
+        person = await self._person(scope)
+        if person is None:
+            await self._app(scope, receive, send)
+            return
+        await self._app({**scope, PERSON: person}, receive, _sealed(send))
+
+    async def _person(self, scope: Scope) -> ClientIdentity | None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        look_up = self._look_up(path)
+        if look_up is None or (name := await self._people.name(scope)) is None:
+            return None
+        try:
+            task = await look_up()
+        except AirpandaError:  # no database: the application says so
+            return None
+        if task is None or not await self._people.may_read_logs(scope, task["ti"]["dag_id"]):
+            return None
+        return ClientIdentity(f"person:{name}", owners=frozenset({task["owner"]}), queues=frozenset())
+
+    def _look_up(self, path: str) -> Callable[[], Awaitable[Any]] | None:
+        of_task, of_job = _OF_TASK.fullmatch(path), _OF_JOB.fullmatch(path)
+        if of_task is not None:
+            number = int(of_task[1])
+            return lambda: self._row(jobs_sql.TASK_BY_ID, number)
+        if of_job is not None:
+            number = int(of_job[1] or of_job[2])
+            return lambda: self._row(views_sql.TASK_OF_JOB, number)
+        return None
+
+    async def _row(self, statement: str, number: int) -> Any:
+        async with self._database.connection() as connection:
+            return await connection.fetchrow(statement, number)
+
+
+def _has_token(scope: Scope) -> bool:
+    return any(name.lower() == b"authorization" for name, _ in scope["headers"])
+
+
+def _sealed(send: Send) -> Send:
+    async def sealed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), *_SEALED]}
+        await send(message)
+
+    return sealed

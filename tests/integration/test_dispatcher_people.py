@@ -1,0 +1,98 @@
+"""People signed in to Airflow at the dispatcher: what they may see, and that a no of Airflow's is a no."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from support.dispatcher import World, job_database, template_database, ti, world
+from support.postgres import postgres
+
+from airpanda.dispatcher.people import ShowPeople
+
+__all__ = ["job_database", "postgres", "template_database", "world"]
+pytestmark = pytest.mark.integration
+
+
+@dataclass
+class Signed:
+    """As whom the next request comes, and which DAGs that person may read."""
+
+    who: str | None = "carol"
+    dags: frozenset[str] = frozenset({"a_dag"})
+
+    async def name(self, scope: Any) -> str | None:
+        return self.who
+
+    async def may_read_logs(self, scope: Any, dag_id: str) -> bool:
+        return dag_id in self.dags
+
+
+@pytest.fixture
+def signed() -> Signed:
+    return Signed()
+
+
+def browser(world: World, signed: Signed) -> httpx.AsyncClient:
+    app = ShowPeople(world.app, database=world.services.database, people=signed)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://airflow")
+
+
+async def test_a_person_sees_jobs_of_the_dags_whose_logs_may_be_read(world: World, signed: Signed) -> None:
+    mine = await world.submit(1)
+    other = await world.submit(1, ti=ti(dag_id="secret_dag"))
+    async with browser(world, signed) as http:
+        for number, status in ((mine["first_panda_id"], 200), (other["first_panda_id"], 401)):
+            assert (await http.get(f"/v1/job/{number}")).status_code == status
+        for number, status in ((mine["task_id"], 200), (other["task_id"], 401)):
+            for path in (f"/v1/task/{number}", f"/v1/task/{number}/jobs", f"/v1/task/{number}/progress"):
+                assert (await http.get(path)).status_code == status, path
+        shown = await http.get(f"/v1/job/{mine['first_panda_id']}")
+    assert shown.headers["content-security-policy"] == "sandbox; default-src 'none'"
+
+
+@pytest.mark.parametrize(("who", "dags"), [(None, {"a_dag"}), ("carol", set()), ("carol", {"A_DAG"})])
+async def test_without_airflows_yes_nothing_is_shown(world: World, who: str | None, dags: set[str]) -> None:
+    number = (await world.submit(1))["first_panda_id"]
+    async with browser(world, Signed(who, frozenset(dags))) as http:
+        assert (await http.get(f"/v1/job/{number}")).status_code == 401
+
+
+async def test_a_person_changes_nothing_and_lists_nothing(world: World, signed: Signed) -> None:
+    made = await world.submit(1)
+    number, task = made["first_panda_id"], made["task_id"]
+    async with browser(world, signed) as http:
+        for route in world.app.routes:
+            for method in getattr(route, "methods", None) or ():
+                path = getattr(route, "path", "")
+                path = path.replace("{panda_id}", str(number)).replace("{task_id}", str(task))
+                allowed = method in ("GET", "HEAD") and path.startswith(
+                    (f"/v1/job/{number}", f"/v1/task/{task}", "/v1/file/")
+                )
+                if allowed or "/v1/health" in path or "{" in path:
+                    continue
+                answer = await http.request(method, path, json={})
+                assert answer.status_code in (401, 405), f"{method} {path}: {answer.status_code}"
+    assert (await world.job(number))["status"] == "activated"
+
+
+async def test_a_token_is_never_helped_by_a_session(world: World, signed: Signed) -> None:
+    number = (await world.submit(1))["first_panda_id"]
+    bob = world.client_headers(owners=("bob",))
+    async with browser(world, signed) as http:
+        assert (await http.get(f"/v1/job/{number}", headers=bob)).status_code == 404
+        assert (await http.get(f"/v1/job/{number}", headers={"Authorization": ""})).status_code == 401
+
+
+async def test_what_only_looks_like_a_page_for_people_is_none(world: World, signed: Signed) -> None:
+    number = (await world.submit(1))["first_panda_id"]
+    async with browser(world, signed) as http:
+        for path in (
+            f"/v1/job/0{number}",
+            f"/v1/job/{number}/debug",
+            "/v1/job/9999999999999999999",
+            f"/x/v1/job/{number}",
+        ):
+            assert (await http.get(path)).status_code in (401, 404), path
