@@ -80,11 +80,24 @@ class PandaHook(BaseHook):
         """For triggers: what the Connection says now."""
         return Address.of(self.panda_conn_id, await self.aget_connection(self.panda_conn_id))
 
-    async def asend(self, call: Call[R]) -> R:
-        """The same for triggers, one try, with a client of its own; for what is frequent see ``hooks.board``."""
+    async def asend(self, call: Call[R], client: httpx.AsyncClient | None = None) -> R:
+        """The same for triggers, one try: with the client of :meth:`aclient`, or with one that is closed at once.
+
+        What many triggers ask again and again goes through ``airpanda.hooks.board``.
+        """
+        if client is None:
+            async with await self.aclient() as own:
+                return await self.asend(call, own)
+        with _translated(self.panda_conn_id):
+            return _read(call, await client.request(**_request(call)))
+
+    async def aclient(self) -> httpx.AsyncClient:
+        """A client of its own with the token that the Connection has now; the caller closes it (``async with``)."""
         address = await self.aaddress()
-        async with await asyncio.to_thread(address.async_client) as client:
-            return await aask(call, client, address, self.panda_conn_id)
+        # Making a TLS context reads files; the triggerer's loop must not wait for them.
+        client = await asyncio.to_thread(address.async_client)
+        client.headers.update(address.headers)
+        return client
 
     def get_text(self, path: str) -> str:
         """A text body, such as a payload's log; bounded by the dispatcher. Raises as :meth:`send`."""
