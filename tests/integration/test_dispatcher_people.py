@@ -71,7 +71,7 @@ async def test_a_person_changes_nothing_and_lists_nothing(world: World, signed: 
                 allowed = method in ("GET", "HEAD") and path.startswith(
                     (f"/v1/job/{number}", f"/v1/task/{task}", "/v1/file/")
                 )
-                if allowed or "/v1/health" in path or "{" in path:
+                if allowed or path in ("/v1/health", "/v1/ready") or "{" in path:
                     continue
                 answer = await http.request(method, path, json={})
                 assert answer.status_code in (401, 405), f"{method} {path}: {answer.status_code}"
