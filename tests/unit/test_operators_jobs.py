@@ -109,6 +109,14 @@ def test_it_submits_under_a_key_of_its_own_and_waits_without_a_slot(monkeypatch:
     assert (sent["generation"], sent["start_over"]) == (0, "changed")
 
 
+def test_what_an_earlier_try_has_ended_is_taken_without_waiting_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Answer(200, json.dumps({"task_id": 7, "first_panda_id": 11, "n_jobs": 1, "created": False}).encode())
+    done = progress(finished=1)
+    with http_stub(known, done, done, jobs(job_view()), Answer(200, b"log")) as stub:
+        connect(monkeypatch, port=stub.port)
+        assert operator().execute(Context())["finished"] == 1
+
+
 def test_a_clear_is_told_from_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Airflow raises ``max_tries`` when a person clears a task, and not when it tries again by itself."""
     with http_stub(REPLY) as stub:
@@ -189,6 +197,16 @@ def test_one_job_takes_plain_output_names_and_needs() -> None:
     (spec,) = job.specs()
     assert [(o.lfn, o.access) for o in spec.outputs] == [("a.png", "owner"), ("b", "vo")]
     assert spec.cores == 2
+
+
+def test_outputs_of_another_task_are_inputs_as_they_are_and_numbers_are_words() -> None:
+    output = {"panda_id": 7, "lfn": "a", "source": "panda:7/a", "size": 1, "sha256": "0" * 64}
+    job = PandaJobOperator(
+        task_id="t", argv=["run", 500, 1.5], inputs=[output], payload_owner="alice", panda_queue="DEMO"
+    )
+    (spec,) = job.specs()
+    assert spec.argv == ["run", "500", "1.5"]
+    assert (spec.inputs[0].source, spec.inputs[0].size) == ("panda:7/a", 1)
 
 
 def test_a_kill_cancels_only_what_this_try_owns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -15,6 +16,11 @@ from airpanda.hooks.panda import PandaHook
 from airpanda.triggers.panda_task import PandaTaskTrigger
 
 TI = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 2, "ti_id": "u"}
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airpanda.triggers.panda_task.SETTLE_S", 0.0)
 
 
 def progress(done: bool) -> Answer:
@@ -123,6 +129,18 @@ async def test_a_connection_that_cannot_be_read_ends_the_wait_instead_of_hanging
     monkeypatch.setattr(PandaHook, "aget_connection", classmethod(gone))
     with pytest.raises(LookupError):
         await asyncio.wait_for(events(trigger()), 5)
+
+
+async def test_it_never_fires_before_the_scheduler_can_have_seen_the_deferral(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("airpanda.triggers.panda_task.SETTLE_S", 0.3)
+    for answer in (progress(True), refusal(404)):
+        with http_stub(answer) as stub:
+            connect(monkeypatch, port=stub.port)
+            began = time.monotonic()
+            await events(trigger())
+            assert time.monotonic() - began >= 0.3
 
 
 async def test_a_kill_names_the_try_it_acts_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,9 +96,9 @@ class PandaFunctionOperator(DecoratedOperator, PandaTaskOperator):
         self.python = python
         self.needs = dict(needs)
 
-    def execute(self, context: Any) -> None:
+    def execute(self, context: Any) -> Any:
         """Submit and defer. Raises as ``PandaTaskOperator.execute``."""
-        PandaTaskOperator.execute(self, context)
+        return PandaTaskOperator.execute(self, context)
 
     def specs(self) -> list[JobSpec]:
         """The one job."""

@@ -112,8 +112,8 @@ class PandaTaskOperator(BaseOperator):
         self._panda_task_id: int | None = None
         self._ti: TaskInstanceKey | None = None
 
-    def execute(self, context: Any) -> None:
-        """Submit and defer.
+    def execute(self, context: Any) -> Any:
+        """Submit and defer; what an earlier try has brought to its end is taken as it is.
 
         Raises:
             AirflowFailException: the request can never succeed as it is; says what to change.
@@ -142,6 +142,8 @@ class PandaTaskOperator(BaseOperator):
         self._panda_task_id = reply.task_id
         context["ti"].xcom_push(key="panda_task_id", value=reply.task_id)
         context["ti"].xcom_push(key="panda_job_id", value=reply.first_panda_id)
+        if not reply.created and not reply.resumed and hook.send(calls.progress(reply.task_id)).done:
+            return self.execute_complete(context, {"panda_task_id": reply.task_id, "done": True, "note": ""})
         self.defer(
             trigger=PandaTaskTrigger(
                 panda_task_id=reply.task_id,
@@ -151,6 +153,7 @@ class PandaTaskOperator(BaseOperator):
             ),
             method_name="execute_complete",
         )
+        raise AssertionError("unreachable: defer raises")
 
     def specs(self) -> list[JobSpec]:
         """The jobs as validated messages. Raises ValidationError, TypeError, ValueError."""
@@ -162,7 +165,10 @@ class PandaTaskOperator(BaseOperator):
             raise TypeError(f"template must be a mapping, and is of type {type(self.template).__name__}")
         items = templates.items_of(self.count, self.over)
         templates.demand_number(len(items))
-        return [JobSpec.model_validate(job) for job in templates.expand(self.template, items)]
+        return [
+            JobSpec.model_validate({**job, "argv": templates.as_texts(job.get("argv"))})
+            for job in templates.expand(self.template, items)
+        ]
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Resume: say what became of the jobs, show a payload's log, and return the outputs.
@@ -354,8 +360,9 @@ class PandaJobOperator(PandaTaskOperator):
         outputs = [{"lfn": item} if isinstance(item, str) else item for item in self.outputs]
         job = {
             "job_name": self.task_id.replace("/", "-")[:250],
-            "argv": self.argv,
-            "inputs": self.inputs,
+            "argv": templates.as_texts(self.argv),
+            # An output of another task, as XCom has it, is an input as it is.
+            "inputs": [{key: item[key] for key in item if key != "panda_id"} for item in self.inputs],
             "outputs": outputs,
             "env": self.env,
         }

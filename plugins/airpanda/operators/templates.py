@@ -25,6 +25,13 @@ def expand(template: Mapping[str, Any], items: Sequence[Any]) -> Iterator[dict[s
         yield {key: value if key == "scripts" else _fill(value, values) for key, value in template.items()}
 
 
+def as_texts(argv: Any) -> Any:
+    """Numbers as texts: native templates make numbers of what looks like one."""
+    if not isinstance(argv, (list, tuple)):
+        return argv
+    return [str(word) if isinstance(word, (int, float)) and not isinstance(word, bool) else word for word in argv]
+
+
 def items_of(count: Any, over: Any) -> Sequence[Any]:
     """What the template is expanded over.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +14,11 @@ from airpanda.hooks import calls
 from airpanda.hooks.board import board_of
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import KillRequest, TaskInstanceKey, TaskProgress
+
+SETTLE_S = 4.0
+"""No trigger fires sooner after its start. Airflow 3.3.2 marks a task as failed that is queued again before the
+scheduler has seen the end of its first process ("finished with state success, but the task instance's state attribute
+is queued"), and on a busy machine that is seen seconds later."""
 
 
 class PandaTaskTrigger(BaseTrigger):
@@ -49,12 +56,15 @@ class PandaTaskTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event."""
+        settled_at = time.monotonic() + SETTLE_S
         try:
             progress = await self._wait()
+            said = {"done": progress.done, "note": progress.note}
         except AirpandaError as error:
-            yield TriggerEvent({"panda_task_id": self.panda_task_id, "done": False, "note": str(error)})
-        else:
-            yield TriggerEvent({"panda_task_id": self.panda_task_id, "done": progress.done, "note": progress.note})
+            said = {"done": False, "note": str(error)}
+        if (rest_s := settled_at - time.monotonic()) > 0:
+            await asyncio.sleep(rest_s)
+        yield TriggerEvent({"panda_task_id": self.panda_task_id, **said})
 
     async def _wait(self) -> TaskProgress:
         last: TaskProgress | None = None
