@@ -18,11 +18,13 @@ from airpanda.computing.elements import (
     HasOutput,
     InvalidDescriptionError,
     ListsTags,
+    Load,
     NotFoundAtCEError,
     Outcome,
     PilotJobState,
     Purgeable,
     Renewable,
+    ReportsLoad,
     Status,
     ThrottledError,
     make_element,
@@ -222,6 +224,15 @@ def test_a_thousand_pilots_are_one_job_and_one_look(rig: Rig, via: str) -> None:
     assert set(element.cancel(handles).values()) == {Outcome.ACCEPTED}
     with pytest.raises(InvalidDescriptionError, match="limit"):
         element.submit(batch("too-many", *range(1001)))
+
+
+def test_the_load_is_what_waits_and_what_runs(rig: Rig, via: str) -> None:
+    element = rig.element(SLEEP, via)
+    assert isinstance(element, ReportsLoad)
+    until(lambda: element.load() == Load(0, 0))
+    rig.element(SLEEP, via, options=["--hold"]).submit(batch(f"held-{via}", 1, 2, 3))
+    element.submit(batch(f"load-{via}", 1, 2))
+    until(lambda: element.load() == Load(3, 2))
 
 
 @over_ssh

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -164,10 +163,7 @@ class ArcElement:
 
     def load(self) -> Load:
         """The robot's pilots, of all its queues at this CE."""
-        counts = Counter(STATES.get(state, PilotJobState.UNKNOWN) for state in self._rest.jobs().values())
-        waiting = (PilotJobState.SUBMITTED, PilotJobState.QUEUED, PilotJobState.STAGING, PilotJobState.HELD)
-        running = (PilotJobState.RUNNING, PilotJobState.COMPLETING)
-        return Load(sum(counts[state] for state in waiting), sum(counts[state] for state in running))
+        return Load.of(STATES.get(state, PilotJobState.UNKNOWN) for state in self._rest.jobs().values())
 
     def close(self) -> None:
         self._rest.close()

@@ -23,6 +23,7 @@ from airpanda.computing.elements import (
     ComputingElementError,
     Handle,
     InvalidDescriptionError,
+    Load,
     NotFoundAtCEError,
     Outcome,
     PilotBatch,
@@ -162,6 +163,11 @@ class BatchElement:
         pem = credential.to_pem().reveal()
         self._call("renew", (self._queue.pilot.proxy, str(len(pem))), pem)
         return credential.not_after
+
+    def load(self) -> Load:
+        """The account's array tasks in the queue, whoever submitted them; see ``ReportsLoad``."""
+        jobs = self._dialect.parse_jobs(self._call("observe", ()).other)
+        return Load.of(job.state for job in jobs if job.index is not None)
 
     def close(self) -> None:
         self._transport.close()

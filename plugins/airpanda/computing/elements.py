@@ -6,7 +6,8 @@ Vocabulary: a *pilot job* is the CE's job that carries one pilot; its *handle* i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -59,6 +60,10 @@ _FINAL = frozenset(
         PilotJobState.LOST,
     }
 )
+
+
+_WAITING = (PilotJobState.SUBMITTED, PilotJobState.QUEUED, PilotJobState.STAGING, PilotJobState.HELD)
+_RUNNING = (PilotJobState.RUNNING, PilotJobState.COMPLETING)
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,12 @@ class Load:
     queued: int
     running: int
     free: int | None = None
+
+    @classmethod
+    def of(cls, states: Iterable[PilotJobState]) -> Load:
+        """The load that these pilot jobs are; ended and unknown ones are none."""
+        counts = Counter(states)
+        return cls(sum(counts[state] for state in _WAITING), sum(counts[state] for state in _RUNNING))
 
 
 @runtime_checkable
