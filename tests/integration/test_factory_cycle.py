@@ -6,12 +6,14 @@ The scripts register as a pilot does, by the token in ``pilot.json``, unless the
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +41,8 @@ from airpanda.computing.queues import PandaQueue, parse_queue
 from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.errors import ConflictError
 from airpanda.core.secret import Secret
-from airpanda.hooks import calls
+from airpanda.hooks import calls, submission
+from airpanda.hooks import factory as hooks_factory
 from airpanda.hooks.factory import Factory
 from airpanda.messages import BatchIntent, FactoryBegin
 from airpanda.operators import factory as operators
@@ -78,6 +81,7 @@ REGISTRATION = {
     "expires_at": to_wire(utcnow() + timedelta(hours=12)),
     "consent": {"queues": ["*"]},
 }
+TRACED = frozenset({hooks_factory.__file__, submission.__file__})
 SLEEPS = "exec sleep 300\n"
 EATEN = "echo no software here; exit 1\n"
 
@@ -348,6 +352,51 @@ def test_the_pilots_credential_is_kept_fresh_though_nothing_is_submitted(site: S
         site.cycle()
         assert place.read_bytes() == made[1].to_pem().reveal()
         assert [path.name for path in place.parent.glob(".*")] in ([], [".submit.lock"])
+
+
+def lines_until_killed(site: Site, at_line: int) -> int:
+    """Run a cycle in another process that dies at its n-th line of ours (0: never); answer the lines that it ran."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        lines = 0
+
+        def on_line(_frame: FrameType, event: str, _arg: Any) -> Any:
+            nonlocal lines
+            lines += event == "line"
+            if lines == at_line > 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return on_line
+
+        try:
+            sys.settrace(lambda frame, *_: on_line if frame.f_code.co_filename in TRACED else None)
+            site.cycle()
+            sys.settrace(None)
+            os.write(writing, str(lines).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(pid, 0)
+    with os.fdopen(reading) as answer:
+        return int(answer.read() or 0)
+
+
+@pytest.mark.timeout(900)
+def test_a_factory_killed_anywhere_in_its_cycle_leaves_as_many_pilots_as_are_needed(site: Site) -> None:
+    """One point in eight of all the lines that a cycle with a submission runs, each after a fresh start."""
+    site.jobs(3)
+    whole = lines_until_killed(site, 0)
+    assert whole > 150
+    for at_line in range(1, whole, 8):
+        site.end_all()
+        site.element.purge([Handle(path.name) for path in Path(site.queue.ce.directory).glob("ap-*")])
+        site.rig.forget()
+        assert lines_until_killed(site, at_line) == 0
+        site.rig.time_passes()
+        site.cycle()
+        assert len(site.running()) == 3, at_line
+        assert sorted(site.rig.live().values()) == sorted(site.running()), at_line
+        assert site.cycle()[-1].startswith("nothing: 3 jobs wait"), at_line
 
 
 def test_two_factories_at_once_send_no_more_than_one(site: Site) -> None:

@@ -31,6 +31,7 @@ from airpanda.messages import BatchView
 from airpanda.operators import pilots
 from airpanda.operators.pilots import PilotSubmitOperator
 from airpanda.sensors.pilots import PilotSensor
+from airpanda.triggers import pilots as triggers
 from airpanda.triggers.pilots import PilotBatchTrigger, judge
 
 QUEUE = """
@@ -249,6 +250,23 @@ async def test_the_trigger_outlasts_an_absent_dispatcher(monkeypatch: pytest.Mon
         )
         events = [event.payload async for event in trigger.run()]
     assert [(event["batch_id"], event["good"]) for event in events] == [(4, True)]
+
+
+@pytest.mark.parametrize("is_mine", [True, False])
+async def test_a_cleared_waiting_task_ends_its_pilots_unless_a_newer_try_has_them(
+    monkeypatch: pytest.MonkeyPatch, is_mine: bool
+) -> None:
+    element = Element(None)
+    monkeypatch.setattr(triggers, "element_of", lambda _queue, _wrapper: element)
+    view = batch_view("submitted", "started") if is_mine else BATCH
+    ti = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 1, "ti_id": "u"}
+    trigger = PilotBatchTrigger(batch_id=4, panda_queue="DEMO", wanted=1, ti=ti, panda_conn_id="panda_default")
+    with http_stub(factory_view(), answer(view), Answer(204)) as stub:
+        connect(monkeypatch, port=stub.port)
+        await trigger.on_kill()
+    assert json.loads(stub.seen[1].body)["ti"]["ti_id"] == "u"
+    assert element.cancelled == ([Handle("h-8"), Handle("h-9")] if is_mine else [])
+    assert element.closed is is_mine
 
 
 def test_pilots_that_never_registered_show_their_logs_and_the_task_fails(
