@@ -354,6 +354,44 @@ def test_the_pilots_credential_is_kept_fresh_though_nothing_is_submitted(site: S
         assert [path.name for path in place.parent.glob(".*")] in ([], [".submit.lock"])
 
 
+def test_a_queue_with_two_elements_uses_both_and_does_without_a_broken_one(
+    job_database: Database, tmp_path: Path, open_path: Path
+) -> None:
+    account = "nobody" if os.geteuid() == 0 else ""
+    places = {"directory": open_path / "one", "proxy": open_path / "robot.pem"}
+    second = f'[ces.second]\nkind = "local"\naccount = "{account}"\ndirectory = "{open_path / "two"}"\n'
+    queue = parse_queue(QUEUE.format(account=account, first_batch=100, **places) + second, "TEST.toml")
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text(SLEEPS)
+    with factory_rig(job_database, Pki(tmp_path / "pki"), tmp_path, queue) as rig:
+        sites = [Site(rig, queue.at(name), wrapper) for name in queue.ces]
+        broken: set[str] = set()
+
+        def element_of(one: PandaQueue, path: Path) -> ComputingElement:
+            if one.ce.directory in broken:  # type: ignore[union-attr]
+                raise CEUnavailableError("no route to it")
+            return make_element(one, path)
+
+        factory = Factory(rig.send, element_of, wrapper, "a test")
+        try:
+            sites[0].jobs(6)
+            said = factory.cycle("TEST")
+            assert [line.split(":")[0] for line in said] == ["send 3 pilots to local", "send 3 pilots to second"]
+            assert [len(site.running()) for site in sites] == [3, 3]
+            rows = rig.sql("SELECT ce, count(*) AS n FROM panda_pilot GROUP BY ce ORDER BY ce")
+            assert {row["ce"]: row["n"] for row in rows} == {"local:TEST": 3, "second": 3}
+            sites[1].end_all()
+            factory.cycle("TEST")
+            assert len(rig.live()) == 6  # ended at the second one, replaced at once
+            broken.add(str(open_path / "two"))
+            sites[0].end_all()
+            assert any("no route to it" in line for line in factory.cycle("TEST"))
+            assert len(sites[0].running()) > 0
+        finally:
+            for site in sites:
+                site.end_all()
+
+
 def lines_until_killed(site: Site, at_line: int) -> int:
     """Run a cycle in another process that dies at its n-th line of ours (0: never); answer the lines that it ran."""
     reading, writing = os.pipe()
