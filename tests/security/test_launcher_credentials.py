@@ -340,6 +340,31 @@ def test_mapped_to_what_no_payload_may_be(remap: Site, account: str) -> None:
     refused(remap.glexec_run("/usr/bin/id"), 203)
 
 
+@pytest.mark.parametrize("callers", ["pilot robot", "pilot %robot", "pilot nobody-here robot"])
+def test_mapped_to_another_caller(remap: Site, callers: str) -> None:
+    """Such a payload could read another pilot's proxies, and start anybody's payloads."""
+    remap.node.set_mapfile({remap.pki.dn("alice"): "robot"})
+    assert remap.glexec_run("/usr/bin/id", "-un").out == "robot\n"
+    before = remap.read(CONFIG)
+    set_option(remap, "callers", callers)
+    try:
+        ran = remap.glexec_run("/usr/bin/id")
+        refused(ran, 203)
+        assert "one of the launcher's callers" in ran.err
+    finally:
+        remap.node.path(CONFIG).write_text(before)
+
+
+def test_mapped_to_the_account_of_lcmaps(remap: Site) -> None:
+    """It owns the leases: a payload under it could take anybody's."""
+    remap.node.set_mapfile({remap.pki.dn("alice"): "mapper"})
+    ran = remap.glexec_run("/usr/bin/id", "-un")
+    if remap.mapping == "lcmaps":
+        refused(ran, 203)
+    else:
+        assert ran.out == "mapper\n"
+
+
 def test_banned(site: Site) -> None:
     try:
         ban(site, "alice")

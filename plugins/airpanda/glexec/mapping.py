@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -121,6 +122,9 @@ def account_of(name: str, lease: Optional[str] = None) -> Mapping:
 def check_mapping(mapping: Mapping, *, caller_uid: int, config: LauncherConfig) -> None:
     """Rule 4: whatever mapped it, a payload never gets a system account, a system group, or the caller's own.
 
+    Nor that of any caller, whose proxies it could read and as whom it could start others' payloads, nor LCMAPS' own,
+    whose leases it could change.
+
     Raises:
         NotAuthorisedError: it would.
     """
@@ -129,13 +133,31 @@ def check_mapping(mapping: Mapping, *, caller_uid: int, config: LauncherConfig) 
         raise NotAuthorisedError(f"account {account.name} has uid {account.uid}, under {config.minimum_uid}")
     if account.uid == caller_uid:
         raise NotAuthorisedError(f"account {account.name} is the caller's own")
+    groups = {f"%{name}" for name in map(_name_of_group, account.gids) if name}
+    if groups & set(config.callers) or account.uid in _uids(config.callers):
+        raise NotAuthorisedError(f"account {account.name} is one of the launcher's callers")
+    if config.mapping == "lcmaps" and account.uid in _uids([config.lcmaps_user]):
+        raise NotAuthorisedError(f"account {account.name} is the one that LCMAPS runs under")
     low = [gid for gid in account.gids if gid < config.minimum_gid]
     if low:
         raise NotAuthorisedError(f"account {account.name} is in group {_group_name(low[0])}, under the minimum gid")
 
 
-def _group_name(gid: int) -> str:
+def _uids(names: Sequence[str]) -> set[int]:
+    """Of those that are accounts of this machine."""
+    found = set()
+    for name in names:
+        with contextlib.suppress(KeyError):
+            found.add(pwd.getpwnam(name).pw_uid)
+    return found
+
+
+def _name_of_group(gid: int) -> str:
     try:
-        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+        return grp.getgrgid(gid).gr_name
     except KeyError:
-        return str(gid)
+        return ""
+
+
+def _group_name(gid: int) -> str:
+    return f"{name} ({gid})" if (name := _name_of_group(gid)) else str(gid)
