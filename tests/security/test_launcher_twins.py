@@ -70,6 +70,16 @@ def test_mkgltempdir_without_a_proxy_or_a_mapping(site: Site, env: dict[str, str
     assert not [path for path in site.node.path(Path("/home/pilot")).iterdir() if path.name.startswith("payload-")]
 
 
+def test_what_mkgltempdir_has_not_made_is_not_removed(site: Site, env: dict[str, str]) -> None:
+    """What lies beside a sandbox goes with it: here that would be the pilot's own files."""
+    place = site.directory(ALICE_UID, where=Path("/home/pilot"))
+    before = {path.name for path in site.node.path(Path("/home/pilot")).iterdir()}
+    for options in (["-r"], ["-r", "-f"]):
+        ran = site.run(str(SBIN / "mkgltempdir"), *options, str(place), env=env)
+        assert (ran.code, ran.out) == (201, ""), ran
+    assert {path.name for path in site.node.path(Path("/home/pilot")).iterdir()} == before
+
+
 def test_a_directory_is_made_used_and_removed(site: Site, env: dict[str, str]) -> None:
     ran = site.run(str(SBIN / "mkgltempdir"), "/home/pilot", env=env)
     made = Path(ran.out.strip())

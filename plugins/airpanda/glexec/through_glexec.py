@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import random
+import re
 import secrets
 import signal
 import stat
@@ -23,7 +24,7 @@ from airpanda.glexec import contract
 from airpanda.glexec.gate import Gate, exports
 from airpanda.glexec.marks import LOCKS, marked
 from airpanda.glexec.ports import LaunchRecord, PayloadOutcome, ProcessSeen, Usage
-from airpanda.glexec.proctree import command_of, descendants, ids_of, in_session, tree, usage_of
+from airpanda.glexec.proctree import began, command_of, descendants, ids_of, tree, usage_of
 from airpanda.glexec.running import Process
 from airpanda.glexec.sandboxes import PATH, SandboxTools, Tool, open_path
 from airpanda.glexec.told import read_record
@@ -47,6 +48,7 @@ _LAUNCHERS_OWN = (contract.CLIENT_ERROR, contract.INTERNAL_ERROR, contract.NOT_A
 _UNSEEN_S = 0.5
 _LOOK_S, _MAX_LOOK_S = 0.005, 0.1
 _MARK_BITS = 60
+_OUTER, _INNER_BYTES = "payload-", 8
 
 
 class GlexecSwitcher(SandboxTools):
@@ -82,9 +84,9 @@ class GlexecSwitcher(SandboxTools):
         return account
 
     def make_sandbox(self, parent: Path, proxy: Path) -> Path:
-        outer = Path(tempfile.mkdtemp(prefix="payload-", dir=parent))
+        outer = Path(tempfile.mkdtemp(prefix=_OUTER, dir=parent))
         open_path(outer)
-        inner = outer / secrets.token_hex(8)
+        inner = outer / secrets.token_hex(_INNER_BYTES)
         outer.chmod(0o733)  # the target makes its own directory; the name cannot be listed or guessed
         try:
             self._finish(self._tool(["/bin/mkdir", "-m", "0700", str(inner)], proxy, cwd=outer))
@@ -194,7 +196,7 @@ class ThroughGlexec:
         self._process = process
         self._gate = gate
         self._mark = mark
-        self._pid = 0
+        self._pid, self._began = 0, ""
         self._killed = False
         self._record = record
         self._sandbox = sandbox
@@ -264,7 +266,8 @@ class ThroughGlexec:
             ids = ids_of(pid)
             account = ids.account(_name_of(ids.uids[0])) if ids else None
             if account is not None and account.uid == self._owner:
-                self._pid, self.account, self.identity_proven = pid, account, True
+                self._pid, self._began = pid, began(pid)
+                self.account, self.identity_proven = account, True
                 return True
             if started and ids is not None:
                 self._gate.close()
@@ -353,14 +356,11 @@ class ThroughGlexec:
         return "the payload's processes are gone"
 
     def _remains(self) -> list[int]:
-        """Living processes of the payload, wherever they went."""
-        found = {self._pid} if self._pid else set()
+        """Living processes of the payload, wherever they went; a number that is somebody else's by now is none."""
+        found = {self._pid} if self._pid and began(self._pid) == self._began else set()
         if self._event("started") is None:
-            found = {
-                *marked({self._mark}, LOCKS),
-                *in_session(self._process.pid),
-                *tree(self._pid or self._process.pid),
-            }
+            roots = found if self._process.code is not None else {*found, self._process.pid}
+            found = {*marked({self._mark}, LOCKS), *(pid for root in roots for pid in tree(root))}
         return sorted(pid for pid in found if (ids := ids_of(pid)) and ids.uids[0] == self._owner)
 
     def _event(self, name: str, patience_s: float = 0, *, last: bool = False) -> Optional[dict[str, Any]]:
@@ -368,12 +368,12 @@ class ThroughGlexec:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                lines = self._record.read_text(encoding="ascii").splitlines(keepends=True)
+                lines = self._record.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             except FileNotFoundError:
                 lines = []
             for line in reversed(lines) if last else lines:
-                if line.endswith("\n") and json.loads(line)["event"] == name:
-                    event: dict[str, Any] = json.loads(line)
+                event = _read_event(line)
+                if event.get("event") == name:
                     return event
             if time.monotonic() >= deadline or not lines:
                 return None
@@ -386,6 +386,21 @@ class ThroughGlexec:
             return self._process.pid
         ids = ids_of(int(started["pid"]))
         return ids.parent if ids is not None and ids.parent > 1 else None
+
+
+def _read_event(line: str) -> dict[str, Any]:
+    """A line of a record; empty where it is none, or not yet whole."""
+    try:
+        event = json.loads(line) if line.endswith("\n") else {}
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def is_sandbox(path: Path) -> bool:
+    """Whether it has the names of one that ``make_sandbox`` has made."""
+    inner = re.fullmatch(f"[0-9a-f]{{{2 * _INNER_BYTES}}}", path.name)
+    return inner is not None and path.parent.name.startswith(_OUTER)
 
 
 def _check_other(uid: int) -> None:

@@ -14,7 +14,7 @@ from typing import Optional
 
 from airpanda.core.errors import AirpandaError, IdentitySwitchError, RequestError
 from airpanda.glexec import contract
-from airpanda.glexec.through_glexec import GlexecSwitcher
+from airpanda.glexec.through_glexec import GlexecSwitcher, is_sandbox
 from airpanda.glexec.wrapped import decode_environment, encode_environment
 
 
@@ -89,6 +89,8 @@ def _passable(text: str) -> int:
 def _remove(switcher: GlexecSwitcher, directory: Optional[Path], proxy: Path, *, force: bool) -> int:
     if directory is None or not directory.exists():
         return 0 if force else _say("there is no such directory", contract.CLIENT_ERROR)
+    if not is_sandbox(directory.resolve()):  # what lies beside a sandbox goes with it
+        return _say(f"{directory} was not made by mkgltempdir", contract.CLIENT_ERROR)
     switcher.remove(directory.resolve(), proxy)
     return 0
 
