@@ -117,6 +117,16 @@ def test_a_banned_role(remap: Site, voms_proxy: Path) -> None:
     assert remap.glexec_run("/usr/bin/id").code == 0
 
 
+def test_a_banned_role_in_the_proxy_that_the_payload_would_get(remap: Site, voms_proxy: Path) -> None:
+    """Mapped by a plain proxy of the same person; the payload would hold the role all the same."""
+    env = {"GLEXEC_SOURCE_PROXY": str(voms_proxy)}
+    assert remap.glexec_run("/usr/bin/id", env=env).code == 0
+    write(remap, BAN_FILE, '"/testvo/Role=production/*"\n')
+    ran = remap.glexec_run("/usr/bin/id", env=env)
+    assert (ran.code, ran.out) == (203, "")
+    assert remap.glexec_run("/usr/bin/id").code == 0
+
+
 # --- our own mapping ------------------------------------------------------------------------------------------------
 
 

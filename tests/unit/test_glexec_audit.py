@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -103,3 +104,22 @@ def test_the_callers_limits_are_lifted_and_given_back(kind: int, soft: int) -> N
         check=True,
     )
     assert done.stdout.split() == [str(resource.RLIM_INFINITY), "True"]
+
+
+def test_a_callers_record_has_no_second_line_behind_half_of_a_first(tmp_path: Path) -> None:
+    """Its disk is full for a moment: what comes then must not be read as part of what was cut off."""
+    path = tmp_path / "record"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        record = audit.CallerRecord(descriptor)
+        record.write({"event": "started"})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, resource.RLIM_INFINITY))
+        record.write({"event": "used", "read_bytes": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        record.write({"event": "ended", "exit_code": 0})
+        os._exit(0 if not record.is_open else 1)
+    os.close(descriptor)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert path.read_text() == '{"event":"started"}\n{"event":"'

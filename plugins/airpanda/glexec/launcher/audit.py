@@ -121,7 +121,10 @@ class CallerRecord:
     def write(self, fields: Mapping[str, Value]) -> None:
         if self._descriptor is None:
             return
+        line = json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
         try:
-            os.write(self._descriptor, json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n")
+            whole = os.write(self._descriptor, line) == len(line)
         except OSError:
-            self._descriptor = None  # the caller's disk is full: its loss; the site has its own record
+            whole = False
+        if not whole:  # the caller's disk is full: its loss; the site has its own record
+            self._descriptor = None

@@ -237,6 +237,7 @@ def _payload_proxy(request: Request, config: LauncherConfig, identity: Identity)
     source = _identifier()(read_proxy(path, contract.SOURCE_PROXY, request.caller), config, utcnow())
     if source.dn != identity.dn:
         raise client_error(f"{contract.SOURCE_PROXY} and {contract.CLIENT_CERT} belong to different people")
+    check_ban(config, source.dn, source.fqans)  # its roles are what the payload can use
     return source
 
 
@@ -345,12 +346,14 @@ class _Run:
                 numbers = self._source.read()
                 if numbers is None:
                     self._lost = self._source.gone
-                    self._control.shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(OSError):  # it has ended, and its report is on the way
+                        self._control.shutdown(socket.SHUT_WR)
                     for gone in self._source.descriptors():
                         poll.unregister(gone)
                     break
                 if numbers:
-                    self._control.send(bytes(numbers))
+                    with contextlib.suppress(OSError):
+                        self._control.send(bytes(numbers))
 
     def _end(self) -> Ended:
         _, _, usage = os.wait4(self._init, 0)
