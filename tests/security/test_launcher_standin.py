@@ -217,11 +217,14 @@ def test_a_launcher_that_becomes_the_payload(site: Site) -> None:
             """
             first = launch("/bin/sh", "-c", "exit 5")
             second = launch("/bin/sh", "-c", "kill -KILL $$")
-            third = launch("/bin/sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done")
             import time
-            time.sleep(0.5)
+            def up(n):
+                while (work / "out").read_text().count("up") < n: time.sleep(0.02)
+            third = launch("/bin/sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done")
+            up(1)
             third.kill(20)
-            fourth = launch("/bin/sh", "-c", "trap '' TERM; sleep 802 & sleep 802")
+            fourth = launch("/bin/sh", "-c", "trap '' TERM; echo up; sleep 802 & sleep 802")
+            up(2)
             fourth.kill(0.5)
             ends = [run.wait(60) for run in (first, second, third, fourth)]
             print(json.dumps([[end.exit_code, end.launcher_lost, end.account.uid] for end in ends]))
