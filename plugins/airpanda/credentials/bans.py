@@ -6,6 +6,8 @@ and has a ban list of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from airpanda.core.errors import NotFoundError
 from airpanda.credentials import audit
 from airpanda.db.pool import Database
@@ -14,10 +16,11 @@ from airpanda.messages import BanRequest, BanView
 
 
 class Bans:
-    """The list, with an audit row for each change."""
+    """The list, with an audit row for each change. ``changed`` is told of each, once it holds."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, changed: Callable[[], None] = lambda: None) -> None:
         self._database = database
+        self._changed = changed
 
     async def add(self, wanted: BanRequest, *, actor: str) -> BanView:
         """Ban; a repeat replaces the reason."""
@@ -26,6 +29,7 @@ class Bans:
             await audit.note(
                 connection, "banned", owner_dn=row["name"], actor=actor, credential_id=None, detail=wanted.reason
             )
+        self._changed()
         return BanView(**dict(row))
 
     async def lift(self, wanted: BanRequest, *, actor: str) -> BanView:
@@ -41,6 +45,7 @@ class Bans:
             await audit.note(
                 connection, "unbanned", owner_dn=row["name"], actor=actor, credential_id=None, detail=wanted.reason
             )
+        self._changed()
         return BanView(**dict(row))
 
     async def all(self) -> list[BanView]:

@@ -127,7 +127,7 @@ def make_services(
         queues=queues,
         credentials=credentials,
         consents=Consents(database),
-        bans=Bans(database),
+        bans=Bans(database, changed=boards.changed),
         jobs=JobStore(
             database,
             credentials,
