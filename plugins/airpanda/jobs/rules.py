@@ -15,6 +15,7 @@ from airpanda.messages import Blame, ErrorSource, JobError, JobStatus
 
 MAX_RETURNS = 20
 LOST_HEARTBEAT = 100  # PanDA's jobDispatcherErrorCode
+NOT_HANDED_OVER = 403  # PanDA's taskBufferErrorCode: forbidden
 _ORDER = (JobStatus.SENT, JobStatus.STARTING, JobStatus.RUNNING, JobStatus.HOLDING)
 
 
@@ -95,6 +96,15 @@ def lost_heartbeat() -> JobError:
         source=ErrorSource.DISPATCHER,
         code=LOST_HEARTBEAT,
         diag="lost heartbeat: the pilot fell silent; the job is given to another one",
+        blame=Blame.SYSTEM,
+    )
+
+
+def not_handed_over() -> JobError:
+    return JobError(
+        source=ErrorSource.TASK_BUFFER,
+        code=NOT_HANDED_OVER,
+        diag="the passphrase of the owner's credential opens with no key of this service: no pilot was given the job",
         blame=Blame.SYSTEM,
     )
 

@@ -31,6 +31,7 @@ from airpanda.jobs.rules import (
     after_report,
     after_silence,
     lost_heartbeat,
+    not_handed_over,
     summary,
     took_too_long,
 )
@@ -160,28 +161,40 @@ class JobStore:
         """At most so many jobs of the chosen lane."""
         tokens = [Secret.random() for _ in range(choice.n)]
         with self._boards.claiming(queue, choice) as positions:
-            try:
-                async with self._database.transaction() as connection:
-                    rows = await connection.fetch(
-                        sql.ACQUIRE,
-                        choice.candidate.number,
-                        *choice.start,
-                        pilot_dn,
-                        [digest(token) for token in tokens],
-                        pilot_id,
-                        self._lease,
-                        offer.node,
-                        self._credentials.key_ids,
-                        pilot_dn is None,
-                        offer.avoid_owners,
-                    )
-                    jobs = [self._acquired(row, tokens[row["nr"] - 1]) for row in rows]
-            except UnreadableCredentialError as error:  # nothing was released, no job was touched
-                await self._credentials.revoke_unreadable(error)
-                self._boards.changed()
-                return []
+            async with self._database.connection() as connection:
+                rows = await connection.fetch(
+                    sql.ACQUIRE,
+                    choice.candidate.number,
+                    *choice.start,
+                    pilot_dn,
+                    [digest(token) for token in tokens],
+                    pilot_id,
+                    self._lease,
+                    offer.node,
+                    self._credentials.key_ids,
+                    pilot_dn is None,
+                    offer.avoid_owners,
+                )
             positions += [(row["activated_xid"], row["panda_id"]) for row in rows]
+        jobs: list[AcquiredJob] = []
+        for row in rows:
+            try:
+                jobs.append(self._acquired(row, tokens[row["nr"] - 1]))
+            except UnreadableCredentialError as error:
+                await self._not_handed_over(row, error)
         return jobs
+
+    async def _not_handed_over(self, row: Any, error: UnreadableCredentialError) -> None:
+        """End an attempt that the pilot never hears of, uncharged: its credential's passphrase opens with no key.
+
+        Should this process end before, the lease runs out. The credential is out of use, and its log says so.
+        """
+        await self._credentials.revoke_unreadable(error)
+        async with self._database.transaction() as connection:
+            job = await connection.fetchrow(sql.LOCK_JOB, row["panda_id"])
+            if job is not None and (job["attempt_nr"], job["status"]) == (row["attempt_nr"], JobStatus.SENT):
+                await self._take(connection, job, not_handed_over(), "service")
+        self._boards.changed()
 
     async def update(self, report: JobReport, *, pilot_id: int) -> ReportReply:
         """Apply a report, renew the lease. A repeat changes nothing.
@@ -291,7 +304,7 @@ class JobStore:
             done = await connection.execute(sql.CLOSE_OVERDUE, says, BATCH, longest)
         return int(done.split()[-1])
 
-    async def _take(self, connection: Any, row: Any, error: JobError) -> None:
+    async def _take(self, connection: Any, row: Any, error: JobError, actor: str = "watchdog") -> None:
         """End the attempt of a pilot that has not said that it has ended."""
         decision = after_silence(_held(row), error)
         await connection.execute(
@@ -301,7 +314,7 @@ class JobStore:
             decision.attempt.value,
             [error.model_dump(mode="json")],
         )
-        await self._end(connection, row, decision, "watchdog", [error])
+        await self._end(connection, row, decision, actor, [error])
 
     async def close_without_credential(self) -> int:
         """Close waiting jobs whose credential cannot serve them any more, saying why; answer how many.
