@@ -9,9 +9,16 @@ import pytest
 from airflow.sdk import BaseHook
 from support.airflow_connection import connection
 from support.canary import Canaries
+from support.pki import Pki, pki
 
+from airpanda.computing.arc import ArcElement
 from airpanda.computing.elements import CECredentialError
-from airpanda.hooks.computing import ssh_login
+from airpanda.computing.queues import load_queue
+from airpanda.core.errors import ConfigurationError, CredentialError
+from airpanda.hooks.computing import element_of, ssh_login
+
+__all__ = ["pki"]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def login(monkeypatch: pytest.MonkeyPatch, **values: Any) -> Any:
@@ -38,3 +45,30 @@ def test_passwords_and_keys_are_secrets(monkeypatch: pytest.MonkeyPatch, canarie
 def test_the_agent_is_used_only_when_asked_for(monkeypatch: pytest.MonkeyPatch, word: object, uses: bool) -> None:
     extra = {"allow_agent": word, "key_file": "/k"}
     assert login(monkeypatch, extra_dejson=extra).use_agent is uses
+
+
+def arc_element(monkeypatch: pytest.MonkeyPatch, **extra: str) -> Any:
+    there = connection(extra_dejson=extra)
+    monkeypatch.setattr(BaseHook, "get_connection", classmethod(lambda _cls, _id: there))
+    queue = load_queue(ROOT / "include/queues/EXAMPLE_ARC.toml")
+    return element_of(queue, ROOT / "include/pilot/wrapper.sh")
+
+
+def test_an_arc_ce_is_met_as_the_robot_that_the_connection_names(monkeypatch: pytest.MonkeyPatch, pki: Pki) -> None:
+    certificate, key = map(str, pki.user("pilot"))
+    element = arc_element(monkeypatch, certificate_file=certificate, key_file=key)
+    assert isinstance(element, ArcElement)
+    assert element._rest.credential.identity == pki.dn("pilot")
+
+
+def test_a_robot_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, pki: Pki, tmp_path: Path) -> None:
+    certificate, key = pki.user("pilot")
+    shown = tmp_path / "key"
+    shown.write_bytes(key.read_bytes())
+    shown.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="'example_arc' must name"):
+        arc_element(monkeypatch)
+    with pytest.raises(CredentialError, match="none cannot be opened"):
+        arc_element(monkeypatch, proxy_file=str(tmp_path / "none"))
+    with pytest.raises(CredentialError, match="chmod 600"):
+        arc_element(monkeypatch, certificate_file=str(certificate), key_file=str(shown))

@@ -69,7 +69,7 @@ def robot_credential(conn_id: str) -> ProxyCredential:
         ConfigurationError: the Connection names none.
         CredentialError: what it names is unreadable or not protected.
     """
-    return credential_of(_connection(conn_id))
+    return credential_of(conn_id, _connection(conn_id))
 
 
 def _connection(conn_id: str) -> Any:

@@ -73,7 +73,8 @@ class MyProxyHook(BaseHook):
         """
         from airpanda.x509.proxy import create_proxy
 
-        issuer = credential_of(self.get_connection(f"owner_{owner}"))
+        conn_id = f"owner_{owner}"
+        issuer = credential_of(conn_id, self.get_connection(conn_id))
         return create_proxy(issuer, lifetime=lifetime, now=utcnow())
 
     def info(self, owner: str) -> tuple[CredentialInfo, ...]:
@@ -97,7 +98,7 @@ class MyProxyHook(BaseHook):
         )
 
 
-def credential_of(connection: Any) -> ProxyCredential:
+def credential_of(conn_id: str, connection: Any) -> ProxyCredential:
     """What a Connection's extra names: ``proxy_file``, or ``certificate_file`` and ``key_file``, of the worker.
 
     Raises:
@@ -112,5 +113,5 @@ def credential_of(connection: Any) -> ProxyCredential:
     if "certificate_file" in extra and "key_file" in extra:
         return ProxyCredential.from_files(Path(extra["certificate_file"]), Path(extra["key_file"]))
     raise ConfigurationError(
-        f"Connection {connection.conn_id!r} must name certificate_file and key_file, or proxy_file, in its extra"
+        f"Connection {conn_id!r} must name certificate_file and key_file, or proxy_file, in its extra"
     )
