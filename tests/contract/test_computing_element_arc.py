@@ -18,6 +18,7 @@ from airpanda.computing.elements import (
     Handle,
     HasOutput,
     InvalidDescriptionError,
+    ListsTags,
     NotFoundAtCEError,
     Outcome,
     PilotJobState,
@@ -93,6 +94,10 @@ def test_a_batch_runs_is_found_and_a_repeat_adopts(rig: ArcRig) -> None:
     assert set(element.find("a")) == set(rig.element(SLEEP).find("a")) == set(first.handles.values())
     until(lambda: states(element.find("a")) == {PilotJobState.RUNNING}, 60)
     assert rig.jobs("a") == 3
+    assert isinstance(element, ListsTags)
+    tagged = rig.element(SLEEP).tagged("a")
+    assert set(tagged) == {"a", "a-"}
+    assert set(tagged["a"]) == set(first.handles.values())
     with pytest.raises(InvalidDescriptionError, match="other pilots"):
         element.submit(batch("a", 30, 33))
 

@@ -165,6 +165,17 @@ class ArcElement:
         """The robot's pilots, of all its queues at this CE."""
         return Load.of(STATES.get(state, PilotJobState.UNKNOWN) for state in self._rest.jobs().values())
 
+    def tagged(self, prefix: str) -> Mapping[str, Sequence[Handle]]:
+        """The robot's jobs that have not ended, by tag; see ``ListsTags``."""
+        states = self._rest.jobs()
+        self._learn_names(states)
+        found: dict[str, list[Handle]] = {}
+        for handle, state in states.items():
+            parsed = parse_job_name(self._names.get(handle, ""))
+            if parsed is not None and parsed[0].startswith(prefix) and not _final(state):
+                found.setdefault(parsed[0], []).append(handle)
+        return found
+
     def close(self) -> None:
         self._rest.close()
 
@@ -172,6 +183,16 @@ class ArcElement:
 
     def _named(self, tag: str, states: Mapping[Handle, str]) -> dict[int, list[Handle]]:
         """The jobs of one tag by PilotID: more than one where an answer was lost while the CE still worked on it."""
+        self._learn_names(states)
+        found: dict[int, list[Handle]] = {}
+        for handle in states:
+            parsed = parse_job_name(self._names.get(handle, ""))
+            if parsed is not None and parsed[0] == tag:
+                found.setdefault(parsed[1], []).append(handle)
+        return found
+
+    def _learn_names(self, states: Mapping[Handle, str]) -> None:
+        """What the jobs are called: by the bulk answer, and by the CE's own file where that does not know yet."""
         for gone in self._names.keys() - states.keys():
             del self._names[gone]
             self._ends.pop(gone, None)
@@ -180,14 +201,9 @@ class ArcElement:
             if name := activity(item).get("Name"):
                 self._names[Handle(item.job)] = str(name)
         for handle in new:
-            if handle not in self._names:
-                self._names[handle] = jobname_of(self._rest.diagnose(handle, "local"))
-        found: dict[int, list[Handle]] = {}
-        for handle in states:
-            parsed = parse_job_name(self._names.get(handle, ""))
-            if parsed is not None and parsed[0] == tag:
-                found.setdefault(parsed[1], []).append(handle)
-        return found
+            # A job that is just being made may have neither: ask again the next time.
+            if handle not in self._names and (local := self._rest.diagnose(handle, "local")):
+                self._names[handle] = jobname_of(local)
 
     def _settled(self, batch: PilotBatch) -> tuple[dict[Handle, str], dict[int, list[Handle]]]:
         """What the CE has of a batch. Where that is a part, it may be reading the rest still: look until it stands."""
