@@ -167,16 +167,23 @@ def service_code(module: str, arguments: str) -> list[str]:
     return [sys.executable, "-B", "-I", "-c", textwrap.dedent(SERVICE.format(module=module, arguments=arguments))]
 
 
-def test_a_service_that_ends_takes_its_payloads_along_and_says_so(site: Site) -> None:
-    """A second one beside the node's own, with which the node would end."""
-    place, marker = Path("/run/airpanda/second.socket"), secrets.token_hex(6)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_service_that_ends_takes_its_payloads_along_and_says_so(site: Site, number: signal.Signals) -> None:
+    """A second one beside the node's own, with which the node would end. It waits for them where it is asked to end."""
+    marker = secrets.token_hex(6)
+    place = Path(f"/run/airpanda/{marker}.socket")
     serve = service_code("launcher.daemon", f"Path({str(INSTALLED.config)!r}), Path({str(place)!r})")
     daemon = subprocess.Popen([*site.node.root_argv(), *serve])
     wait_for(site.node.path(place).exists)
     env = {"GLEXEC_CLIENT_CERT": str(site.put_proxy()), "GLEXEC_ID": marker}
     ask = service_code("client", f"{str(place)!r}, sys.argv[1:]")
     process = site.start(*ask, "/bin/sh", "-c", f": {marker}; {STUBBORN}", env=env, stderr=subprocess.PIPE)
-    kill(chain(site, marker)["daemon"])
+    (pid,) = chain(site, marker)["daemon"]
+    os.kill(pid, number)
+    if number is signal.SIGTERM:
+        assert daemon.wait(20) == 0
+        assert not site.processes(ALICE_UID)
+        assert last_record(site, marker)["lost"] == LOST["daemon"]
     told = process.communicate(timeout=30)[1].decode()
     daemon.wait(20)
     assert process.returncode == 137

@@ -73,7 +73,9 @@ Requires=airpanda-glexec.socket
 
 [Service]
 ExecStart={launcherd}
-KillMode=control-group
+# Only the service itself is told to end: it ends the payloads, and each is on record then as lost, not as failed.
+KillMode=mixed
+TimeoutStopSec=30
 Restart=on-failure
 
 [Install]

@@ -67,6 +67,10 @@ class Admission:
         """It has ended."""
         self._runs.pop(pid, None)
 
+    def pids(self) -> list[int]:
+        """The processes that serve somebody now."""
+        return list(self._runs)
+
     def _remembered(self, peer: Ids) -> Optional[IdentitySwitchError]:
         now = time.monotonic()
         until, refused = self._answers.get(peer, (0.0, None))

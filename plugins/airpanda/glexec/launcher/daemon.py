@@ -33,6 +33,7 @@ from airpanda.glexec.launcher.sources import ClientSource, catch_signals
 
 _REQUEST_S = 10
 _RECOVERY_S = 0.1
+_ENDING_S = 20.0
 _SYSTEMD_DESCRIPTOR = 3
 
 
@@ -75,7 +76,7 @@ class _Daemon:
             if signals in ready:
                 numbers = os.read(signals, 4096)
                 if signal.SIGTERM in numbers or signal.SIGINT in numbers:
-                    return
+                    return self._end(signals)
                 self._reap()
             if self._listener.fileno() in ready:
                 try:
@@ -86,6 +87,17 @@ class _Daemon:
                     # A client that left at once, or no descriptor or process left: this request fails, others run on.
                     print(f"airpanda-launcherd: {error.strerror}", file=sys.stderr, flush=True)
                     time.sleep(_RECOVERY_S)
+
+    def _end(self, signals: int) -> None:
+        """End all payloads and wait until each is on record: who kills what is left must find nothing."""
+        self._listener.close()
+        for pid in self._admission.pids():
+            os.kill(pid, signal.SIGTERM)  # not reaped yet, so it is ours
+        deadline = time.monotonic() + _ENDING_S
+        while self._admission.pids() and time.monotonic() < deadline:
+            if select.select([signals], [], [], 1.0)[0]:
+                os.read(signals, 4096)
+            self._reap()
 
     def _accept(self, connection: socket.socket) -> None:
         peer = peer_of(connection)
