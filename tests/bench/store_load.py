@@ -22,6 +22,9 @@ from airpanda.messages import JobReport, JobSpec, JobSubmission, PilotOffer
 PILOT = "\\set pilot random(1, 100000)"
 BATCH = 100_000
 OFFER = {"node": "wn1.example.org", "cores": 1, "memory": 2000, "disk_space": 4000, "remaining_time": 7200}
+AS_ALICE: dict[str, Any] = {"account_name": "alice", "account_uid": 1000, "identity_switched": True}
+"""What a pilot says with its first "running"; without it, it would be a heartbeat."""
+
 ENV = {f"VARIABLE_{n}": "a value of some length" for n in range(8)}
 
 
@@ -43,7 +46,7 @@ class Claimer:
         """One job from its lease to its end."""
         jobs = await self.claim()
         for job in jobs:
-            for status, more in (("running", {}), ("running", {}), ("finished", {"trans_exit_code": 0})):
+            for status, more in (("running", AS_ALICE), ("running", {}), ("finished", {"trans_exit_code": 0})):
                 report = JobReport(
                     job_id=job.panda_id, attempt_nr=job.attempt_nr, token=job.token, job_status=status, **more
                 )

@@ -57,7 +57,7 @@ async def _alternate(ours: Callable[[], Awaitable[float]], theirs: Callable[[], 
 @pytest.mark.parametrize(("batch", "bar"), [(1, BAR_CLAIMS), (10, BAR_BATCHED)])
 async def test_claims(world: World, tmp_path: Path, batch: int, bar: float) -> None:
     """Jobs leased a second; both are compared with pgbench's single claims."""
-    await load.fill(world, 400_000)
+    await load.fill(world, 200_000)
     claimers = await load.claimers(world, CLIENTS)
     pgbench_claim = await load.claim_statement(world)
 
@@ -69,7 +69,7 @@ async def test_claims(world: World, tmp_path: Path, batch: int, bar: float) -> N
     ours, limit = await _alternate(lambda: load.rate(claimers, SECONDS, batch=batch), theirs)
     record(
         f"store, claims of {batch}", ours, "jobs/s", against={"pgbench, single": round(limit), "bar": bar},
-        ratio=ours / limit, conditions=f"{CLIENTS} clients, one process, 400 000 jobs at first, durable",
+        ratio=ours / limit, conditions=f"{CLIENTS} clients, one process, 200 000 jobs at first, durable",
     )  # fmt: skip
 
 

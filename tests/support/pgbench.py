@@ -87,8 +87,8 @@ def _script(statements: Sequence[Statement]) -> tuple[str, dict[str, str]]:
 
         def name(match: re.Match[str], nr: int = nr, values: Sequence[Any] = statement.values) -> str:
             value = values[int(match[1]) - 1]
-            if value is None:
-                return "NULL"
+            if value is None or value == "":
+                return "NULL" if value is None else "''"  # pgbench has no variable for either
             if isinstance(value, str) and value.startswith(":"):
                 return value
             variables[f"v{nr}_{match[1]}"] = _text(value)
