@@ -1,0 +1,71 @@
+"""Waiting for others' jobs: not yet, done, and what will never be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from support.airflow_connection import connect
+from support.http_stub import Answer, http_stub
+
+from airpanda.core.errors import NotFoundError
+from airpanda.sensors.jobs import PandaJobSensor, PandaTaskSensor
+
+
+def progress(**counts: int) -> Answer:
+    done = not counts.get("running")
+    body = {"task_id": 7, "counts": counts, "total": sum(counts.values()), "done": done}
+    return Answer(200, json.dumps(body).encode())
+
+
+def job(status: str) -> Answer:
+    output = {"lfn": "o", "source": "panda:11/o", "size": 1, "sha256": "0" * 64, "access": "owner"}
+    body = {
+        "panda_id": 11, "task_id": 7, "job_name": "j", "owner": "alice", "owner_dn": "/CN=Alice", "queue": "DEMO",
+        "status": status, "attempt_nr": 1, "max_attempt": 3, "ti": {"dag_id": "d", "run_id": "r", "task_id": "t"},
+        "outputs": [output], "attempts": [], "reason": "stopped by its owner",
+    }  # fmt: skip
+    return Answer(200, json.dumps(body).encode())
+
+
+def poke(monkeypatch: pytest.MonkeyPatch, answer: Answer, sensor: Any) -> Any:
+    with http_stub(answer) as stub:
+        connect(monkeypatch, port=stub.port)
+        return sensor.poke({})
+
+
+@pytest.mark.parametrize(
+    ("answer", "at_least", "done", "value"),
+    [
+        (progress(finished=1, running=1), None, False, None),
+        (progress(finished=2), None, True, {"finished": 2}),
+        (progress(finished=1, failed=1), "1", True, {"finished": 1, "failed": 1}),
+    ],
+)
+def test_a_panda_task(monkeypatch: pytest.MonkeyPatch, answer: Answer, at_least: Any, done: bool, value: Any) -> None:
+    found = poke(monkeypatch, answer, PandaTaskSensor(task_id="t", panda_task_id="7", at_least=at_least))
+    assert (bool(found.is_done), found.xcom_value) == (done, value)
+
+
+def test_a_panda_task_that_ended_badly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AirflowFailException, match="ended with 1 finished jobs of 2 that must"):
+        poke(monkeypatch, progress(finished=1, failed=1), PandaTaskSensor(task_id="t", panda_task_id=7))
+
+
+def test_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not poke(monkeypatch, job("running"), PandaJobSensor(task_id="t", panda_id=11)).is_done
+    found = poke(monkeypatch, job("finished"), PandaJobSensor(task_id="t", panda_id=11))
+    assert found.xcom_value == [{"lfn": "o", "source": "panda:11/o", "size": 1, "sha256": "0" * 64}]
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "closed"])
+def test_a_job_that_ended_badly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    with pytest.raises(AirflowFailException, match=f"PandaID 11 is {status}: stopped by its owner"):
+        poke(monkeypatch, job(status), PandaJobSensor(task_id="t", panda_id=11))
+
+
+def test_what_does_not_exist_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotFoundError):
+        poke(monkeypatch, Answer(404, b'{"detail": "there is none"}'), PandaJobSensor(task_id="t", panda_id=11))
