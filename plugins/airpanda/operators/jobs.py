@@ -196,7 +196,9 @@ class PandaTaskOperator(BaseOperator):
             self.log.warning("%s", said)
         jobs = _jobs(hook, task_id, progress.total if progress.total <= MAX_OUTPUTS_IN_XCOM else _SHOWN)
         self._show(jobs[:_SHOWN], jobs[:1], {job.panda_id: self._log_of(hook, job) for job in jobs[:1]})
-        return self.result(progress, jobs, failed)
+        result = self.result(progress, jobs, failed)
+        context["ti"].xcom_push(key="outputs", value=result["outputs"])  # so that task.output["outputs"] names them
+        return result
 
     def result(self, progress: TaskProgress, jobs: Sequence[JobView], failed: Sequence[JobView]) -> dict[str, Any]:
         """What goes into XCom."""
