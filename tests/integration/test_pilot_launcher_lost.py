@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.dispatcher import job_database, spec, template_database
-from support.launcher import ALICE_UID, Site, allow_sudo, host_status, make_site, wait_for
+from support.launcher import ALICE_UID, Site, allow_sudo, host_status, make_site, program_of, wait_for
 from support.myproxy_server import CONFIG, start_debian
 from support.node_processes import processes_of
 from support.pilot_chain import Chain, running_chain
@@ -74,7 +74,7 @@ def front(site: Site) -> list[int]:
             line = Path(f"/proc/{name}/cmdline").read_bytes()
         except OSError:
             continue
-        if b"611" in line and (b"glexec.py" in line or line.split(b"\0")[0].endswith(b"sudo")):
+        if b"611" in line and (program_of(line) == "glexec" or line.split(b"\0")[0].endswith(b"sudo")):
             found.append(int(name))
     return found
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.launcher import ALICE_UID, Site, allow_sudo, host_pids, host_status, wait_for
+from support.launcher import ALICE_UID, Site, allow_sudo, host_pids, host_status, program_of, wait_for
 from support.launcher_mappings import MAPPINGS, mapped_site
 
 from airpanda_demo.worker_node import INSTALLED
@@ -100,7 +100,7 @@ def chain(site: Site, marker: str) -> dict[str, list[int]]:
         "launcher": [launcher],
         "daemon": [int(host_status(launcher)["PPid"])],
         "sudo": [p for p in above if command(p).split(b"\0")[0].endswith(b"sudo")],
-        "client": [p for p in above if b"glexec.py" in command(p)],
+        "client": [p for p in above if program_of(command(p)) == "glexec"],
     }
 
 
@@ -221,7 +221,7 @@ def test_a_payload_that_ends_by_itself_is_not_lost_with_its_caller(site: Site) -
     process = caller.start(caller.program, "/bin/sh", "-c", script, env=env, stdin=subprocess.DEVNULL)
     outside = site.node.path(Path(mark))
     wait_for(outside.exists)
-    clients = [p for p in host_pids() if b"glexec.py" in command(p) and marker.encode() in command(p)]
+    clients = [p for p in host_pids() if program_of(command(p)) == "glexec" and marker.encode() in command(p)]
     init = int(host_status(site.processes(ALICE_UID)[0])["PPid"])
     launcher = int(host_status(init)["PPid"])
     os.kill(launcher, signal.SIGSTOP)
