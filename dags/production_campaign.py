@@ -1,6 +1,10 @@
 """A production campaign: Z → µµ events by Pythia 8, as the production robot.
 
-stage the robot's proxy → submit the jobs and, beside them, the pilots that pull them → the files as an asset.
+evgen (one job per seed) → merge → validation picture → the merged file as an asset, which starts `analysis_zmumu`.
+
+Trigger it from its form; or give it a schedule ([airpanda] campaign_schedule), so that each period has a run of its
+own, with seeds of its own, and past periods can be backfilled from the web UI. Clearing a failed task runs again only
+the jobs that are not finished.
 """
 
 from __future__ import annotations
@@ -8,62 +12,131 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from airflow.sdk import Asset, Param, conf, dag, task
+from airflow.sdk import Asset, Metadata, Param, conf, dag, task
 
-from airpanda.operators.jobs import PandaTaskOperator
+from airpanda.operators.jobs import PandaJobOperator, PandaTaskOperator
 from airpanda.operators.pilots import PilotSubmitOperator
 from airpanda.operators.proxies import MyProxyStageOperator
 
 EVENTS = Asset("airpanda://production/zmumu")
+OWNER, QUEUE = "{{ params.owner }}", "{{ params.queue }}"
 
 
 @dag(
-    schedule=None,
+    schedule=conf.get("airpanda", "campaign_schedule", fallback="") or None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
+    max_active_runs=3,
     tags=["airpanda", "production"],
     params={
-        "queue": Param("DEMO", type="string", title="PanDA queue"),
+        "queue": Param("DEMO", type="string", title="PanDA queue", description="* for any that fits"),
         "owner": Param("robot", type="string", title="Payload owner", description="short name of a staged owner"),
+        "card": Param("zmumu", enum=["zmumu"], title="Generator card"),
         "n_jobs": Param(20, type="integer", minimum=1, maximum=10_000, title="Jobs"),
         "events_per_job": Param(500, type="integer", minimum=1, maximum=1_000_000, title="Events per job"),
-        "first_seed": Param(1, type="integer", minimum=1, maximum=800_000_000, title="Seed of the first job"),
-        "n_pilots": Param(2, type="integer", minimum=1, maximum=1000, title="Pilots to send"),
+        "first_seed": Param(
+            None,
+            type=["null", "integer"],
+            minimum=1,
+            maximum=800_000_000,
+            title="Seed of the first job",
+            description="empty: of the period, so that no two periods have the same events",
+        ),
+        "priority": Param(1000, type="integer", minimum=-10_000, maximum=10_000, title="Priority"),
+        "success": Param("all", type="string", title="Jobs that must finish", description='"all", "95%" or a number'),
+        "validate": Param(True, type="boolean", title="Merge, draw and publish"),
+        "n_pilots": Param(2, type="integer", minimum=0, maximum=1000, title="Pilots to send"),
     },
     doc_md=__doc__,
     render_template_as_native_obj=True,
 )
 def production_campaign() -> None:
     """Wire the campaign."""
-    queue = "{{ params.queue }}"
 
     @task
-    def plan(params: dict | None = None) -> list[dict]:
-        """One job per seed."""
-        script = Path(conf.get("airpanda", "include_dir"), "physics", "evgen_zmumu.py").read_text()
-        return [
-            {
-                "job_name": f"evgen-{seed}",
-                "argv": ["python3", "evgen_zmumu.py", "--events", str(params["events_per_job"])]
-                + ["--seed", str(seed), "--output", f"zmumu-{seed}.npz"],
-                "scripts": {"evgen_zmumu.py": script},
-                "outputs": [{"lfn": f"zmumu-{seed}.npz", "access": "vo"}],
-                "walltime_s": 1800,
-            }
-            for seed in range(params["first_seed"], params["first_seed"] + params["n_jobs"])
-        ]
+    def plan(params: dict | None = None, data_interval_start: datetime | None = None) -> dict:
+        """The seeds and what every job is to do."""
+        first = params["first_seed"]
+        if first is None:
+            day = data_interval_start.toordinal() - datetime(2026, 1, 1, tzinfo=UTC).toordinal()
+            first = 1 + max(day, 0) % 80_000 * 10_000
+        seeds = list(range(first, first + params["n_jobs"]))
+        return {"seeds": seeds, "scripts": {"evgen_zmumu.py": physics("evgen_zmumu.py")}}
 
-    proxy = MyProxyStageOperator(task_id="stage_proxy", payload_owner="{{ params.owner }}", lifetime=timedelta(days=1))
+    planned = plan()
+    proxy = MyProxyStageOperator(
+        task_id="stage_proxy", payload_owner=OWNER, lifetime=timedelta(days=1), scope="user", panda_queues=["*"]
+    )
     evgen = PandaTaskOperator(
         task_id="evgen",
-        jobs=plan(),
-        payload_owner="{{ params.owner }}",
+        template={
+            "job_name": "evgen-{item}",
+            "argv": ["python3", "evgen_zmumu.py", "--events", "{{ params.events_per_job }}"]
+            + ["--seed", "{item}", "--output", "zmumu-{item}.npz"],
+            "outputs": [{"lfn": "zmumu-{item}.npz", "access": "vo"}],
+            "walltime_s": 1800,
+            "priority": "{{ params.priority }}",
+        },
+        over=planned["seeds"],
+        scripts=planned["scripts"],
+        payload_owner=OWNER,
         credential=proxy.output,
-        panda_queue=queue,
-        outlets=[EVENTS],
+        panda_queue=QUEUE,
+        success="{{ params.success }}",
     )
-    pilots = PilotSubmitOperator(task_id="send_pilots", panda_queue=queue, n_pilots="{{ params.n_pilots }}")
+    pilots = PilotSubmitOperator(task_id="send_pilots", panda_queue=QUEUE, n_pilots="{{ params.n_pilots }}")
     proxy >> [evgen, pilots]
+
+    @task.short_circuit
+    def wanted(params: dict | None = None) -> bool:
+        """Whether the campaign is to be merged, drawn and published."""
+        return bool(params["validate"])
+
+    @task
+    def merging(outputs: list[dict]) -> dict:
+        """The job that merges what has finished."""
+        inputs = [{"lfn": file["lfn"], "source": file["source"]} for file in outputs]
+        names = [file["lfn"] for file in inputs]
+        return {
+            "argv": ["python3", "merge_zmumu.py", "--output", "zmumu.npz", *names],
+            "inputs": inputs,
+            "merge": {"merge_zmumu.py": physics("merge_zmumu.py")},
+            "draw": {"zmumu_peak.py": physics("zmumu_peak.py")},
+        }
+
+    job = merging(evgen.output["outputs"])
+    merge = PandaJobOperator(
+        task_id="merge",
+        argv=job["argv"],
+        scripts=job["merge"],
+        inputs=job["inputs"],
+        outputs=[{"lfn": "zmumu.npz", "access": "vo"}],
+        payload_owner=OWNER,
+        credential=proxy.output,
+        panda_queue=QUEUE,
+    )
+    picture = PandaJobOperator(
+        task_id="picture",
+        argv=["python3", "zmumu_peak.py", "zmumu.npz"],
+        scripts=job["draw"],
+        inputs=merge.output["outputs"],
+        outputs=[{"lfn": name, "access": "vo"} for name in ("zmumu.png", "result.json")],
+        payload_owner=OWNER,
+        credential=proxy.output,
+        panda_queue=QUEUE,
+    )
+
+    @task(outlets=[EVENTS])
+    def publish(merged: list[dict]) -> object:
+        """The merged file as an asset, once it has been looked at."""
+        yield Metadata(EVENTS, {"inputs": [{"lfn": file["lfn"], "source": file["source"]} for file in merged]})
+
+    evgen >> wanted() >> job >> merge >> picture >> publish(merge.output["outputs"])
+
+
+def physics(name: str) -> str:
+    """A payload's text; read when a task runs, not when the DAG is."""
+    return Path(conf.get("airpanda", "include_dir"), "physics", name).read_text()
 
 
 production_campaign()

@@ -20,6 +20,7 @@ class AirflowClient(AirflowApi):
     def __init__(self, url: str, user: str, password: Secret[str]) -> None:
         super().__init__(url, user, password)
         self.password = password
+        self._client.timeout = httpx.Timeout(90.0)  # the first requests of a fresh api-server on a busy machine
 
     @property
     def http(self) -> httpx.Client:

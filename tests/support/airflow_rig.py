@@ -41,6 +41,8 @@ __all__ = ["Rig", "airflow_rig", "postgres"]
 ROOT = Path(__file__).resolve().parents[2]
 QUEUES = ("DEMO", "OTHER")
 OWNERS = ("alice", "bob")
+# Not all of them: a pilot factory would send pilots to where there is nothing.
+SHIPPED = ("production_campaign.py", "analysis_zmumu.py", "panda_watchdog.py")
 _QUEUE = """
 [queue]
 name = "{name}"
@@ -213,7 +215,8 @@ def _make(database: Database, pki: Pki, home: Path, changes: Sequence[tuple[str,
     write_private(home / "passwords.json", json.dumps({"admin": password.reveal()}))
     (home / "dags").mkdir()
     (home / "dags" / "tests").symlink_to(ROOT / "tests" / "support" / "airflow_dags")
-    (home / "dags" / "shipped").symlink_to(ROOT / "dags")
+    for name in SHIPPED:
+        (home / "dags" / name).symlink_to(ROOT / "dags" / name)
     (home / "logs").mkdir()
     environment = {
         "PATH": os.environ["PATH"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -79,12 +79,21 @@ class StandInPilots:
         """Report the job as running."""
         self.do(self.pilot(dn, queue).good_report(job, "starting", "running"))
 
-    def finish(self, dn: str, job: dict[str, Any], queue: str = "DEMO", *, log: bytes = b"") -> None:
+    def finish(
+        self,
+        dn: str,
+        job: dict[str, Any],
+        queue: str = "DEMO",
+        *,
+        log: bytes = b"",
+        contents: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Run a job to its good end, with the outputs that it declares and this log."""
         pilot = self.pilot(dn, queue)
         self.run(dn, job, queue)
         for output in job["spec"]["outputs"]:
-            assert self.do(pilot.put(job, output["lfn"], b"made by a stand-in")).is_success
+            content = (contents or {}).get(output["lfn"], b"made by a stand-in")
+            assert self.do(pilot.put(job, output["lfn"], content)).is_success
         if log:
             assert self.do(pilot.put(job, "payload.log", log)).is_success
         self.do(pilot.good_report(job, "finished"))

@@ -95,6 +95,7 @@ class Work:
             self._wait_for_dags()
         with self._progress.phase("production"):
             parameters = {"queue": QUEUE, "owner": "robot", "n_jobs": JOBS, "events_per_job": EVENTS_PER_JOB}
+            parameters |= {"first_seed": 1, "validate": False}  # the analyses below are its validation
             campaign = self._trigger("production_campaign", "evgen", "robot", {**parameters, "n_pilots": PILOTS})
             hello = self._trigger("hello_grid", "hello", "alice", {})
             self._wait([campaign, hello])

@@ -74,6 +74,7 @@ class Settings:
     outputs and logs; ``include_dir`` the folder with ``queues/*.toml``. ``myproxy_servers`` (``host:port``):
     where credentials may lie; empty: anywhere. ``*_rate``: requests a second of one caller, 0 for no limit.
     ``state_timeouts``: how long a job may be in a state.
+    ``campaign_schedule``: of the DAG production_campaign, which reads it itself.
     """
 
     signing_key: Path
@@ -88,6 +89,7 @@ class Settings:
     client_rate: float = 200.0
     stranger_rate: float = 20.0
     state_timeouts: Mapping[str, timedelta] = field(default_factory=lambda: STATE_TIMEOUTS)
+    campaign_schedule: str = ""
 
     @classmethod
     def from_options(cls, options: Mapping[str, str], *, where: str = "[airpanda]") -> Settings:
@@ -126,4 +128,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "client_rate": _rate,
     "stranger_rate": _rate,
     "state_timeouts": _timeouts,
+    "campaign_schedule": str,
 }
