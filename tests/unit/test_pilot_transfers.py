@@ -116,11 +116,20 @@ def test_whatever_the_carrier_says_each_transfer_has_one_outcome(text: str) -> N
         {"why": "broken", "detail": "x", "retry_after_s": "soon"},
         {"lfn": ["a"]},
         {"lfn": "other"},
+        {"size": float("inf")},
     ],
 )
 def test_words_that_make_no_sense_count_as_not_said(damage: dict[str, Any]) -> None:
     said = verdict.read_outcomes(json.dumps(GOOD | damage), [transfer()], "ended")
     assert said["a"] == Outcome(o.CRASHED, "ended")
+
+
+@pytest.mark.parametrize(
+    "line", [json.dumps(GOOD).replace('"size": 3', '"size": 1e999'), "[" * 100_000, '{"a":' * 100_000]
+)
+def test_a_line_that_json_itself_chokes_on_does_not_hide_the_others(line: str) -> None:
+    said = verdict.read_outcomes(f"{line}\n{json.dumps(GOOD)}", [transfer()], "ended")
+    assert said["a"] == Outcome("", "", None, 3, "024d0127", "ab" * 32)
 
 
 def test_the_first_word_on_a_file_counts() -> None:

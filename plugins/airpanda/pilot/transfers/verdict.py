@@ -71,7 +71,7 @@ def read_outcomes(text: str, transfers: Iterable[Transfer], ended: str) -> dict[
         try:
             value = json.loads(line)
             lfn, outcome = str(value["lfn"]), _outcome(value)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
         if lfn in wanted:
             found.setdefault(lfn, outcome)
