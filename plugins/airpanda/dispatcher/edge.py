@@ -54,19 +54,8 @@ class AirflowPeople:
 
     async def may_read_logs(self, scope: Scope, dag_id: str) -> bool:
         """What Airflow itself asks before it shows a task's log."""
-        from airflow.api_fastapi.app import get_auth_manager
-        from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
-
         user = await self._user(scope)
-        if user is None:
-            return False
-        return await asyncio.to_thread(
-            get_auth_manager().is_authorized_dag,
-            method="GET",
-            access_entity=DagAccessEntity.TASK_LOGS,
-            details=DagDetails(id=dag_id),
-            user=user,
-        )
+        return user is not None and await asyncio.to_thread(_may_read_logs, user, dag_id)
 
     async def _user(self, scope: Scope) -> BaseUser | None:
         from airflow.api_fastapi.auth.managers.base_auth_manager import COOKIE_NAME_JWT_TOKEN
@@ -76,6 +65,20 @@ class AirflowPeople:
             return await resolve_user_from_token(Request(scope).cookies.get(COOKIE_NAME_JWT_TOKEN))
         except HTTPException:  # none, ended or forged
             return None
+
+
+def _may_read_logs(user: BaseUser, dag_id: str) -> bool:
+    """As ``requires_access_dag`` of Airflow's own routes: with the DAG's team. Reads Airflow's database."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+    from airflow.models.dag import DagModel
+
+    return get_auth_manager().is_authorized_dag(
+        method="GET",
+        access_entity=DagAccessEntity.TASK_LOGS,
+        details=DagDetails(id=dag_id, team_name=DagModel.get_team_name(dag_id)),
+        user=user,
+    )
 
 
 def read_dsn() -> Secret[str]:
