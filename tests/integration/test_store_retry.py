@@ -167,3 +167,17 @@ async def test_only_clients_for_all_owners_see_and_set_rules(world: World) -> No
         body = {"source": "exe", "action": "no_retry"} | wrong
         assert (await world.call("POST", "/v1/retry_rules", body)).status_code == 422
     assert (await world.call("POST", "/v1/retry_rules/999999/end")).status_code == 404
+
+
+async def test_clients_of_some_queues_set_and_end_rules_of_those_only(world: World) -> None:
+    narrow = world.client_headers(queues=("DEMO",))
+    body = {"source": "exe", "code": 7, "action": "no_retry"}
+    for queue, status in (("DEMO", 201), ("OTHER", 403), ("", 403)):
+        wanted = body | {"queue": queue}
+        added = await world.call("POST", "/v1/retry_rules", wanted, headers=narrow)
+        assert added.status_code == status, queue
+        number = (await world.good("POST", "/v1/retry_rules", wanted))["rule_id"]
+        ended = await world.call("POST", f"/v1/retry_rules/{number}/end", headers=narrow)
+        assert ended.status_code == (200 if status == 201 else 403), queue
+        listed = {each["rule_id"]: each for each in await world.good("GET", "/v1/retry_rules")}
+        assert (listed[number]["expires_at"] is None) is (status == 403), queue

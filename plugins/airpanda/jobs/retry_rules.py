@@ -21,6 +21,14 @@ class RetryRules:
         async with self._database.connection() as connection:
             return [_view(row) for row in await connection.fetch(sql.ALL)]
 
+    async def one(self, rule_id: int) -> RetryRuleView:
+        """One rule; its queue never changes.
+
+        Raises:
+            NotFoundError: there is no such rule.
+        """
+        return await self._row(sql.ONE, rule_id)
+
     async def add(self, wanted: RetryRuleSet, *, actor: str) -> RetryRuleView:
         """One more rule. A repeat adds another one like it, which changes nothing."""
         async with self._database.connection() as connection:
@@ -46,8 +54,11 @@ class RetryRules:
         Raises:
             NotFoundError: there is no such rule.
         """
+        return await self._row(sql.END, rule_id)
+
+    async def _row(self, statement: str, rule_id: int) -> RetryRuleView:
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(sql.END, rule_id)
+            row = await connection.fetchrow(statement, rule_id)
         if row is None:
             raise NotFoundError(f"there is no retry rule {rule_id}")
         return _view(row)

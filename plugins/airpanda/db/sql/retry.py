@@ -4,6 +4,8 @@ IN_FORCE = "SELECT * FROM panda_retry_rule WHERE expires_at IS NULL OR expires_a
 
 ALL = "SELECT * FROM panda_retry_rule ORDER BY rule_id LIMIT 1000"
 
+ONE = "SELECT * FROM panda_retry_rule WHERE rule_id = $1"
+
 ADD = """
 INSERT INTO panda_retry_rule (source, code, pattern, queue, action, factor, max_attempt, is_active, expires_at,
                               description, set_by)
