@@ -12,6 +12,8 @@ from support.postgres import postgres
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
 BEGIN = {"holder": "a test", "hold_s": 60}
+SITE = {"source": "pilot", "code": 1226, "diag": "the switch failed", "blame": "site"}
+USER = {"source": "exe", "code": 127, "diag": "no such program", "blame": "user"}
 
 
 async def begin(world: World) -> dict[str, Any]:
@@ -125,7 +127,7 @@ async def test_nodes_tell_short_pilots_and_failed_jobs_and_a_bad_one_gets_no_job
     (good, *bad) = await submitted(world, 4)
     await started(good)
     (job,) = await good.acquire()
-    await good.good_report(job, "starting", "running", "failed", trans_exit_code=1)
+    await good.good_report(job, "starting", "running", "failed", trans_exit_code=1, errors=[SITE])
     for pilot in bad:
         await pilot.post("update_worker_status", {"status": "benched", "node": "hole", "reason": "no switch"})
     view = await look(world)
@@ -140,6 +142,65 @@ async def test_nodes_tell_short_pilots_and_failed_jobs_and_a_bad_one_gets_no_job
     assert (await good.post("acquire_jobs", offer)).json() == {"jobs": [], "wait_s": 30.0, "command": ""}
     assert len((await good.post("acquire_jobs", offer | {"node": "other"})).json()["jobs"]) == 1
     assert set((await look(world))["bad_nodes"]) == {"wn1.example.org"}
+
+
+async def score(world: World) -> tuple[int, int]:
+    (node,) = (await look(world))["nodes"]
+    return node["jobs_done"], node["jobs_failed"]
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "counts"),
+    [
+        ("failed", [], 0),
+        ("failed", [USER], 0),
+        ("failed", [USER, SITE], 0),
+        ("failed", [SITE, USER], 1),
+        ("failed", [SITE | {"blame": "system"}], 1),
+        ("activated", [USER | {"source": "pilot"}], 0),
+        ("activated", [SITE], 1),
+    ],
+)
+async def test_a_node_answers_for_errors_of_the_site_and_the_system_only(
+    world: World, status: str, errors: list[dict[str, Any]], counts: int
+) -> None:
+    await world.submit()
+    (pilot,) = await submitted(world, 1)
+    await started(pilot)
+    (job,) = await pilot.acquire()
+    await pilot.good_report(job, "starting", status, errors=errors)
+    await pilot.good_report(job, status, errors=errors)
+    assert await score(world) == (0, counts), "a repeat counts for nothing"
+
+
+async def test_a_node_does_not_answer_for_what_a_person_stopped(world: World) -> None:
+    first = (await world.submit())["first_panda_id"]
+    (pilot,) = await submitted(world, 1)
+    await started(pilot)
+    (job,) = await pilot.acquire()
+    await pilot.good_report(job, "starting", "running")
+    await world.good("POST", f"/v1/job/{first}/kill", {"reason": "wrong input"})
+    await pilot.good_report(job, "failed", errors=[SITE])
+    assert await score(world) == (0, 0)
+
+
+async def test_a_good_end_counts_once_also_where_many_are_reported_at_once(world: World) -> None:
+    await world.submit(3)
+    (pilot,) = await submitted(world, 1)
+    await started(pilot)
+    jobs = await pilot.acquire(n_jobs=3)
+    for job in jobs:
+        await pilot.good_report(job, "starting", "running")
+    for _ in range(2):
+        await pilot.good_report(jobs[0], "finished")
+    ends = [{"job_status": "finished"}, {"job_status": "failed", "errors": [SITE]}]
+    bulk = [
+        {"job_id": job["panda_id"], "attempt_nr": 1, "token": job["token"]} | end
+        for job, end in zip(jobs[1:], ends, strict=True)
+    ]
+    for _ in range(2):
+        assert (await pilot.post("update_jobs_bulk", {"job_list": bulk})).is_success
+    assert await score(world) == (2, 1)
 
 
 async def test_open_submissions_are_told_and_those_of_a_factory_known(world: World) -> None:

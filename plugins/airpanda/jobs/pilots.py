@@ -223,11 +223,6 @@ class PilotRegistry:
             return "end"
         return "wait" if row["bad_node"] else "serve"
 
-    async def job_ended(self, pilot_id: int, *, good: bool) -> None:
-        """Count a job that this pilot has ended: what a node's score is made of."""
-        async with self._database.connection() as connection:
-            await connection.execute(sql.JOB_ENDED, pilot_id, int(good), int(not good))
-
     async def report(self, pilot_id: int, queue: str, report: WorkerReport, *, dn: str) -> bool:
         """Note a pilot's start, benching or end; answer whether it may go on. A repeat changes nothing."""
         probe = report.probe or None

@@ -84,6 +84,18 @@ def after_silence(job: Held, error: JobError) -> Ends:
     return _returned(job, summary([error]))
 
 
+def good_node(ends: Ends, errors: Sequence[JobError]) -> bool | None:
+    """What an end says of the node: good, bad, or None, nothing: the user's error, or stopped because a person asked.
+
+    The first error is the most telling one: its blame counts.
+    """
+    if ends.attempt is JobStatus.FINISHED:
+        return True
+    if ends.attempt is JobStatus.CANCELLED or not errors or errors[0].blame is Blame.USER:
+        return None
+    return False
+
+
 def took_too_long(status: JobStatus, longest_s: int) -> JobError:
     """PanDA's codes: 102 no reply in sent, 103 holding, 104 transferring, 105 anywhere else."""
     code = {JobStatus.SENT: 102, JobStatus.HOLDING: 103, JobStatus.TRANSFERRING: 104}.get(status, 105)

@@ -30,6 +30,7 @@ from airpanda.jobs.rules import (
     Held,
     after_report,
     after_silence,
+    good_node,
     lost_heartbeat,
     not_handed_over,
     summary,
@@ -93,6 +94,14 @@ class Lease:
     @property
     def key(self) -> tuple[int, int, int, bytes]:
         return self.panda_id, self.attempt_nr, self.pilot_id, digest(self.token)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """``good_node``: what the end of an attempt says of its node; None: nothing, or the attempt has not ended now."""
+
+    reply: ReportReply
+    good_node: bool | None = None
 
 
 def digest(token: Secret[str]) -> bytes:
@@ -206,13 +215,13 @@ class JobStore:
         lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
         async with self._database.connection() as connection:
             done = await self._at_once(connection, lease, report)
-            if done is not None:
-                return done
-            async with connection.transaction():
-                reply = await self._apply(connection, lease, report)
+            if done is None:
+                async with connection.transaction():
+                    done = await self._apply(connection, lease, report)
+            await _count(connection, pilot_id, [done])
         if report.job_status in _MAY_WAIT_AGAIN:
             self._boards.changed()
-        return reply
+        return done.reply
 
     async def update_many(self, reports: Sequence[JobReport], *, pilot_id: int) -> list[ReportReply | AirpandaError]:
         """Apply reports of one pilot in one transaction; answer each by its reply, or the error of ``update``.
@@ -222,23 +231,28 @@ class JobStore:
         Raises:
             ServiceError: the database does not answer; nothing was changed, repeat all of them.
         """
-        replies: dict[int, ReportReply | AirpandaError] = {}
+        answers: dict[int, _Answer | AirpandaError] = {}
         # Always in the same order, so that two such transactions never wait for each other.
         order = sorted(range(len(reports)), key=lambda n: reports[n].job_id)
-        async with self._database.transaction() as connection:
-            for n in order:
-                report = reports[n]
-                lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
-                try:
-                    with translated():
-                        async with connection.transaction():
-                            done = await self._at_once(connection, lease, report)
-                            replies[n] = done or await self._apply(connection, lease, report)
-                except RequestError as error:
-                    replies[n] = error
+        async with self._database.connection() as connection:
+            async with connection.transaction():
+                for n in order:
+                    answers[n] = await self._one_of_many(connection, pilot_id, reports[n])
+            await _count(connection, pilot_id, [each for each in answers.values() if isinstance(each, _Answer)])
         if any(report.job_status in _MAY_WAIT_AGAIN for report in reports):
             self._boards.changed()
-        return [replies[n] for n in range(len(reports))]
+        in_order = [answers[n] for n in range(len(reports))]
+        return [each.reply if isinstance(each, _Answer) else each for each in in_order]
+
+    async def _one_of_many(self, connection: Any, pilot_id: int, report: JobReport) -> _Answer | AirpandaError:
+        lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
+        try:
+            with translated():
+                async with connection.transaction():
+                    done = await self._at_once(connection, lease, report)
+                    return done or await self._apply(connection, lease, report)
+        except RequestError as error:
+            return error
 
     async def kill(self, task_id: int, request: KillRequest, *, actor: str) -> TaskProgress:
         """Cancel what waits at once and tell the pilots of the rest. A repeat changes nothing.
@@ -347,12 +361,12 @@ class JobStore:
             credential=self._credentials.pointer(row),
         )
 
-    async def _at_once(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply | None:
-        """The reply to what one statement deals with: "alive", a step ahead, the good end. None: anything else."""
+    async def _at_once(self, connection: Any, lease: Lease, report: JobReport) -> _Answer | None:
+        """The answer to what one statement deals with: "alive", a step ahead, the good end. None: anything else."""
         if _is_bare(report):
             row = await connection.fetchrow(sql.HEARTBEAT, *lease.key, report.job_status, self._lease)
             if row is not None:
-                return self._reply(row["lease_expires_at"], row["command"], row["debug"])
+                return _Answer(self._reply(row["lease_expires_at"], row["command"], row["debug"]))
         before = _BEFORE.get(report.job_status)
         if before is None or not _is_plain(report):
             return None
@@ -362,12 +376,15 @@ class JobStore:
             row = await connection.fetchrow(sql.FINISH, *values)
         else:
             row = await connection.fetchrow(sql.MOVE, *values, self._lease)
-        return None if row is None else self._reply(row["lease_expires_at"], row["command"], row["debug"])
+        if row is None:
+            return None
+        reply = self._reply(row["lease_expires_at"], row["command"], row["debug"])
+        return _Answer(reply, True if status.is_final else None)
 
-    async def _apply(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply:
+    async def _apply(self, connection: Any, lease: Lease, report: JobReport) -> _Answer:
         row = await connection.fetchrow(sql.LOCK_JOB, lease.panda_id)
         if row is None or not _holds(row, lease):
-            return await self._repeated(connection, lease, report)
+            return _Answer(await self._repeated(connection, lease, report))
         decision = after_report(_held(row), JobStatus(report.job_status), report.errors)
         if report.credential_event:
             await note_use(
@@ -383,13 +400,14 @@ class JobStore:
         if isinstance(decision, Ends):
             await _write_attempt(connection, report, decision.attempt)
             await self._end(connection, row, decision, actor, report.errors)
-            return self._reply(await connection.fetchval("SELECT now()"), "")
+            reply = self._reply(await connection.fetchval("SELECT now()"), "")
+            return _Answer(reply, good_node(decision, report.errors))
         await _write_attempt(connection, report, decision.status)
         expires_at = await connection.fetchval(
             sql.CHANGE_STATUS, lease.panda_id, decision.status.value, self._lease, actor, summary(report.errors)
         )
         debug = await observed.question(connection, lease.panda_id, lease.attempt_nr)
-        return self._reply(expires_at, row["command"], debug)
+        return _Answer(self._reply(expires_at, row["command"], debug))
 
     async def _repeated(self, connection: Any, lease: Lease, report: JobReport) -> ReportReply:
         """The last report of an attempt again, because its reply was lost: answered, not applied."""
@@ -511,6 +529,13 @@ def _is_plain(report: JobReport) -> bool:
 
 def _holds(row: Any, lease: Lease) -> bool:
     return (row["panda_id"], row["attempt_nr"], row["pilot_id"], row["lease_digest"]) == lease.key
+
+
+async def _count(connection: Any, pilot_id: int, answers: Sequence[_Answer]) -> None:
+    """What a node's score is made of. After the reports are kept: nobody waits for the disk for a count."""
+    good, bad = (sum(each.good_node is wanted for each in answers) for wanted in (True, False))
+    if good or bad:
+        await connection.execute(pilots_sql.JOB_ENDED, pilot_id, good, bad)
 
 
 async def _write_attempt(connection: Any, report: JobReport, status: JobStatus) -> None:

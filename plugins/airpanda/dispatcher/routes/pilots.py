@@ -29,7 +29,6 @@ from airpanda.messages import (
 
 IDLE_WAIT_S = 5.0
 BAD_NODE_WAIT_S = 30.0
-_ENDS = frozenset({"finished", "failed", "activated"})
 router = APIRouter(prefix="/v1/pilot", dependencies=[Depends(pilot_caller)])
 elsewhere = APIRouter(prefix="/v1/pilot")
 LeaseToken = Annotated[str, Header(alias="X-Airpanda-Lease", min_length=1, max_length=200)]
@@ -59,10 +58,7 @@ async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices
 @router.post("/update_job")
 async def update_job(report: JobReport, pilot: ThePilot, services: TheServices) -> ReportReply:
     """A change of status, or a heartbeat; renews the lease and answers with a command."""
-    reply = await services.jobs.update(report, pilot_id=pilot.pilot_id)
-    if report.job_status in _ENDS:
-        await services.pilots.job_ended(pilot.pilot_id, good=report.job_status == "finished")
-    return reply
+    return await services.jobs.update(report, pilot_id=pilot.pilot_id)
 
 
 @router.post("/update_jobs_bulk")
