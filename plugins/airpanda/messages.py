@@ -848,11 +848,13 @@ class BatchIntent(Message):
     ``key`` makes it idempotent: a repeat answers with the same pilots for as long as any of them may live, so that who
     submits them again under their tag adopts them. The caller holds the batch for ``hold_s``: longer than the computing
     element may take. ``purpose`` ``probe``: its pilots show their node and get no jobs. ``ce``: the queue's computing
-    element that it is for, where the queue has several.
+    element that it is for, where the queue has several. ``only_known``: go on with what the key has, and write nothing
+    new; refused as not found where it has nothing.
     """
 
     queue: Name
     n_pilots: Annotated[int, Field(ge=1, le=10_000)]
+    only_known: bool = False
     ti: TaskInstanceKey | None = None
     key: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")] = ""
     purpose: Literal["work", "probe"] = "work"

@@ -86,6 +86,22 @@ async def test_a_key_whose_pilots_are_over_gives_new_ones(world: World, end: str
     assert len(again["pilots"]) == 3
 
 
+async def test_only_what_a_key_has_is_gone_on_with(world: World) -> None:
+    wanted = {"queue": "DEMO", "n_pilots": 1, "key": "dag/run/task/-1", "only_known": True}
+    for each in (wanted, wanted | {"key": ""}):
+        assert (await world.call("POST", "/v1/batch/intend", each)).status_code == 404
+    first = await intend(world)
+    assert (await world.call("POST", "/v1/batch/intend", wanted)).status_code == 409, "it may still be going on"
+    await let_go(world)
+    again = await intend(world, n_pilots=1, only_known=True)
+    assert [p["pilot_id"] for p in again["pilots"]] == [p["pilot_id"] for p in first["pilots"]]
+    await record(world, again)
+    assert (await intend(world, only_known=True))["state"] == "submitted"
+    await world.sql("UPDATE panda_pilot SET ended_at = now()")
+    assert (await world.call("POST", "/v1/batch/intend", wanted)).status_code == 404
+    assert len(await world.sql("SELECT * FROM panda_batch")) == 1
+
+
 async def test_an_uncertain_submission_can_be_taken_over_at_once(world: World) -> None:
     first = await intend(world)
     await record(world, first, state="uncertain", handles={})

@@ -164,8 +164,16 @@ def answer(body: Any) -> Answer:
     return Answer(200, json.dumps(body).encode())
 
 
-def factory_view(waiting: int = 0, **kinds: int) -> Answer:
-    pilot = {"batch_id": 1, "ce": "c", "handle": "h", "ce_state": "", "age_s": 1, "unheard_s": 0, "asked_to_end": False}
+def factory_view(waiting: int = 0, handle: str = "h", **kinds: int) -> Answer:
+    pilot = {
+        "batch_id": 1,
+        "ce": "c",
+        "handle": handle,
+        "ce_state": "",
+        "age_s": 1,
+        "unheard_s": 0,
+        "asked_to_end": False,
+    }
     live = [pilot | {"pilot_id": n, "kind": kind} for kind, m in kinds.items() for n in range(m)]
     return answer(
         {
@@ -319,13 +327,41 @@ def test_enough_is_what_the_waiting_jobs_can_fill(
     monkeypatch: pytest.MonkeyPatch, waiting: int, there: int, sent: int
 ) -> None:
     monkeypatch.setattr(pilots, "element_of", lambda _queue, _wrapper: Element(None))
-    with http_stub(factory_view(waiting, idle=there, busy=3), intended("t"), RECORDED) as stub:
+    intent = intended("t") if sent else Answer(404, b"{}")
+    with http_stub(factory_view(waiting, idle=there, busy=3), intent, RECORDED) as stub:
         connect(monkeypatch, port=stub.port)
         result = PilotSubmitOperator(task_id="t", panda_queue="DEMO", n_pilots="enough").execute({"ti": fake_ti()})
+    asked = json.loads(stub.seen[1].body)
+    assert asked["only_known"] is (sent == 0)
     if sent:
-        assert json.loads(stub.seen[1].body)["n_pilots"] == sent
+        assert asked["n_pilots"] == sent
     else:
-        assert (result["n_pilots"], len(stub.seen)) == (0, 1)
+        assert (result["n_pilots"], result["batch_id"], len(stub.seen)) == (0, None, 2)
+
+
+def test_what_no_element_has_taken_on_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pilots, "element_of", lambda _queue, _wrapper: Element(None))
+    for handle, sent in (("", 5), ("h", 2)):
+        with http_stub(factory_view(5, handle=handle, queued=3), intended("t"), RECORDED) as stub:
+            connect(monkeypatch, port=stub.port)
+            PilotSubmitOperator(task_id="t", panda_queue="DEMO", n_pilots="enough").execute({"ti": fake_ti()})
+        assert json.loads(stub.seen[1].body)["n_pilots"] == sent
+
+
+def test_a_repeat_goes_on_with_its_own_batch_though_enough_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    element = Element(None)
+    monkeypatch.setattr(pilots, "element_of", lambda _queue, _wrapper: element)
+    operator = PilotSubmitOperator(task_id="t", panda_queue="DEMO", n_pilots="enough", wait_for=2)
+    with http_stub(factory_view(2, idle=2), intended("t"), RECORDED) as stub:
+        connect(monkeypatch, port=stub.port)
+        with pytest.raises(TaskDeferred) as deferred:
+            operator.execute({"ti": fake_ti()})
+    assert recorded(stub)["handles"] == {"8": "h-8", "9": "h-9"}
+    assert (len(element.batches), getattr(deferred.value.trigger, "batch_id", None)) == (1, 4)
+    with http_stub(factory_view(2, idle=2), intended("t"), Answer(404, b"{}")) as stub:
+        connect(monkeypatch, port=stub.port)
+        with pytest.raises(NotFoundError):
+            operator.execute({"ti": fake_ti()})
 
 
 @pytest.mark.parametrize(("idle", "busy", "done"), [(0, 0, False), (1, 0, False), (1, 1, True)])

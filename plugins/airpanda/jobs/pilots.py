@@ -75,6 +75,7 @@ class PilotRegistry:
 
         Raises:
             ConflictError: a submission of this key is going on; says until when it may.
+            NotFoundError: only what is known was wanted, and none of the key's pilots may live any more.
         """
         key = f"{actor}|{intent.queue}|{intent.key}" if intent.key else None
         while True:
@@ -92,6 +93,8 @@ class PilotRegistry:
                     if known["state"] == "submitted" and not await connection.fetchval(sql.IS_OVER, known["batch_id"]):
                         return _intent(known, known["fence"], [])
                     await connection.execute(sql.FORGET_KEY, known["batch_id"])
+                if intent.only_known:
+                    raise NotFoundError("no batch of this key is open or has live pilots: nothing is sent")
                 made = await self._insert(connection, intent, key, actor)
                 if made is not None:
                     return made

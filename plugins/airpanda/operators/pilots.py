@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from airpanda.computing.elements import Handle
 from airpanda.computing.queues import PandaQueue
-from airpanda.core.errors import AirpandaError
+from airpanda.core.errors import AirpandaError, NotFoundError
 from airpanda.hooks import calls
 from airpanda.hooks.computing import element_of, wrapper_path
 from airpanda.hooks.context import task_instance_key
@@ -82,11 +82,21 @@ class PilotSubmitOperator(BaseOperator):
         hook = PandaHook(self.panda_conn_id)
         self._ti = ti = task_instance_key(context)
         n_pilots = self._how_many(hook)
-        if n_pilots == 0:
+        intent = BatchIntent(
+            queue=self.panda_queue,
+            n_pilots=max(n_pilots, 1),
+            only_known=n_pilots == 0,
+            ti=ti,
+            key=_key(ti),
+            hold_s=self.hold_s,
+        )
+        try:
+            sent = send_pilots(hook.send, element_of, wrapper_path(), intent, on_intent=self._intended(context))
+        except NotFoundError:
+            if not intent.only_known or self._batch_id is not None:
+                raise
             self.log.info("the pilots of %s that are there suffice", self.panda_queue)
             return {"batch_id": None, "tag": "", "n_pilots": 0, "ce_job_ids": []}
-        intent = BatchIntent(queue=self.panda_queue, n_pilots=n_pilots, ti=ti, key=_key(ti), hold_s=self.hold_s)
-        sent = send_pilots(hook.send, element_of, wrapper_path(), intent, on_intent=self._intended(context))
         self.log.info("submitted %d pilots to %s, tag %s", len(sent.handles), self.panda_queue, sent.tag)
         if self.wait_for:
             self.defer(
@@ -130,8 +140,10 @@ class PilotSubmitOperator(BaseOperator):
         return note
 
     def _how_many(self, hook: PandaHook) -> int:
-        """Raises:
-        RequestError: the queue or the panda task is unknown.
+        """How many more are needed. What no element has taken on yet (no handle) may never come, and is not counted.
+
+        Raises:
+            RequestError: the queue or the panda task is unknown.
         """
         if self.n_pilots != ENOUGH:
             return int(self.n_pilots)
@@ -143,7 +155,7 @@ class PilotSubmitOperator(BaseOperator):
             waiting = cores = progress.counts.get(JobStatus.ACTIVATED, 0)
         side_by_side = queue.pilot.max_payloads or queue.slot.cores
         needed = max(math.ceil(waiting / side_by_side), math.ceil(cores / queue.slot.cores))
-        free = sum(pilot.kind in ("queued", "idle") for pilot in view.pilots)
+        free = sum(pilot.kind == "idle" or (pilot.kind == "queued" and pilot.handle != "") for pilot in view.pilots)
         self.log.info("%d jobs wait, which %d pilots can take; %d are there and free", waiting, needed, free)
         return min(max(needed - free, 0), queue.factory.max_per_cycle)
 
