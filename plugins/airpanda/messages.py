@@ -11,7 +11,6 @@ both ends together.
 from __future__ import annotations
 
 import json
-import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -620,7 +619,8 @@ class WaitingView(Message):
 class RetryRuleSet(Message):
     """POST ``/v1/retry_rules``: what a known error changes about the next attempt.
 
-    ``code`` None, ``pattern`` and ``queue`` empty: any. ``pattern`` is matched from the start of the error's text.
+    ``code`` None, ``pattern`` and ``queue`` empty: any. ``pattern``: how the error's text begins, where ``*`` stands
+    for any text and ``?`` for any one character; upper and lower case are the same. No regular expression.
     ``factor``: of ``more_memory`` and ``more_time``; ``max_attempt``: of ``limit``. Not ``is_active``: it only logs.
     """
 
@@ -634,15 +634,6 @@ class RetryRuleSet(Message):
     is_active: bool = True
     expires_at: AwareDatetime | None = None
     description: Text = ""
-
-    @field_validator("pattern")
-    @classmethod
-    def _readable(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except (re.error, RecursionError):
-            raise ValueError("is no regular expression") from None
-        return value
 
 
 class RetryRuleView(RetryRuleSet):

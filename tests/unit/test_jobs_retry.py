@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -42,7 +43,12 @@ def verdict(*rules: RetryRule, errors: list[JobError] | None = None) -> Verdict:
         ({"source": "exe"}, False),
         ({"queue": "DEMO"}, True),
         ({"queue": "OTHER"}, False),
-        ({"pattern": "out of.*wn1"}, True),
+        ({"pattern": "out of*wn1"}, True),
+        ({"pattern": "OUT ?? Memory"}, True),
+        ({"pattern": "*at node"}, True),
+        ({"pattern": "out ? memory"}, False),
+        ({"pattern": "out of.*wn1"}, False),
+        ({"pattern": "[o]ut"}, False),
         ({"pattern": "memory"}, False),
         ({"expires_at": NOW}, False),
         ({"expires_at": NOW + timedelta(seconds=1)}, True),
@@ -50,6 +56,23 @@ def verdict(*rules: RetryRule, errors: list[JobError] | None = None) -> Verdict:
 )
 def test_what_a_rule_matches(changes: dict[str, Any], matches: bool) -> None:
     assert rule(**changes).matches(error(), queue="DEMO", now=NOW) is matches
+
+
+@pytest.mark.parametrize("text", ["[Errno 28] no space", "(a|b)+", "[!x]", "a\\b", "]", "{1}", "^$."])
+def test_nothing_but_the_two_wildcards_means_anything(text: str) -> None:
+    assert rule(pattern=text).matches(error(diag=f"{text} left"), queue="DEMO", now=NOW)
+    assert not rule(pattern=text).matches(error(diag="x"), queue="DEMO", now=NOW)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*a" * 249 + "*b", "*" + "a?" * 249 + "b", "*a*?" * 124 + "*b", "*" + "?" * 498 + "b", "(a+)+" * 99 + "b"],
+)
+def test_no_pattern_takes_long_on_the_longest_text(pattern: str) -> None:
+    """As a regular expression, or with a matcher that goes back, these would not end within anybody's life."""
+    started = time.process_time()
+    assert not rule(pattern=pattern).matches(error(diag="a" * 4096), queue="DEMO", now=NOW)
+    assert time.process_time() - started < 0.1
 
 
 def test_the_narrowest_bound_counts_and_of_equals_the_strictest() -> None:

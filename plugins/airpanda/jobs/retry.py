@@ -1,6 +1,6 @@
 """Retry rules: what a known error changes about the next attempt. Pure; the rows are read elsewhere.
 
-A rule matches an error by source, code, the start of its text (a regular expression) and queue; what it leaves out
+A rule matches an error by source, code, the start of its text (with ``*`` and ``?``) and queue; what it leaves out
 matches anything. Of rules that bound the attempts the narrowest counts, and the strictest of equally narrow ones; they
 bind errors of the user only, so that nothing a site does ever uses up a user's attempts. Of rules that change the next
 attempt the narrowest for the first, most telling error counts. A rule that is not active only says what it would do.
@@ -10,10 +10,12 @@ Source: panda-server, ``taskbuffer/retryModule.py``.
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from airpanda.jobs.rules import Ends
@@ -54,7 +56,7 @@ class RetryRule:
             and self.code in (None, error.code)
             and self.queue in ("", queue)
             and (self.expires_at is None or now < self.expires_at)
-            and re.match(self.pattern, error.diag, re.DOTALL) is not None
+            and (not self.pattern or _compiled(self.pattern).match(error.diag.lower()) is not None)
         )
 
 
@@ -148,6 +150,16 @@ def rule_of(row: Mapping[str, Any]) -> RetryRule:
     """A row of ``panda_retry_rule``."""
     fields = {name: row[name] for name in RetryRule.__dataclass_fields__ if name != "action"}
     return RetryRule(**fields, action=RetryAction(row["action"]))
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A pattern of ``*`` and ``?`` for texts in lower case.
+
+    Patterns are matched on the event loop, against texts that payloads write. What ``fnmatch`` makes never goes back
+    over what a ``*`` took, so that it takes length times length at most; brackets mean nothing here.
+    """
+    return re.compile(fnmatch.translate(pattern.lower().replace("[", "[[]") + "*"))
 
 
 def _more(value: int, factor: float, most: int) -> int:
