@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import asyncpg
 import pytest
 from support.dispatcher import World, job_database, spec, template_database, world
 from support.postgres import postgres
@@ -175,6 +176,35 @@ async def test_each_report_of_a_bulk_is_answered_for_itself(world: World) -> Non
     assert states == ["sent", "finished", "activated", "finished", "running", "sent"]
     log = await world.sql("SELECT panda_id, count(*) AS n FROM panda_job_status_log GROUP BY 1 ORDER BY 1")
     assert [row["n"] for row in log] == [2, 5, 5, 5, 4, 2]
+
+
+SPY = """
+CREATE TABLE spied (setting text);
+CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO spied VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER spy AFTER UPDATE ON panda_job DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION spy();
+"""
+
+
+@pytest.mark.parametrize(("end", "durable"), [("running", "off"), ("finished", "on"), ("failed", "on")])
+async def test_an_end_among_heartbeats_waits_for_the_disk(world: World, end: str, durable: str) -> None:
+    await world.submit(3)
+    pilot = await world.pilot()
+    jobs = await pilot.acquire(n_jobs=3)
+    for job in jobs:
+        await pilot.good_report(job, "starting", "running")
+    connection = await asyncpg.connect(world.database.url())
+    try:
+        await connection.execute(SPY)
+    finally:
+        await connection.close()
+    ((before,),) = await world.sql("SHOW synchronous_commit")
+    assert before == "on"
+    bulk = [report(jobs[0], "running"), report(jobs[1], end), report(jobs[2], "running")]
+    assert (await pilot.post("update_jobs_bulk", {"job_list": bulk})).is_success
+    at_commit = await world.sql("SELECT setting FROM spied")
+    assert [row["setting"] for row in at_commit] == [durable] * 3
 
 
 async def test_the_api_describes_itself_to_clients(world: World) -> None:

@@ -238,6 +238,8 @@ class JobStore:
             async with connection.transaction():
                 for n in order:
                     answers[n] = await self._one_of_many(connection, pilot_id, reports[n])
+                if not all(_is_only_alive(report) for report in reports):
+                    await connection.execute(sql.DURABLE)
             await _count(connection, pilot_id, [each for each in answers.values() if isinstance(each, _Answer)])
         if any(report.job_status in _MAY_WAIT_AGAIN for report in reports):
             self._boards.changed()
@@ -520,6 +522,11 @@ def _held(row: Any) -> Held:
 def _is_bare(report: JobReport) -> bool:
     """A heartbeat that says nothing but "alive"."""
     return report.model_fields_set <= {"job_id", "attempt_nr", "token", "job_status", "node"}
+
+
+def _is_only_alive(report: JobReport) -> bool:
+    """Nothing of it would be missed after a crash of the database."""
+    return _is_bare(report) and report.job_status not in _END_OF_REPORT
 
 
 def _is_plain(report: JobReport) -> bool:

@@ -118,6 +118,9 @@ RETURNING lease_expires_at, command,
     set_config('synchronous_commit', 'off', true)
 """
 
+# For a transaction of several reports: a heartbeat in it must not make the others wait less than they would alone.
+DURABLE = "SET LOCAL synchronous_commit TO DEFAULT"
+
 LOCK_JOB = """
 SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id,
        queue, lane, memory_mib, walltime_s
