@@ -13,6 +13,7 @@ from airpanda.db.sql import counts as counts_sql
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
 MEMORY = {"source": "pilot", "code": 1212, "diag": "out of memory", "blame": "user"}
+TIME = {"source": "pilot", "code": 1213, "diag": "the time limit", "blame": "user"}
 SWITCH = {"source": "pilot", "code": 1226, "diag": "the switch failed", "blame": "site"}
 PAYLOAD = {"source": "exe", "code": 7, "diag": "bad input file", "blame": "user"}
 
@@ -53,6 +54,19 @@ async def test_more_is_never_more_than_a_slot(world: World) -> None:
         await fail(pilot, MEMORY)
     (again,) = await pilot.acquire()
     assert again["spec"]["memory_mib"] == 8000
+
+
+@pytest.mark.parametrize(("lasts", "walltime_s"), [("2 h", 5400), ("80 min", 3600)])
+async def test_more_time_is_never_more_than_the_credential_lasts(world: World, lasts: str, walltime_s: int) -> None:
+    await world.submit()
+    pilot = await world.pilot()
+    await world.sql(f"UPDATE panda_credential SET expires_at = now() + interval '{lasts}'")
+    job = await fail(pilot, TIME)
+    await world.services.jobs.close_without_credential()
+    (again,) = await pilot.acquire()
+    assert (again["spec"]["walltime_s"], again["attempt_nr"]) == (walltime_s, 2)
+    (_, first) = await attempts(world, job["panda_id"])
+    assert ("no more time is asked for: the owner's credential lasts" in first["why"]) is (walltime_s == 3600)
 
 
 async def test_lanes_stay_counted_when_needs_change(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airpanda.db import seeds
-from airpanda.jobs.retry import Needs, RetryRule, Verdict, bounded, changed, explained, judge
+from airpanda.jobs.retry import Needs, RetryRule, Verdict, bounded, changed, covered, explained, judge
 from airpanda.jobs.rules import Ends
 from airpanda.messages import Blame, ErrorSource, JobError, JobStatus, RetryAction
 
@@ -110,6 +110,14 @@ def test_more_of_what_was_lacking_up_to_what_pilots_have() -> None:
     assert changed(Needs(5000, 3600), more, most=MOST) == Needs(5000, 3600)
     assert changed(Needs(1000, 3600), more, most=None) == Needs(1000, 3600)
     assert changed(Needs(1000, 3600), verdict(rule(1, A.MORE_TIME)), most=MOST) == Needs(1000, 5400)
+
+
+@pytest.mark.parametrize(("left_s", "gets"), [(5400, 5400), (5399, 3600), (10, 3600), (-1, 3600)])
+def test_no_more_time_than_the_credential_lasts(left_s: int, gets: int) -> None:
+    more = verdict(rule(1, A.MORE_TIME))
+    after, needs = covered(more, Needs(1000, 3600), Needs(1000, 5400), left_s=left_s)
+    assert needs == Needs(1000, gets)
+    assert ("no more time is asked for" in " ".join(after.why)) is (gets == 3600)
 
 
 def test_bounds_end_only_what_was_charged() -> None:

@@ -127,6 +127,14 @@ def changed(needs: Needs, verdict: Verdict, *, most: Needs | None) -> Needs:
     return needs
 
 
+def covered(verdict: Verdict, before: Needs, after: Needs, *, left_s: int) -> tuple[Verdict, Needs]:
+    """No more time than the job's credential lasts: no pilot would be given the job. Then as before, and why."""
+    if after.walltime_s <= max(before.walltime_s, left_s):
+        return verdict, after
+    says = f"no more time is asked for: the owner's credential lasts {max(0, left_s)} s and not {after.walltime_s}"
+    return replace(verdict, why=(*verdict.why, says)), replace(after, walltime_s=before.walltime_s)
+
+
 def explained(
     ends: Ends, verdict: Verdict, before: Needs, after: Needs, *, charged_before: int, max_attempt: int
 ) -> str:

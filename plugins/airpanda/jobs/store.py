@@ -24,7 +24,7 @@ from airpanda.jobs import observed
 from airpanda.jobs.board import Boards, Choice
 from airpanda.jobs.lanes import lane_with
 from airpanda.jobs.matching import Offered
-from airpanda.jobs.retry import Needs, Verdict, bounded, changed, explained, judge, rule_of
+from airpanda.jobs.retry import Needs, Verdict, bounded, changed, covered, explained, judge, rule_of
 from airpanda.jobs.rules import (
     Ends,
     Held,
@@ -429,6 +429,9 @@ class JobStore:
             before = needs
             if decision.is_next_attempt:
                 needs = changed(needs, verdict, most=self._most(row["queue"]))
+            if needs.walltime_s > before.walltime_s:
+                left_s = await connection.fetchval(retry_sql.CREDENTIAL_LEFT_S, row["credential_id"])
+                verdict, needs = covered(verdict, before, needs, left_s=left_s)
             why = explained(
                 decision, verdict, before, needs, charged_before=row["charged"], max_attempt=row["max_attempt"]
             )

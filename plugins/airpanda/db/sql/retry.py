@@ -15,4 +15,8 @@ RETURNING *
 
 END = "UPDATE panda_retry_rule SET expires_at = now() WHERE rule_id = $1 RETURNING *"
 
+CREDENTIAL_LEFT_S = """
+SELECT floor(extract(epoch FROM expires_at - now()))::bigint FROM panda_credential WHERE credential_id = $1
+"""
+
 EXPLAIN_END = "UPDATE panda_attempt SET why = $3 WHERE panda_id = $1 AND attempt_nr = $2"
