@@ -283,6 +283,35 @@ def install_there(site: Site, prefix: Path, *more: str) -> Ran:
     return command(site, "install", *words, *more)
 
 
+def test_whatever_the_umask_nothing_is_for_others_to_write(site: Site, prefix: Path) -> None:
+    modules = site.node.path(prefix / "lib" / "launcher.modules")
+    program = f"import os, sys; sys.path.insert(0, {str(PLUGINS)!r}); from airpanda.glexec.cli import main; "
+    program += "os.umask(0); code = main(sys.argv[1:]); assert os.umask(0) == 0; sys.exit(code)"
+    words = ["--prefix", str(prefix), "--caller", "pilot", "--python", "/usr/bin/python3", "--log-file", "/var/log/x"]
+    ran = as_root(site, sys.executable, "-I", "-c", program, "install", *words)
+    assert ran.code == 0, ran
+    found = inside(site, prefix)
+    assert str(modules) in found
+    assert any(path.endswith(".pyc") for path in found)
+    assert [path for path, (_, mode) in found.items() if mode & 0o022] == []
+    modules.chmod(0o666)
+    assert install_there(site, prefix).code == 0
+    status = modules.stat()
+    assert (status.st_uid, status.st_mode & 0o777) == (0, 0o644)
+
+
+def test_a_launcher_that_runs_keeps_the_modules_it_has_mapped(site: Site, prefix: Path) -> None:
+    assert install_there(site, prefix).code == 0
+    modules = site.node.path(prefix / "lib" / "launcher.modules")
+    with modules.open("rb") as mapped:
+        before = mapped.read()
+        assert install_there(site, prefix).code == 0
+        assert modules.stat().st_ino != os.fstat(mapped.fileno()).st_ino
+        mapped.seek(0)
+        assert mapped.read() == before
+    assert {path.name for path in modules.parent.iterdir()} == {"airpanda", "launcher.modules"}
+
+
 def inside(site: Site, *roots: Path) -> dict[str, tuple[int, int]]:
     """All files below these, with inode and mode."""
     found = {}
@@ -350,6 +379,26 @@ def test_what_somebody_else_has_written_stays(site: Site, prefix: Path) -> None:
     with rule.open("a") as file:
         file.write("# changed\n")
     assert "was written or changed by somebody else" in install_there(site, prefix, "--sudoers").err
+    gone = command(site, "uninstall", "--prefix", str(prefix))
+    assert f"Left too, because somebody has changed it since: {RULE}" in gone.out
+    assert rule.read_text().endswith("# changed\n")
+
+
+def test_a_rule_that_was_removed_by_hand_is_forgotten(site: Site, prefix: Path) -> None:
+    assert install_there(site, prefix, "--sudoers").code == 0
+    site.node.path(RULE).unlink()
+    again = install_there(site, prefix)
+    assert again.code == 0, again
+    assert str(RULE) not in site.read(prefix / "share" / "manifest.json")
+    assert not site.node.path(RULE).exists()
+
+
+def test_a_rule_that_was_changed_stays_also_after_another_installation(site: Site, prefix: Path) -> None:
+    assert install_there(site, prefix, "--sudoers").code == 0
+    rule = site.node.path(RULE)
+    with rule.open("a") as file:
+        file.write("# changed\n")
+    assert install_there(site, prefix).code == 0
     gone = command(site, "uninstall", "--prefix", str(prefix))
     assert f"Left too, because somebody has changed it since: {RULE}" in gone.out
     assert rule.read_text().endswith("# changed\n")

@@ -5,12 +5,13 @@ Only the interpreter and its ``cryptography`` come from outside; they are checke
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -191,21 +192,38 @@ def install(
     check_trusted(next(place for place in (prefix, *prefix.parents) if place.exists()))
     if dry_run:
         return installed
+    with _ordinary_umask():
+        _write(installed, python, packages, text, rule)
+        if sudoers is not None:
+            put_rule(sudoers, rule)
+        written = [path for name in _OWNED for path in files_below(prefix / name)]
+        kept = [path for path in manifest.outside(prefix) if path != sudoers]
+        manifest.write([*written, *([sudoers] if sudoers else [])], kept)
+    return installed
+
+
+@contextlib.contextmanager
+def _ordinary_umask() -> Iterator[None]:
+    """What root's own umask would let others write is code that root runs."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _write(installed: Installed, python: Path, packages: Sequence[str], config: str, rule: str) -> None:
+    prefix = installed.prefix
     for directory in ("", "etc", "lib", "sbin", "share"):
         (prefix / directory).mkdir(mode=0o755, parents=True, exist_ok=True)
     check_trusted(prefix)
     _copy_rooms(prefix / "lib")
     _write_programs(installed, python, packages)
     _compile(prefix / "lib", python, packages)
+    check_trusted(prefix / "lib" / _ONE_FILE)
     if not installed.config.exists():
-        put(installed.config, text, 0o640)
+        put(installed.config, config, 0o640)
     _write_units(installed, rule)
-    placed = manifest.outside(prefix)
-    if sudoers is not None:
-        put_rule(sudoers, rule)
-        placed.append(sudoers)
-    manifest.write([*(path for name in _OWNED for path in files_below(prefix / name)), *placed])
-    return installed
 
 
 def uninstall(prefix: Path) -> tuple[bool, list[Path]]:
@@ -320,9 +338,13 @@ def _lean(lib: Path, packages: Sequence[str], one_file: str = "") -> str:
 
 def _compile(lib: Path, python: Path, packages: Sequence[str]) -> None:
     """Compiled once for all, since nobody but a new installation changes the sources; and tried as it will be used."""
+    shutil.rmtree(lib / "__pycache__", ignore_errors=True)  # an older one may be open to others
     compiling = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(lib)]
     modules = "".join(f"    import airpanda.glexec.{name}\n" for name in _NEEDED)
-    writing = f"open({str(lib / _ONE_FILE)!r}, 'wb').write(onefile.content())\n"
+    one_file = lib / _ONE_FILE
+    fresh = one_file.with_name(f"{_ONE_FILE}.new")  # a launcher that runs has the old one mapped
+    fresh.unlink(missing_ok=True)
+    writing = f"with open({str(fresh)!r}, 'xb') as file:\n    file.write(onefile.content())\n"
     trying = ["-c", f"{_lean(lib, packages)}{modules}from airpanda.glexec.launcher import onefile\n{writing}"]
     for flags, words, what in (("-I", compiling, "compile"), ("-IS", trying, "run")):
         done = subprocess.run([python, flags, *words], capture_output=True, text=True, timeout=120)
@@ -331,6 +353,7 @@ def _compile(lib: Path, python: Path, packages: Sequence[str]) -> None:
             raise ConfigurationError(
                 f"the interpreter {python} cannot {what} the launcher ({reason}); Python 3.9 or later is needed"
             )
+    fresh.replace(one_file)
 
 
 def _write_units(installed: Installed, rule: str) -> None:

@@ -41,9 +41,10 @@ class Manifest:
         """The files it knows that lie elsewhere."""
         return [Path(name) for name in self._files if directory not in Path(name).parents]
 
-    def write(self, paths: Iterable[Path]) -> None:
-        """Know these files, as they are now, and no others."""
-        self._files = {str(path): _digest(path) for path in paths if path != self._path}
+    def write(self, paths: Iterable[Path], kept: Iterable[Path] = ()) -> None:
+        """Know these files, as they are now, those kept as they were once written, if they are there, and no others."""
+        old = {str(path): self._files[str(path)] for path in kept if path.exists()}
+        self._files = {**old, **{str(path): _digest(path) for path in paths if path != self._path}}
         put(self._path, json.dumps(self._files, indent=0, sort_keys=True) + "\n", 0o644)
 
     def remove(self) -> list[Path]:
