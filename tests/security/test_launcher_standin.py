@@ -20,6 +20,8 @@ import pytest
 from support.launcher import ALICE_UID, HOME, PILOT_UID, Site, make_site, wait_for
 
 import airpanda
+from airpanda.glexec.gate import exports
+from airpanda.glexec.through_glexec import _START, STARTED_MARK
 from airpanda_demo.worker_node import INSTALLED
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
@@ -39,7 +41,9 @@ fi
 ! [ -e {PLACE}/in-place ] ||
     exec {PLACE}/setpriv --reuid {ALICE_UID} --regid {ALICE_UID} --clear-groups /usr/bin/env -i PATH="$PATH" "$@"
 ! [ -e {PLACE}/lies ] || cat {PLACE}/lies > "$GLEXEC_RECORD"
-target /usr/bin/env -i HOME=/home/alice PATH="$PATH" X509_USER_PROXY="$proxy" "$@"
+limit=
+! [ -e {PLACE}/no-forks ] || limit="/usr/bin/prlimit --nproc=0"
+target $limit /usr/bin/env -i HOME=/home/alice PATH="$PATH" X509_USER_PROXY="$proxy" "$@"
 code=$?
 ! [ -e {PLACE}/epilogue-fails ] || exit 202
 [ "$proxy" = /dev/null ] || target /bin/rm -f "$proxy"
@@ -167,7 +171,6 @@ def test_a_command_that_was_never_reached_is_no_failure_of_it(site: Site) -> Non
         site,
         """
         switcher._tool(["/bin/mkdir", str(box / ".airpanda-started")], proxy, cwd=work).finish()
-        switcher.has_started = lambda sandbox, proxy: False
         run = launch("/bin/sh", "-c", "echo reached >> /home/alice/reached")
         try:
             run.wait(60)
@@ -177,6 +180,43 @@ def test_a_command_that_was_never_reached_is_no_failure_of_it(site: Site) -> Non
     )
     assert found == [202, True]
     assert not site.node.path(Path("/home/alice/reached")).exists()
+
+
+REFUSED = """
+run = launch("/bin/sh", "-c", "echo reached >> /home/alice/reached")
+try:
+    print(json.dumps(run.wait(60).exit_code))
+except IdentitySwitchError as error:
+    print(json.dumps([error.exit_code, "cannot be entered or written to" in str(error)]))
+"""
+
+
+def test_an_earlier_start_in_the_sandbox_is_not_this_ones(site: Site) -> None:
+    """A carrier has run there before; then the wrapper cannot write its mark, and its code is not the payload's."""
+    earlier = """
+    assert told(launch("/bin/true"))[0] == 0
+    assert told(launch("/bin/sh", "-c", "exit 126"))[0] == 126
+    switcher._tool(["/bin/chmod", "0400", str(box / ".airpanda-started")], proxy, cwd=work).finish()
+    """
+    assert on_node(site, textwrap.dedent(earlier) + REFUSED) == [202, True]
+    assert not site.node.path(Path("/home/alice/reached")).exists()
+
+
+def test_a_shell_that_cannot_fork_is_no_failure_of_the_command(site: Site) -> None:
+    """dash would end with 2 then."""
+    with set_up(site, "no-forks"):
+        assert on_node(site, REFUSED) == [202, True]
+    assert not site.node.path(Path("/home/alice/reached")).exists()
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_codes_are_the_commands_own_in_any_shell(tmp_path: Path, shell: str) -> None:
+    given = exports({"A": "b c"}, 77)
+    for script, whole, code in (("exit 7", True, 7), ("test \"$A\" = 'b c'", True, 0), ("exit 7", False, 126)):
+        words = [shell, "-c", _START, str(tmp_path), "/bin/sh", "-c", script]
+        done = subprocess.run(words, input=given if whole else given[:-9], capture_output=True, timeout=20)
+        assert (done.returncode, done.stdout, done.stderr) == (code, b"", b""), script
+    assert (tmp_path / STARTED_MARK).read_text() == "77\n77\n"
 
 
 @contextlib.contextmanager

@@ -63,10 +63,13 @@ class Gate:
 
 
 def exports(env: Mapping[str, str], mark: int = 0) -> bytes:
-    """Shell assignments, of which the last says that they are whole, after a mark on all that comes (``marks``)."""
+    """Shell assignments, of which the last says that they are whole, after a mark on all that comes (``marks``).
+
+    The mark is also the launch's number, which its wrapper writes down when it starts the command.
+    """
     bad = [name for name, value in env.items() if not _VARIABLE.fullmatch(name) or "\0" in value]
     if bad:
         raise RequestError(f"{bad[0][:100]!r} cannot be an environment variable of a payload")
     limit = f"ulimit -w {mark} 2>/dev/null || ulimit -x {mark} 2>/dev/null\n".encode()  # dash; bash
     lines = [b"export " + name.encode() + b"=" + os.fsencode(shlex.quote(value)) + b"\n" for name, value in env.items()]
-    return b"".join([limit, *lines, b"AIRPANDA_ENV=complete\n"])
+    return b"".join([limit, *lines, f"AIRPANDA_LAUNCH={mark}\n".encode(), b"AIRPANDA_ENV=complete\n"])

@@ -36,14 +36,17 @@ _ENDED_S = 10
 _TRIES = 3
 # The environment comes by stdin, because argv is seen by everybody and GLEXEC_* ends in logs, and it comes only when
 # the wrapper's account was seen from outside. "complete" is its last line: half an environment is none. Before the
-# mark the wrapper fails with 126 and nothing has run, after it every code is the payload's. ("true" is no special
-# builtin: a shell would end itself with 2 where it cannot make the mark for ":".)
+# mark the wrapper fails with 126 and nothing has run, after it every code is the payload's. (The trap is for a shell
+# that ends itself: dash with 2 where it cannot fork. "echo" is no special builtin, so that it does not where it cannot
+# write the mark.) The mark is a line with the launch's own number: other launches in the sandbox leave theirs.
 _START = (
-    'unset AIRPANDA_ENV; cd "$0" && eval "$(cat)" && test "$AIRPANDA_ENV" = complete && true >'
+    "trap 'exit 126' 0; unset AIRPANDA_ENV AIRPANDA_LAUNCH\n"
+    'cd "$0" && eval "$(cat)" && test "$AIRPANDA_ENV" = complete && echo "$AIRPANDA_LAUNCH" >>'
     + STARTED_MARK
     + " || exit 126\n"
-    'unset AIRPANDA_ENV; exec "$@" </dev/null'
+    'unset AIRPANDA_ENV AIRPANDA_LAUNCH; trap - 0; exec "$@" </dev/null'
 )
+_HAS_STARTED = 'test -f "$0" && exec grep -qxF -- "$1" "$0"'
 _LAUNCHERS_OWN = (contract.CLIENT_ERROR, contract.INTERNAL_ERROR, contract.NOT_AUTHORISED)
 _UNSEEN_S = 0.5
 _LOOK_S, _MAX_LOOK_S = 0.005, 0.1
@@ -132,9 +135,9 @@ class GlexecSwitcher(SandboxTools):
             running.await_start(stderr)
         return running
 
-    def has_started(self, sandbox: Path, proxy: Path) -> bool:
-        """Whether the payload's wrapper has left its mark; asked where an exit code could be either's."""
-        argv = ["/bin/sh", "-c", 'test -e "$0"', str(sandbox / STARTED_MARK)]
+    def has_started(self, mark: int, sandbox: Path, proxy: Path) -> bool:
+        """Whether this launch's wrapper has left its mark; asked where an exit code could be either's."""
+        argv = ["/bin/sh", "-c", _HAS_STARTED, str(sandbox / STARTED_MARK), str(mark)]
         return self._tool(argv, proxy, cwd=sandbox.parent).finish() == 0
 
     def kill_as_owner(self, name: str, pids: Sequence[int], sandbox: Path, proxy: Path) -> None:
@@ -326,9 +329,12 @@ class ThroughGlexec:
         lost = self._loss(ended)
         if lost:
             code, lost = contract.LOST, f"{lost}; {self._end_remains()}"
-        elif code == contract.EXEC_FAILED and not self._switcher.has_started(self._sandbox, self._proxy):
+        elif code == contract.EXEC_FAILED and not self._has_started():
             raise contract.switch_error(contract.INTERNAL_ERROR, "the sandbox cannot be entered or written to")
         return PayloadOutcome(code, contract.signal_of(code), wall_s, cpu_s, rss_kib, self.account, True, lost)
+
+    def _has_started(self) -> bool:
+        return self._switcher.has_started(self._mark, self._sandbox, self._proxy)
 
     def _loss(self, ended: Optional[Mapping[str, Any]]) -> str:
         """Why nobody saw the payload end, or nothing: it was seen, or it was we who ended it."""
