@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from support.dispatcher import World, job_database, spec, template_database, world
+from support.dispatcher import World, job_database, spec, template_database, ti, world
 from support.postgres import postgres
 
 from airpanda.dispatcher.problems import codes
@@ -234,6 +234,48 @@ async def test_progress_of_many_shows_a_caller_its_owners_and_no_more(world: Wor
         (mine[0], 1, {"activated": 1}, False),
         (mine[1], 2, {"activated": 2}, False),
     ]
+
+
+async def my_open(world: World) -> list[int]:
+    page = await world.good("GET", "/v1/tasks?mine=true&open=true", headers=world.client_headers())
+    return [task["task_id"] for task in page["tasks"]]
+
+
+@pytest.mark.parametrize("verb", ["job", "task"])
+@pytest.mark.parametrize("running", [False, True])
+async def test_no_airflow_task_cancels_what_a_person_re_opens_after_its_end(
+    world: World, verb: str, running: bool
+) -> None:
+    """The watchdog's list leaves it out, and a kill in the name of the ended try stops nothing; a clear adopts it."""
+    credential = (await world.credential())["credential_id"]
+    task = await world.submit(2, key="k", credential_id=credential)
+    number, first = task["task_id"], task["first_panda_id"]
+    if running:  # what its pilot was told to stop, and has not yet
+        pilot = await world.pilot()
+        (job,) = await pilot.acquire()
+        await pilot.good_report(job, "starting", "running")
+    kill = {"reason": "the Airflow task is failed", "ti": ti()}
+    await world.good("POST", f"/v1/task/{number}/kill", kill)
+    person = world.client_headers(name="alice")
+    await world.good("POST", f"/v1/{verb}/{first if verb == 'job' else number}/retry", headers=person)
+    assert await my_open(world) == []
+    late = await world.good("POST", f"/v1/task/{number}/kill", kill)
+    assert (late["counts"]["activated"], "another" in late["note"]) == (1 if verb == "job" else 2, True)
+    again = await world.submit(2, key="k", credential_id=credential, ti=ti(2))
+    assert (again["task_id"], again["resumed"], await my_open(world)) == (number, int(verb == "job"), [number])
+    stopped = await world.good("POST", f"/v1/task/{number}/kill", kill | {"ti": ti(2)})
+    assert stopped["counts"] == {"cancelled": 2}
+
+
+@pytest.mark.parametrize("verb", ["job", "task"])
+async def test_what_is_re_opened_while_the_airflow_task_waits_stays_its_own(world: World, verb: str) -> None:
+    task = await world.submit(2)
+    number, first = task["task_id"], task["first_panda_id"]
+    await world.good("POST", f"/v1/job/{first}/kill", {"reason": "wrong input"})
+    await world.good("POST", f"/v1/{verb}/{first if verb == 'job' else number}/retry")
+    assert await my_open(world) == [number]
+    ended = await world.good("POST", f"/v1/task/{number}/kill", {"reason": "on_kill", "ti": ti()})
+    assert ended["counts"] == {"cancelled": 2}
 
 
 async def test_a_client_lists_what_it_has_submitted_and_is_open(world: World) -> None:

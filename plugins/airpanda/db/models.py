@@ -225,7 +225,7 @@ class Task(Base):
     n_jobs: Mapped[int] = mapped_column(Integer())
     generation: Mapped[int] = mapped_column(Integer(), server_default=text("0"), comment="of who asked last")
     ti: Mapped[dict[str, Any]]
-    owner_ti: Mapped[str] = mapped_column(comment="the try that may cancel")
+    owner_ti: Mapped[str] = mapped_column(comment="the try that may cancel; empty: none")
     submitted_by: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 

@@ -10,7 +10,7 @@ from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import views as views_sql
 from airpanda.jobs.board import Boards
-from airpanda.jobs.store import open_new_attempts
+from airpanda.jobs.store import job_range, open_new_attempts
 from airpanda.messages import JobStatus, JobStatusView
 
 
@@ -35,7 +35,8 @@ class SingleJobs:
     async def retry(self, panda_id: int, *, owners: Collection[str] | None, actor: str) -> JobStatusView:
         """A new attempt, with a fresh budget, for a job that failed, was cancelled, closed, or told to stop.
 
-        A job that waits already is left as it is, so that a repeat changes nothing.
+        A job that waits already is left as it is, so that a repeat changes nothing. After the end of the Airflow task
+        its jobs are not that task's any more, as with ``JobStore.retry``.
 
         Raises:
             NotFoundError: there is no such job for this caller.
@@ -43,8 +44,10 @@ class SingleJobs:
         """
         async with self._database.transaction() as connection:
             await _demand(connection, panda_id, owners)
+            # Task before job, as everybody locks them who needs both.
+            task = await connection.fetchrow(views_sql.LOCK_TASK_OF_JOB, panda_id)
             job = await connection.fetchrow(sql.LOCK_JOB, panda_id)
-            task = await connection.fetchrow(views_sql.TASK_OF_JOB, panda_id)
+            await connection.execute(sql.DETACH_TASK, task["task_id"], *job_range(task))
             alone = {"first_panda_id": panda_id, "n_jobs": 1}
             done = await open_new_attempts(connection, alone, task["credential_id"], actor, "retry on request")
             if not done and job["status"] != JobStatus.ACTIVATED:

@@ -277,6 +277,9 @@ class JobStore:
     async def retry(self, task_id: int, *, actor: str) -> TaskProgress:
         """A new attempt for every failed, cancelled or closed job, with a fresh budget.
 
+        After the end of the Airflow task these jobs are not that task's any more, until it is cleared: whoever asks
+        for them waits for them.
+
         Raises:
             NotFoundError: there is no such panda task.
         """
@@ -284,6 +287,7 @@ class JobStore:
             task = await connection.fetchrow(sql.LOCK_TASK, task_id)
             if task is None:
                 raise NotFoundError(f"there is no panda task {task_id}")
+            await connection.execute(sql.DETACH_TASK, task_id, *job_range(task))
             await open_new_attempts(connection, task, task["credential_id"], actor, "retry on request")
             progress = await progress_of(connection, task)
         self._boards.changed()

@@ -23,7 +23,8 @@ class PandaWatchdogOperator(BaseOperator):
 
     That happens when a waiting task is marked while the triggerer is down, when a DAG or run is deleted, or when a
     worker dies at the wrong moment. Airflow's own state decides. What a newer try has taken over is left alone, because
-    the dispatcher stops only what the try still owns that was looked at. Other clients' panda tasks are not touched.
+    the dispatcher stops only what the try still owns that was looked at. Other clients' panda tasks are not touched,
+    nor what a person has re-opened after the Airflow task's end.
     """
 
     ui_color = "#f7dfcf"

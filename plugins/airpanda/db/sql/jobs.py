@@ -40,6 +40,15 @@ UPDATE panda_task SET ti = $2, owner_ti = $3, credential_id = $4, submitted_by =
 WHERE task_id = $1
 """
 
+# What a person re-opens after the Airflow task's end is that task's no more, until a clear: nothing of Airflow may
+# cancel it. While jobs are open that nobody told to stop, the Airflow task waits for them, and may.
+DETACH_TASK = """
+UPDATE panda_task SET owner_ti = ''
+WHERE task_id = $1 AND NOT EXISTS (
+    SELECT FROM panda_job WHERE panda_id BETWEEN $2 AND $3
+      AND status NOT IN ('finished', 'failed', 'cancelled', 'closed') AND command <> 'tobekilled')
+"""
+
 # A job that was told to die and has not answered yet is fenced off at once: its pilot learns so at its next report.
 CLOSE_KILLED_ATTEMPTS = """
 UPDATE panda_attempt a SET status = 'cancelled', ended_at = now()

@@ -69,11 +69,13 @@ FROM (SELECT panda_id FROM panda_job WHERE panda_id < $1 ORDER BY panda_id DESC 
 TASKS = """
 SELECT * FROM panda_task
 WHERE task_id < $1 AND ($2::text[] IS NULL OR owner = ANY ($2)) AND ($3::text IS NULL OR queue = $3)
-  AND ($5::text IS NULL OR submitted_by = $5)
+  AND ($5::text IS NULL OR submitted_by = $5 AND owner_ti <> '')
 ORDER BY task_id DESC LIMIT $4
 """
 
 TASK_OF_JOB = "SELECT t.* FROM panda_job j JOIN panda_task t USING (task_id) WHERE j.panda_id = $1"
+
+LOCK_TASK_OF_JOB = f"{TASK_OF_JOB} FOR UPDATE OF t"
 
 JOB_OWNER = """
 SELECT t.owner, t.owner_dn, t.queue FROM panda_job j JOIN panda_task t USING (task_id) WHERE j.panda_id = $1

@@ -46,7 +46,7 @@ async def tasks(
     services: TheServices,
     owner: Owner = None,
     queue: Queue = None,
-    mine: Annotated[bool, Query(description="only what this client submitted last")] = False,
+    mine: Annotated[bool, Query(description="only what this client submitted last, and no person re-opened")] = False,
     open: Annotated[bool, Query(description="only those with jobs that are not final")] = False,
     before: Before = MAX_ID,
     limit: Limit = 100,

@@ -490,7 +490,7 @@ def upgrade() -> None:
         sa.Column("n_jobs", sa.Integer(), nullable=False),
         sa.Column("generation", sa.Integer(), server_default=sa.text("0"), nullable=False, comment="of who asked last"),
         sa.Column("ti", JSON_B, nullable=False),
-        sa.Column("owner_ti", sa.Text(), nullable=False, comment="the try that may cancel"),
+        sa.Column("owner_ti", sa.Text(), nullable=False, comment="the try that may cancel; empty: none"),
         sa.Column("submitted_by", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("task_id", name=op.f("panda_task_pkey")),
