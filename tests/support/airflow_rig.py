@@ -1,7 +1,7 @@
 """A real Airflow for tests: api-server with the dispatcher below /panda, scheduler, triggerer, dag-processor, MyProxy.
 
 Everything is real but the pilots: tests end jobs by :mod:`support.standin_pilots`. Use it by
-``from support.airflow_rig import airflow_rig, postgres``; it is made once for a session, from ``airflow.cfg.example``.
+``from support.airflow_rig import airflow_rig, postgres``; it is made once for a module, from ``airflow.cfg.example``.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Rig:
         path.unlink()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def airflow_rig(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """LocalExecutor, all components running."""
     with running_rig(postgres, tmp_path_factory.mktemp("airflow")) as rig:
