@@ -181,7 +181,7 @@ async def count_to_the_end(drill: Drill, url: str) -> None:
     end = time.monotonic() + END_S
     while time.monotonic() < end:
         await asyncio.sleep(1.0)
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             connection = await asyncpg.connect(url, timeout=5)
             try:
                 left = await connection.fetchval(
