@@ -179,3 +179,18 @@ def test_an_empty_file_is_a_file(server: Storage, as_: As, url: Callable[[str], 
         assert carrier.fetch(url("empty"), "b")["size"] == 0
     finally:
         (server.files / "empty").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("size", [0, 10])
+def test_an_input_that_grows_after_its_size_was_told_does_not_fill_the_scratch(
+    server: Storage, as_: As, size: int
+) -> None:
+    """Not even one that was said to be empty; the size of what the client wrote is noted before it is removed."""
+    grows = f"import os; from airpanda.pilot.carrier import xroot_scheme as x; x._Place.size = lambda self: {size}"
+    note = "open('note', 'w').write(str(os.path.getsize(name)))"
+    carrier = as_(
+        "alice", patch=f"{grows}; x.digest_of = lambda file, name, then=x.digest_of: ({note}, then(file, name))[1]"
+    )
+    assert carrier.fetch(server.xroot("data"))["why"] in ("mismatch", "broken")
+    note_file = carrier.sandbox / "note"
+    assert not note_file.exists() or int(note_file.read_text()) <= size

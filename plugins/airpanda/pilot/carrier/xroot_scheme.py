@@ -7,6 +7,7 @@ decides, files cross the network in the clear.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -108,7 +109,7 @@ def send(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
     final = _Place(transfer["url"], ca_dir)
     there = final.beside(transfer["temporary"])
     try:
-        there.copy(f"./{transfer['lfn']}", there.url, max_bytes=0)
+        there.copy(f"./{transfer['lfn']}", there.url)
         adler32 = there.adler32()
         digest.demand({"size": there.size(), "adler32": adler32}, "the server's")
         if adler32 is None:
@@ -168,8 +169,8 @@ class _Place:
             process.kill()  # no error where it has ended
         return digest
 
-    def copy(self, source: str, target: str, *, max_bytes: int) -> None:
-        """``max_bytes`` bounds what is written here; 0 where nothing is."""
+    def copy(self, source: str, target: str, *, max_bytes: Optional[int] = None) -> None:
+        """``max_bytes`` bounds each file that is written here; None where none is."""
         self._run("xrdcp", "--nopbar", "--force", "--posc", source, target, max_bytes=max_bytes)
 
     def move_to(self, final: _Place) -> None:
@@ -181,14 +182,15 @@ class _Place:
         with contextlib.suppress(Trouble):
             self._run("xrdfs", self._server, "rm", self.path)
 
-    def _run(self, name: str, *arguments: str, max_bytes: int = 0) -> str:
+    def _run(self, name: str, *arguments: str, max_bytes: Optional[int] = None) -> str:
+        bound = None if max_bytes is None else functools.partial(_bound_files, max_bytes)
         done = subprocess.run(
             [_program(name), *arguments],
             env=self._environ(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes,) * 2)) if max_bytes else None,
+            preexec_fn=bound,
         )
         text = done.stdout.decode("utf-8", "replace")
         if done.returncode != 0:
@@ -198,6 +200,10 @@ class _Place:
     def _environ(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "X509_USER_PROXY") if name in os.environ}
         return {**kept, **_PATIENCE, "XrdSecPROTOCOL": "gsi", "X509_CERT_DIR": self._ca_dir, "LC_ALL": "C"}
+
+
+def _bound_files(max_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
 
 def _program(name: str) -> str:
