@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import signal
 import time
 import zlib
 from collections.abc import Callable
@@ -322,6 +323,24 @@ def test_what_may_be_a_collection_is_not_replaced(carrier: Carrier, pki: Pki, an
     with bad_storage(pki, dav) as server:
         assert carrier.send(server.url())["why"] == why
     assert dav.files == {"/d/a": b"perhaps a collection"}
+
+
+@pytest.mark.parametrize("webdav", [True, False])
+def test_who_is_told_to_end_removes_only_what_is_nobody_elses(carrier: Carrier, pki: Pki, webdav: bool) -> None:
+    """The next attempt may have put its output at the same place by then."""
+    (carrier.sandbox / "a").write_bytes(CONTENT)
+    dav = Dav(HEAD=lambda h: time.sleep(30))
+    if not webdav:
+        dav.wrong["OPTIONS"] = lambda h: h.reply(405)
+    with bad_storage(pki, dav) as server:
+        process = carrier.start([Transfer("a", "out", server.url(), ".out.part")])
+        while "HEAD" not in server.methods and process.poll() is None:
+            time.sleep(0.02)
+        dav.files["/d/a"] = b"of the next attempt"
+        process.terminate()
+        process.communicate(timeout=20)
+        assert process.returncode == 128 + signal.SIGTERM
+    assert dav.files == {"/d/a": b"of the next attempt"}
 
 
 def test_without_webdav_a_collection_is_neither_written_nor_deleted(carrier: Carrier, pki: Pki) -> None:

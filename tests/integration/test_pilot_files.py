@@ -291,24 +291,35 @@ def test_a_signal_lets_an_output_that_is_under_way_arrive(web_rig: Rig, pki: Pki
     assert [each.url for each in web_rig.fake.final.stored] == [server.url()]
 
 
-@pytest.mark.parametrize("how", ["killed", "signal"])
-def test_an_output_that_takes_too_long_after_that_is_given_up_and_removed(
+def cut_off(fake: FakeDispatcher) -> None:
+    """The gateway is away until the lease, of one second, and its grace are over; its clock is known to the second."""
+    fake.down = True
+    time.sleep(5.5)
+    fake.down = False
+
+
+@pytest.mark.parametrize("how", ["killed", "signal", "lease"])
+def test_an_output_that_takes_too_long_after_that_is_given_up(
     web_rig: Rig, pki: Pki, monkeypatch: Any, how: str
 ) -> None:
+    """And what lies at its place is left alone: it may be the next attempt's already."""
     monkeypatch.setattr(job, "STOPPING_PATIENCE_S", 0.5)
+    web_rig.fake.lease_s = 1.0 if how == "lease" else 60.0
     with bad_storage(pki, slow_storage(20)) as server:
         thread = store_slowly(web_rig, server)
         began = time.monotonic()
         if how == "killed":
             web_rig.fake.command = "tobekilled"
+        elif how == "lease":
+            cut_off(web_rig.fake)
         else:
             web_rig.stop._take(signal.SIGTERM, None)
         thread.join(20)
-        assert time.monotonic() - began < 10
-        assert server.methods[-1] == "DELETE"
+        assert time.monotonic() - began < 15
+        assert server.methods == ["OPTIONS", "PROPFIND", "PUT"]
     final = web_rig.fake.final
-    assert (final.job_status, final.stored) == ({"killed": "cancelled", "signal": "failed"}[how], [])
-    assert first_error(web_rig.fake)[0] == {"killed": 1144, "signal": 1201}[how]
+    assert (final.job_status, final.stored) == ("cancelled" if how == "killed" else "failed", [])
+    assert first_error(web_rig.fake)[0] == {"killed": 1144, "signal": 1201, "lease": 1318}[how]
     assert web_rig.leftovers() == []
 
 
@@ -328,8 +339,9 @@ def test_without_a_switch_the_payloads_own_fence_is_around_the_carrier(
     assert web_rig.leftovers() == []
 
 
-@pytest.mark.parametrize("how", ["killed", "signal", "stale"])
+@pytest.mark.parametrize("how", ["killed", "signal", "stale", "lease"])
 def test_nobody_waits_for_a_transfer_that_hangs(web_rig: Rig, pki: Pki, how: str) -> None:
+    web_rig.fake.lease_s = 1.0 if how == "lease" else 60.0
     with bad_storage(pki, lambda h: time.sleep(30)) as server:
         web_rig.fake.jobs = [make_job(inputs=[{"lfn": "d", "source": server.url()}])]
         thread = web_rig.start()
@@ -339,11 +351,35 @@ def test_nobody_waits_for_a_transfer_that_hangs(web_rig: Rig, pki: Pki, how: str
             web_rig.fake.command = "tobekilled"
         elif how == "stale":
             web_rig.fake.stale = True
+        elif how == "lease":
+            cut_off(web_rig.fake)
         else:
             web_rig.stop._take(signal.SIGTERM, None)
         thread.join(20)
-        assert time.monotonic() - began < 10
-    ends = {"killed": "cancelled", "signal": "activated", "stale": "starting"}
+        assert time.monotonic() - began < 15
+    ends = {"killed": "cancelled", "signal": "activated", "stale": "starting", "lease": "failed"}
     assert web_rig.fake.final.job_status == ends[how]
     assert web_rig.switcher.launched == []
     assert web_rig.leftovers() == []
+
+
+def test_after_the_end_of_the_lease_no_output_is_begun(web_rig: Rig, pki: Pki, monkeypatch: Any) -> None:
+    """The payload has ended meanwhile; where its outputs belong the next attempt may be writing."""
+    collected, collect = threading.Event(), job.collect
+
+    def late(*arguments: Any) -> Any:
+        collected.set()
+        time.sleep(4.5)
+        return collect(*arguments)
+
+    monkeypatch.setattr(job, "collect", late)
+    web_rig.fake.lease_s = 1.0
+    with bad_storage(pki, slow_storage(0)) as server:
+        outputs = [{"lfn": "d", "destination": server.url()}]
+        web_rig.fake.jobs = [make_job(argv=["sh", "-c", "echo x > d"], outputs=outputs)]
+        thread = web_rig.start()
+        assert collected.wait(10)
+        cut_off(web_rig.fake)
+        thread.join(20)
+        assert server.methods == []
+    assert first_error(web_rig.fake)[0] == 1318

@@ -7,6 +7,7 @@ import itertools
 import json
 import signal
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -549,6 +550,29 @@ def test_a_lease_that_ends_unheard_ends_the_payload(rig: Rig) -> None:
     assert codes(rig.fake) == [("pilot", 1318)]
     rig.stop._take(signal.SIGTERM, None)
     thread.join(10)
+
+
+def test_after_the_end_of_the_lease_no_payload_starts(rig: Rig) -> None:
+    asked = threading.Event()
+
+    def late(pointer: Any, lifetime: timedelta) -> FakeProxy:
+        rig.fake.down = True
+        asked.set()
+        time.sleep(4.5)
+        return FakeProxy()
+
+    rig.fake.lease_s, rig.retrieve = 1.0, late
+    rig.fake.jobs = [make_job(argv=["sleep", "60"])]
+    thread = rig.start()
+    assert asked.wait(10)
+    time.sleep(5.5)
+    rig.fake.down = False
+    rig.fake.wait_for("failed")
+    assert codes(rig.fake) == [("pilot", 1318)]
+    assert rig.switcher.payloads == []
+    rig.stop._take(signal.SIGTERM, None)
+    thread.join(10)
+    assert rig.leftovers() == []
 
 
 def test_a_fenced_attempt_is_stopped_and_not_reported(rig: Rig) -> None:

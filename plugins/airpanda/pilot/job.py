@@ -266,11 +266,19 @@ class Attempt(Course):
 
     def _check_going_on(self, beat: Heartbeat) -> None:
         """Between two steps before the start: may it still go on?"""
-        fault = JobFault(errors.KILLED) if beat.killed else self.tools.stop.fault()
+        self._check_ours(beat)
+        fault = self.tools.stop.fault()
         if fault is not None:
             raise fault
+
+    def _check_ours(self, beat: Heartbeat) -> None:
+        """Whose job is taken away, or was not heard of for so long, must suppose that another attempt runs by now."""
+        if beat.killed:
+            raise JobFault(errors.KILLED)
         if beat.stale:
             raise StaleReportError(f"{self.job} was given to somebody else")
+        if beat.lease_over:
+            raise JobFault(errors.LEASE_LOST)
 
     def _end_payload(self) -> None:
         if self.payload is None or self.outcome is not None:
@@ -311,6 +319,7 @@ class Attempt(Course):
 
     def _check_storing(self, beat: Heartbeat, began: float) -> None:
         """As ``_check_going_on``; but what is nearly safe is not cut short by the first signal."""
+        self._check_ours(beat)
         if self.tools.stop.signal is None or time.monotonic() - began > STOPPING_PATIENCE_S:
             self._check_going_on(beat)
 

@@ -50,6 +50,7 @@ def send(transfer: dict[str, Any], max_bytes: int, ca_dir: str) -> Digest:
 
     Raises:
         Trouble: it is not there; or, without WebDAV and with a server that fails twice, it may be there in part.
+        SystemExit: told to end; without WebDAV, what the server has of it stays.
     """
     web, url = _web(transfer, ca_dir), transfer["url"]
     with open_output(transfer["lfn"]) as source:
@@ -176,17 +177,19 @@ def _is_collection(web: Web, url: str) -> Optional[bool]:
 def _put(web: Web, url: str, source: BinaryIO, what: str, *, ours: bool) -> Digest:
     """Send and verify; what is not right does not stay.
 
-    Unless the name is ours alone: who was refused before the first byte leaves what was there before.
+    Unless the name is ours alone: who was refused before the first byte leaves what was there before; and who is told
+    to end leaves what is there now, since it may be another attempt's, which is given the same name.
     """
-    digest = Digest()
+    digest, taken = Digest(), False
     try:
         web.put(url, source, os.fstat(source.fileno()).st_size, what, digest.update)
-        ours = True
+        taken = True
         if not _compare_with_head(web, url, digest):
             with web.ask("GET", url, {}) as response:
                 _digest_of(response, digest.size).demand(digest.to_wire(), "the payload's")
-    except BaseException:
-        if ours or digest.size:
+    except BaseException as error:
+        told_to_end = not isinstance(error, Exception)
+        if ours or ((taken or digest.size) and not told_to_end):
             _remove(web, url)
         raise
     return digest

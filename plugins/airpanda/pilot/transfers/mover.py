@@ -86,6 +86,7 @@ class Mover:
         moved: list[Moved] = []
         left = list(transfers)
         while left:
+            self.go_on()  # before the carrier starts: even a moment of it changes what lies at the storage
             began = time.monotonic()
             said = self._round(left, max_bytes - sum(each.size for each in moved))
             log.info("%s: %d transfers in %.1f s", self.label, len(left), time.monotonic() - began)
