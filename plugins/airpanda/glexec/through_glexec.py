@@ -313,7 +313,12 @@ class ThroughGlexec:
         refused = self._event("refused")
         if refused is not None:
             return contract.switch_error(int(refused["exit_code"]), str(refused["reason"]))
-        return contract.switch_error(contract.shell_code(self._process.code or 0), _last_line(stderr))
+        code, last = contract.shell_code(self._process.code or 0), _last_line(stderr)
+        if code == contract.EXEC_FAILED:  # the wrapper's: behind a closed gate no command can have been tried
+            return contract.switch_error(
+                contract.INTERNAL_ERROR, f"the sandbox cannot be entered or written to: {last}"
+            )
+        return contract.switch_error(code, last)
 
     def _conclude(self) -> PayloadOutcome:
         process = self._process

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
-from airpanda.core.errors import IdentitySwitchError
+from airpanda.core.errors import AirpandaError, IdentitySwitchError
 from airpanda.pilot.limits import Scan
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 LIMIT_S = 120.0
 _MAX_OUTPUT = 64 * 1024
+_BALLAST_BYTES = 256 * 1024
 # The switch gives the command a fresh copy of the proxy; it takes the place of the payload's own in one step.
 _REPLACE = (
     'umask 077; bad=0; for old in "$HOME"/.x509up-????????; do\n'
@@ -33,6 +36,29 @@ _LIST = (
     'cd "$HOME" || exit 1; find . -xdev -mindepth 1 -maxdepth 4 ! -name ".x509up-*" ! -name ".airpanda-*" '
     '-printf "%M %u %12s %TY-%Tm-%Td %TH:%TM %P\\n" 2>&1 | head -n 1000'
 )
+
+
+class Ballast:
+    """Room for one look into a sandbox that has filled the disk: a look writes, too, and tells whose fault it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "ballast"
+        with contextlib.suppress(OSError):  # where there is no room at once, there is none to keep
+            self._path.write_bytes(os.urandom(_BALLAST_BYTES))
+
+    def scan(self, look: Callable[[], Scan]) -> Scan:
+        """What the look finds; one that fails is repeated once, with the room that was kept for it.
+
+        Raises:
+            AirpandaError, OSError: of the look.
+        """
+        try:
+            return look()
+        except (AirpandaError, OSError):
+            if not self._path.exists():
+                raise
+            self._path.unlink()
+            return look()
 
 
 @dataclass(frozen=True)

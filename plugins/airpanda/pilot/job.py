@@ -24,7 +24,7 @@ from airpanda.core.errors import (
     StaleReportError,
 )
 from airpanda.pilot import errors, wire
-from airpanda.pilot.as_owner import LIMIT_S
+from airpanda.pilot.as_owner import LIMIT_S, Ballast
 from airpanda.pilot.capture import Capture
 from airpanda.pilot.client import DispatcherClient
 from airpanda.pilot.command import payload_environment, payload_faults, resolve
@@ -210,12 +210,12 @@ class Attempt(Course):
     def _new_watch(self, payload: RunningPayload, place: Path) -> Watch:
         config, spec, capture = self.tools.config, self.job.spec, self.capture
         assert capture is not None
-        owner = self._as_owner(place)
+        owner, ballast = self._as_owner(place), Ballast(place)
         return Watch(
             payload,
             Limits(spec.walltime_s, spec.memory_mib, spec.disk_mib, config.looping_s),
             printed=lambda: capture.seen_bytes,
-            scan=lambda: owner.scan(place / PROXY),
+            scan=lambda: ballast.scan(lambda: owner.scan(place / PROXY)),
             free_mib=lambda: free_disk_mib(config.scratch),
             scan_every_s=config.scan_every_s,
         )
