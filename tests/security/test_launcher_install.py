@@ -312,6 +312,16 @@ def test_a_launcher_that_runs_keeps_the_modules_it_has_mapped(site: Site, prefix
     assert {path.name for path in modules.parent.iterdir()} == {"airpanda", "launcher.modules"}
 
 
+def test_a_strangers_file_among_the_programs_stays_a_strangers(site: Site, prefix: Path) -> None:
+    assert install_there(site, prefix).code == 0
+    theirs = site.node.path(prefix / "sbin" / "site-tool")
+    theirs.write_text("theirs")
+    assert install_there(site, prefix).code == 0
+    assert command(site, "uninstall", "--prefix", str(prefix)).code == 0
+    assert theirs.read_text() == "theirs"
+    assert [path.name for path in theirs.parent.iterdir()] == ["site-tool"]
+
+
 def inside(site: Site, *roots: Path) -> dict[str, tuple[int, int]]:
     """All files below these, with inode and mode."""
     found = {}

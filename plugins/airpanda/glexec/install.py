@@ -193,13 +193,21 @@ def install(
     if dry_run:
         return installed
     with _ordinary_umask():
+        before = _owned(prefix)
         _write(installed, python, packages, text, rule)
         if sudoers is not None:
             put_rule(sudoers, rule)
-        written = [path for name in _OWNED for path in files_below(prefix / name)]
-        kept = [path for path in manifest.outside(prefix) if path != sudoers]
+        # What lies there and was not written now is somebody else's, or an older installation's, which knew it.
+        written = [path for path, state in _owned(prefix).items() if before.get(path) != state]
+        kept = [path for path in manifest.paths() if path != sudoers and path not in written]
         manifest.write([*written, *([sudoers] if sudoers else [])], kept)
     return installed
+
+
+def _owned(prefix: Path) -> dict[Path, tuple[int, int, int]]:
+    """The files where programs are put, each with its inode, time of change and size: new ones if it is written."""
+    found = {path: path.lstat() for name in _OWNED for path in files_below(prefix / name)}
+    return {path: (state.st_ino, state.st_mtime_ns, state.st_size) for path, state in found.items()}
 
 
 @contextlib.contextmanager

@@ -37,9 +37,9 @@ class Manifest:
         """Whether there is a file that this list does not know, or that somebody has changed since."""
         return path.exists() and self._files.get(str(path)) != _digest(path)
 
-    def outside(self, directory: Path) -> list[Path]:
-        """The files it knows that lie elsewhere."""
-        return [Path(name) for name in self._files if directory not in Path(name).parents]
+    def paths(self) -> list[Path]:
+        """The files it knows."""
+        return [Path(name) for name in self._files]
 
     def write(self, paths: Iterable[Path], kept: Iterable[Path] = ()) -> None:
         """Know these files, as they are now, those kept as they were once written, if they are there, and no others."""
