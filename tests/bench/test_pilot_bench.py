@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,39 +22,19 @@ import pytest
 from bench.record import record
 from support.dispatcher import job_database, spec, template_database
 from support.fake_dispatcher import TOKEN, fake_dispatcher
-from support.launcher import PILOT_UID, Site, make_site, wait_for
-from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.launcher import PILOT_UID, Site, wait_for
 from support.node_processes import command_of, pilots_of, processes_of
-from support.pilot_chain import WRAPPER, Chain, running_chain
-from support.postgres import Database, postgres
+from support.pilot_chain import WRAPPER, Chain, chain, myproxy, site
+from support.postgres import postgres
 
 from airpanda.computing.elements import Handle
 from airpanda.pilot.bundle import write_bundle
 
-__all__ = ["job_database", "postgres", "template_database"]
+__all__ = ["chain", "job_database", "myproxy", "postgres", "site", "template_database"]
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(600)]
 
 JOBS, STARTS = 30, 10
 LINE = re.compile(r"^(\S+ \S+)Z INFO job (\d+) attempt 1: (begins|finished)", re.MULTILINE)
-
-
-@pytest.fixture(scope="module", name="site")
-def _site() -> Iterator[Site]:
-    for site in make_site():
-        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
-        yield site
-
-
-@pytest.fixture(scope="module", name="myproxy")
-def _myproxy(site: Site) -> Iterator[ServerProcess]:
-    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
-        yield server
-
-
-@pytest.fixture
-def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: Path) -> Iterator[Chain]:
-    with running_chain(site, myproxy, job_database, tmp_path) as chain:
-        yield chain
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.dispatcher import job_database, template_database
-from support.launcher import ALICE_UID, Site, make_site
-from support.myproxy_server import CONFIG, ServerProcess, start_debian
-from support.pilot_chain import Chain, running_chain
-from support.postgres import Database, postgres
+from support.launcher import ALICE_UID
+from support.pilot_chain import Chain, chain, myproxy, site
+from support.postgres import postgres
 
 from airpanda.decorators.function import result_of
 from airpanda.decorators.panda_task import RESULT, PandaFunctionOperator
 
-__all__ = ["job_database", "postgres", "template_database"]
+__all__ = ["chain", "job_database", "myproxy", "postgres", "site", "template_database"]
 pytestmark = [pytest.mark.root, pytest.mark.integration]
-
-
-@pytest.fixture(scope="module", name="site")
-def _site() -> Iterator[Site]:
-    for site in make_site():
-        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
-        yield site
-
-
-@pytest.fixture(scope="module", name="myproxy")
-def _myproxy(site: Site) -> Iterator[ServerProcess]:
-    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
-        yield server
-
-
-@pytest.fixture
-def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: Path) -> Iterator[Chain]:
-    with running_chain(site, myproxy, job_database, tmp_path) as chain:
-        yield chain
 
 
 def job_of(function: Any, *args: Any, outputs: tuple[str, ...] = (), **needs: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from support.dispatcher import job_database, spec, template_database
-from support.launcher import ALICE_UID, PILOT_UID, Site, make_site
-from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.launcher import ALICE_UID, PILOT_UID, Site
+from support.myproxy_server import ServerProcess
 from support.node_processes import pilots_of, processes_of
-from support.pilot_chain import PILOTS, Chain, running_chain
+from support.pilot_chain import PILOTS, Chain, myproxy, running_chain, site
 from support.postgres import Database, postgres
 
-__all__ = ["job_database", "postgres", "template_database"]
+__all__ = ["job_database", "myproxy", "postgres", "site", "template_database"]
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 GIB = 1024**3
@@ -36,19 +36,6 @@ for _ in range(10_000):
 print("made", made, "failed", failed)
 """
 DAEMON = """(setsid sh -c 'trap "" TERM HUP INT; exec >&- 2>&- <&-; sleep 600 & sleep 600' &); echo away"""
-
-
-@pytest.fixture(scope="module", name="site")
-def _site() -> Iterator[Site]:
-    for site in make_site():
-        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
-        yield site
-
-
-@pytest.fixture(scope="module", name="myproxy")
-def _myproxy(site: Site) -> Iterator[ServerProcess]:
-    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
-        yield server
 
 
 @pytest.fixture

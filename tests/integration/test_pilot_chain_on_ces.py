@@ -12,32 +12,19 @@ from pathlib import Path
 import pytest
 from support.arc import running_arc
 from support.dispatcher import job_database, spec, template_database
-from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, make_site, wait_for
-from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, wait_for
+from support.myproxy_server import ServerProcess
 from support.node_processes import pilots_of, processes_of
-from support.pilot_chain import PILOTS, Chain, Place, running_chain
+from support.pilot_chain import PILOTS, Chain, Place, myproxy, running_chain, site
 from support.postgres import Database, postgres
 from support.slurm import running_slurm
 from support.sshd import running_sshd
 
 from airpanda.computing.elements import PilotJobState, Purgeable
 
-__all__ = ["job_database", "postgres", "template_database"]
+__all__ = ["job_database", "myproxy", "postgres", "site", "template_database"]
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(600)]
 OWNERS = {"alice": ALICE_UID, "bob": BOB_UID}
-
-
-@pytest.fixture(scope="module", name="site")
-def _site() -> Iterator[Site]:
-    for site in make_site():
-        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
-        yield site
-
-
-@pytest.fixture(scope="module", name="myproxy")
-def _myproxy(site: Site) -> Iterator[ServerProcess]:
-    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
-        yield server
 
 
 @contextmanager

@@ -13,32 +13,18 @@ from typing import Any
 import pytest
 from support.bad_storage import bad_storage
 from support.dispatcher import job_database, spec, template_database
-from support.launcher import ALICE_UID, BOB_UID, Site, make_site, wait_for
-from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.launcher import ALICE_UID, BOB_UID, Site, wait_for
 from support.node_processes import processes_of
-from support.pilot_chain import Chain, running_chain
-from support.postgres import Database, postgres
+from support.pilot_chain import Chain, chain, myproxy, site
+from support.postgres import postgres
 from support.storage import Storage, storage
 
-__all__ = ["job_database", "postgres", "template_database"]
+__all__ = ["chain", "job_database", "myproxy", "postgres", "site", "template_database"]
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 CONTENT = b"0123456789abcde\n" * 5000
 KNOWN = {"adler32": f"{zlib.adler32(CONTENT):08x}", "sha256": hashlib.sha256(CONTENT).hexdigest()}
 SECRET = "what only Alice may read"
-
-
-@pytest.fixture(scope="module", name="site")
-def _site() -> Iterator[Site]:
-    for site in make_site():
-        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
-        yield site
-
-
-@pytest.fixture(scope="module", name="myproxy")
-def _myproxy(site: Site) -> Iterator[ServerProcess]:
-    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module", name="server")
@@ -54,12 +40,6 @@ def _se(server: Storage) -> Storage:
         path.unlink()
     server.write("data", CONTENT)
     return server
-
-
-@pytest.fixture
-def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: Path) -> Iterator[Chain]:
-    with running_chain(site, myproxy, job_database, tmp_path) as chain:
-        yield chain
 
 
 def run(chain: Chain, who: str, *jobs: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from support.fake_dispatcher import TOKEN, FakeDispatcher, fake_dispatcher, make_job
-from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, host_status, make_site, wait_for
-from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, host_status, wait_for
+from support.myproxy_server import ServerProcess
 from support.node_processes import kill_pilots, processes_of
+from support.pilot_chain import myproxy, site
 
 import airpanda
 from airpanda import messages as m
@@ -26,24 +27,12 @@ from airpanda.myproxy.staging import stage
 from airpanda.x509.credential import ProxyCredential
 from airpanda_demo.worker_node import GRID_SECURITY
 
+__all__ = ["myproxy", "site"]
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 PLUGINS = Path(airpanda.__file__).parent.parent
 WRAPPER = PLUGINS.parent / "include/pilot/wrapper.sh"
 PILOTS = "/home/pilot/pilots"
-
-
-@pytest.fixture(scope="module", name="site")
-def _site() -> Iterator[Site]:
-    for site in make_site():
-        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
-        yield site
-
-
-@pytest.fixture(scope="module", name="myproxy")
-def _myproxy(site: Site) -> Iterator[ServerProcess]:
-    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:  # its path has spaces
-        yield server
 
 
 @dataclass

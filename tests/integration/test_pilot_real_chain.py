@@ -4,41 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.dispatcher import job_database, spec, template_database
-from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, make_site, wait_for
-from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, wait_for
 from support.node_processes import kill_pilots, processes_of
-from support.pilot_chain import WRAPPER, Chain, running_chain
-from support.postgres import Database, postgres
+from support.pilot_chain import WRAPPER, Chain, chain, myproxy, site
+from support.postgres import postgres
 
 from airpanda.computing.elements import PilotJobState, make_element
 
-__all__ = ["job_database", "postgres", "template_database"]
+__all__ = ["chain", "job_database", "myproxy", "postgres", "site", "template_database"]
 pytestmark = [pytest.mark.root, pytest.mark.integration]
-
-
-@pytest.fixture(scope="module", name="site")
-def _site() -> Iterator[Site]:
-    for site in make_site():
-        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
-        yield site
-
-
-@pytest.fixture(scope="module", name="myproxy")
-def _myproxy(site: Site) -> Iterator[ServerProcess]:
-    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
-        yield server
-
-
-@pytest.fixture
-def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: Path) -> Iterator[Chain]:
-    with running_chain(site, myproxy, job_database, tmp_path) as chain:
-        yield chain
 
 
 def test_three_pilots_run_two_owners_jobs_each_exactly_once(chain: Chain) -> None:

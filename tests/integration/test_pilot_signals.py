@@ -8,20 +8,18 @@ import os
 import signal
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.dispatcher import job_database, spec, template_database
-from support.launcher import ALICE_UID, PILOT_UID, Site, make_site, wait_for
-from support.myproxy_server import CONFIG, ServerProcess, start_debian
+from support.launcher import ALICE_UID, PILOT_UID, wait_for
 from support.node_processes import pilots_of, processes_of
-from support.pilot_chain import PILOTS, Chain, running_chain
-from support.postgres import Database, postgres
+from support.pilot_chain import PILOTS, Chain, chain, myproxy, site
+from support.postgres import postgres
 
 from airpanda.computing.elements import PilotJobState
 
-__all__ = ["job_database", "postgres", "template_database"]
+__all__ = ["chain", "job_database", "myproxy", "postgres", "site", "template_database"]
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 SIGNALS = {
@@ -35,25 +33,6 @@ SIGNALS = {
 GRACE_S = 10.0  # [pilot] kill_grace_s
 # It says what it got, and goes on as if nothing had been.
 STUBBORN = "trap 'echo got TERM' TERM; echo begun; while :; do sleep 0.2; done"
-
-
-@pytest.fixture(scope="module", name="site")
-def _site() -> Iterator[Site]:
-    for site in make_site():
-        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
-        yield site
-
-
-@pytest.fixture(scope="module", name="myproxy")
-def _myproxy(site: Site) -> Iterator[ServerProcess]:
-    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
-        yield server
-
-
-@pytest.fixture
-def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: Path) -> Iterator[Chain]:
-    with running_chain(site, myproxy, job_database, tmp_path) as chain:
-        yield chain
 
 
 def kept(chain: Chain, panda_id: int, lfn: str) -> bytes:

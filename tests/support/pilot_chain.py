@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import psycopg2
+import pytest
 from cryptography.fernet import Fernet
 
 import airpanda
@@ -31,8 +32,8 @@ from airpanda.myproxy.staging import stage
 from airpanda.x509.credential import ProxyCredential
 from airpanda_demo.worker_node import GRID_SECURITY
 from support.dispatcher import make_settings, ti
-from support.launcher import Site, wait_for
-from support.myproxy_server import ServerProcess
+from support.launcher import Site, make_site, wait_for
+from support.myproxy_server import CONFIG, ServerProcess, start_debian
 from support.postgres import Database
 
 PLUGINS = Path(airpanda.__file__).parent.parent
@@ -256,3 +257,25 @@ def running_chain(
                 element.close()
     finally:
         gateway.kill()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """A node that maps the pilots' own proxy, too: to Other."""
+    for site in make_site():
+        site.node.set_mapfile({**site.mapfile, site.pki.dn("pilot"): "other"})
+        yield site
+
+
+@pytest.fixture(scope="module")
+def myproxy(site: Site) -> Iterator[ServerProcess]:
+    """Debian's server for the site's people. Its configuration cannot name a directory whose path has spaces."""
+    with start_debian(site.pki, CONFIG.replace("cert_dir {certs}\n", "")) as server:
+        yield server
+
+
+@pytest.fixture
+def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: Path) -> Iterator[Chain]:
+    """Needs the fixtures of ``support.dispatcher`` and ``support.postgres`` beside it."""
+    with running_chain(site, myproxy, job_database, tmp_path) as chain:
+        yield chain
