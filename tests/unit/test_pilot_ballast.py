@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,15 @@ def test_without_room_for_it_there_is_none(tmp_path: Path) -> None:
     ballast = Ballast(tmp_path / "missing")
     with pytest.raises(OSError, match="as it was"):
         ballast.scan(lambda: (_ for _ in ()).throw(OSError("as it was")))
+
+
+def test_what_little_room_there_is_is_left_to_the_payload(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, before[1]))
+    try:
+        Ballast(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []

@@ -43,8 +43,11 @@ class Ballast:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "ballast"
-        with contextlib.suppress(OSError):  # where there is no room at once, there is none to keep
+        try:
             self._path.write_bytes(os.urandom(_BALLAST_BYTES))
+        except OSError:  # what little room there is belongs to the payload's output
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def scan(self, look: Callable[[], Scan]) -> Scan:
         """What the look finds; one that fails is repeated once, with the room that was kept for it.
