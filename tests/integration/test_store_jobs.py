@@ -114,7 +114,9 @@ async def test_32_claimers_and_a_watchdog_never_share_an_attempt(world: World) -
             taken.extend((job.panda_id, job.attempt_nr) for job in jobs)
             if chance.random() < 0.2:  # this pilot dies with what it holds
                 await world.sql(
-                    "UPDATE panda_job SET lease_expires_at = now() - interval '1 s' WHERE pilot_id = $1", pilot_id
+                    "UPDATE panda_job SET lease_expires_at = now() - interval '1 s', check_at = now() - interval '1 s'"
+                    " WHERE pilot_id = $1",
+                    pilot_id,
                 )
                 return
 
@@ -329,6 +331,22 @@ async def test_heartbeats_renew_the_lease_and_a_clock_of_the_pilot_does_not_matt
     reply = await pilot.good_report(job, "running")
     assert reply["lease_expires_at"] > to_wire(utcnow())
     assert await world.services.jobs.expire() == []
+
+
+async def test_a_live_job_is_looked_at_once_in_a_lease(world: World) -> None:
+    jobs = world.services.jobs
+    await world.submit(2)
+    live, silent = await (await world.pilot()).acquire(n_jobs=2)
+    await world.end_lease(silent["panda_id"])
+    await world.sql("UPDATE panda_job SET check_at = now() WHERE panda_id = $1", live["panda_id"])
+    looks = await asyncio.gather(*(jobs.move_checks_on() for _ in range(3)))
+    assert sum(looks) == 1, "each is moved on once, and who is silent never"
+    ((moved,),) = await world.sql(
+        "SELECT check_at = lease_expires_at FROM panda_job WHERE panda_id = $1", live["panda_id"]
+    )
+    assert moved
+    assert await jobs.expire() == [silent["panda_id"]]
+    assert await jobs.move_checks_on() == 0
 
 
 async def test_handed_back_jobs_go_to_another_pilot_at_most_20_times(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The plans of the hot statements, on tables where a wrong one would show."""
+"""The plans of the hot statements, with a million final jobs, where a wrong one would show."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ KEY = (5000, 1, 1, b"digest")
 
 FILL = """
 INSERT INTO panda_job (panda_id, task_id, credential_id, queue, lane, activated_xid, status, priority, max_attempt,
-                       cores, memory_mib, disk_mib, walltime_s, changed_by, pilot_id, lease_digest, lease_expires_at)
+                       cores, memory_mib, disk_mib, walltime_s, changed_by, pilot_id, lease_digest, lease_expires_at,
+                       check_at)
 SELECT n, 1, 1, 'Q' || n % 10, n % 10, n / 1000,
-       CASE WHEN n % 3 = 0 THEN 'activated' WHEN n % 100 = 1 THEN 'running' ELSE 'finished' END,
+       CASE WHEN n > 60000 THEN 'finished' WHEN n % 3 = 0 THEN 'activated' WHEN n % 100 = 1 THEN 'running'
+            ELSE 'finished' END,
        n % 7, 3, 1, 1000, 1000, 3600, 'test',
-       CASE WHEN n % 3 <> 0 AND n % 100 = 1 THEN 1 END,
-       CASE WHEN n % 3 <> 0 AND n % 100 = 1 THEN 'x'::bytea END,
-       CASE WHEN n % 3 <> 0 AND n % 100 = 1 THEN now() + interval '1 h' END
-FROM generate_series(1, 60000) AS n
+       CASE WHEN n <= 60000 AND n % 3 <> 0 AND n % 100 = 1 THEN 1 END,
+       CASE WHEN n <= 60000 AND n % 3 <> 0 AND n % 100 = 1 THEN 'x'::bytea END,
+       CASE WHEN n <= 60000 AND n % 3 <> 0 AND n % 100 = 1 THEN now() + interval '1 h' END,
+       CASE WHEN n <= 60000 AND n % 3 <> 0 AND n % 100 = 1 THEN now() + n * interval '1 s' END
+FROM generate_series(1, 1060000) AS n
 """
 
 
@@ -56,15 +59,19 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
         offer = (3, 17, 0, None, [b"a" * 32], 1, LEASE, "wn", keys, False, ["/O=Test Grid/CN=Somebody Else"])
         for statement, values, index in (
             (sql.ACQUIRE, offer, "panda_job_claim_ix"),
-            (sql.HEARTBEAT, (*KEY, "running", LEASE), "panda_job_leased_ix"),
+            (sql.HEARTBEAT, (*KEY, "running", LEASE), "panda_job_pkey"),
             (sql.LOCK_JOB, (5000,), "panda_job_pkey"),
-            (sql.SILENT, (500,), "panda_job_leased_ix"),
+            (sql.SILENT, (500,), "panda_job_check_ix"),
+            (sql.OVERDUE, (500, ["running"], [LEASE]), "panda_job_check_ix"),
+            (sql.LOOKED_AT, (500,), "panda_job_check_ix"),
             (sql.KILL, (4000, 4100, "x", "y"), "panda_job_pkey"),
         ):
             nodes = await explain(connection, statement, *values)
             assert index in [node.get("Index Name") for node in nodes], statement
             jobs = [node["Node Type"] for node in nodes if node.get("Relation Name") == "panda_job"]
             assert "Seq Scan" not in jobs, statement
+            checks = [node["Index Cond"] for node in nodes if node.get("Index Name") == "panda_job_check_ix"]
+            assert all("check_at <= now()" in condition for condition in checks), "a range, not every leased row"
         claim = await explain(connection, sql.ACQUIRE, *offer)
         (scan,) = [node for node in claim if node.get("Index Name") == "panda_job_claim_ix"]
         assert "lane" in scan["Index Cond"]

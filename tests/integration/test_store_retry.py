@@ -129,7 +129,7 @@ async def test_a_live_pilot_that_gets_nowhere_loses_the_job(world: World) -> Non
     await pilot.good_report(job, "starting")
     longest = world.settings.state_timeouts
     assert await world.services.jobs.end_overdue(longest) == []
-    await world.sql("UPDATE panda_job SET changed_at = now() - interval '61 min'")
+    await world.sql("UPDATE panda_job SET changed_at = now() - interval '61 min', check_at = now()")
     assert await world.services.jobs.end_overdue(longest) == [job["panda_id"]]
     assert await world.services.jobs.end_overdue(longest) == []
     assert (await pilot.report(job, "running")).json()["code"] == "stale-report"

@@ -156,7 +156,8 @@ class World:
     async def end_lease(self, panda_id: int) -> None:
         """As if the pilot had been silent for long."""
         await self.sql(
-            "UPDATE panda_job SET lease_expires_at = now() - interval '1 s' WHERE panda_id = $1 AND pilot_id > 0",
+            "UPDATE panda_job SET lease_expires_at = now() - interval '1 s', check_at = now() - interval '1 s'"
+            " WHERE panda_id = $1 AND pilot_id > 0",
             panda_id,
         )
 

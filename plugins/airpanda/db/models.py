@@ -322,7 +322,8 @@ class Job(Base):
     """What changes while a job lives. Columns from ``pilot_id`` to ``command`` are the lease.
 
     ``charged`` counts attempts that used up ``max_attempt``, ``returned`` those that did not. Heartbeats change
-    ``lease_expires_at`` only, which no index mentions, so they stay inside their page (heap-only tuples).
+    ``lease_expires_at`` only, which no index mentions, so they stay inside their page (heap-only tuples). The watchdog
+    goes by ``check_at``, which has an index: never later than the lease's end, and moved on once in a lease.
     """
 
     __tablename__ = "panda_job"
@@ -332,6 +333,7 @@ class Job(Base):
             "(pilot_id IS NULL) = (lease_digest IS NULL) AND (pilot_id IS NULL) = (lease_expires_at IS NULL)",
             name="lease_whole",
         ),
+        CheckConstraint("pilot_id IS NULL OR check_at IS NOT NULL", name="lease_watched"),
         Index(
             "panda_job_claim_ix",
             "lane",
@@ -339,7 +341,7 @@ class Job(Base):
             "panda_id",
             postgresql_where=text("status = 'activated'"),
         ),
-        Index("panda_job_leased_ix", "panda_id", postgresql_where=text("pilot_id IS NOT NULL")),
+        Index("panda_job_check_ix", "check_at", postgresql_where=text("pilot_id IS NOT NULL")),
         {"postgresql_with": {"fillfactor": 70, **_HOT}},
     )
     panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -364,6 +366,7 @@ class Job(Base):
     pilot_id: Mapped[int | None]
     lease_digest: Mapped[bytes | None]
     lease_expires_at: Mapped[datetime | None]
+    check_at: Mapped[datetime | None] = mapped_column(comment="when the watchdog looks at the lease next")
     command: Mapped[str] = mapped_column(server_default=text("''"))
     changed_by: Mapped[str]
     change_reason: Mapped[str] = mapped_column(server_default=text("''"))

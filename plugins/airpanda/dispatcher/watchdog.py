@@ -30,7 +30,7 @@ async def watch(
     while True:
         try:
             seldom = round_nr % _SELDOM == 0
-            lost(await one_round(jobs, longest=longest if seldom else None))
+            lost(await one_round(jobs, longest=longest, closer=seldom))
             if seldom:
                 await registry.seal_again()
             round_nr += 1
@@ -42,29 +42,30 @@ async def watch(
         await asyncio.sleep(period_s)
 
 
-async def one_round(jobs: JobStore, *, longest: Mapping[str, timedelta] | None = STATE_TIMEOUTS) -> int:
+async def one_round(jobs: JobStore, *, longest: Mapping[str, timedelta] = STATE_TIMEOUTS, closer: bool = True) -> int:
     """What is due now; harmless to repeat and to run twice at once. Answers how many jobs were taken back.
 
-    With ``longest`` also what need not be looked at each time: states that last too long, credentials that have ended.
+    Args:
+        closer: also what need not be looked at each time: jobs that have waited too long, credentials that have ended.
     """
     taken = 0
     while panda_ids := await jobs.expire():
         taken += len(panda_ids)
         for panda_id in panda_ids:
             _log.warning("panda_id=%s lost its pilot's heartbeat", panda_id)
-    if longest is not None:
-        taken += await _look_closer(jobs, longest)
+    while panda_ids := await jobs.end_overdue(longest):
+        taken += len(panda_ids)
+        _log.warning("%s jobs taken from their pilots: in one state for too long", len(panda_ids))
+    while await jobs.move_checks_on():
+        pass
+    if closer:
+        await _look_closer(jobs, longest)
     await jobs.fold_counts()
     return taken
 
 
-async def _look_closer(jobs: JobStore, longest: Mapping[str, timedelta]) -> int:
-    taken = 0
-    while panda_ids := await jobs.end_overdue(longest):
-        taken += len(panda_ids)
-        _log.warning("%s jobs taken from their pilots: in one state for too long", len(panda_ids))
+async def _look_closer(jobs: JobStore, longest: Mapping[str, timedelta]) -> None:
     while closed := await jobs.close_without_credential():
         _log.warning("%s jobs closed: their owner's credential cannot serve them any more", closed)
     while closed := await jobs.close_overdue(longest["activated"]):
         _log.warning("%s jobs closed: no pilot has taken them in time", closed)
-    return taken

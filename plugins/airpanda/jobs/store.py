@@ -51,6 +51,7 @@ from airpanda.messages import (
 )
 
 BATCH = 500
+MAX_LOOKS = 5000
 _NO_CREDENTIAL = "the owner's credential is gone or ends before the job's time limit: stage a fresh one and retry"
 _NO_KEY = (
     "the passphrase of the owner's credential was sealed with a Fernet key that is configured no more: the operators of"
@@ -306,7 +307,10 @@ class JobStore:
         return [row["panda_id"] for row in rows]
 
     async def end_overdue(self, longest: Mapping[str, timedelta]) -> list[int]:
-        """Take jobs that were in a state for too long from their pilots, alive or not. Safe as ``expire``."""
+        """Take jobs that were in a state for too long from their pilots, alive or not. Safe as ``expire``.
+
+        A job is looked at once in a lease, so that its pilot keeps it for so much longer at most.
+        """
         leased = {state: after for state, after in longest.items() if state != JobStatus.ACTIVATED}
         async with self._database.transaction() as connection:
             rows = await connection.fetch(sql.OVERDUE, BATCH, list(leased), list(leased.values()))
@@ -316,6 +320,15 @@ class JobStore:
         if rows:
             self._boards.changed()
         return [row["panda_id"] for row in rows]
+
+    async def move_checks_on(self) -> int:
+        """What was due to be looked at and is well is due again when its lease could end; answer how many.
+
+        After ``expire`` and ``end_overdue``, which look only at what is due. Safe as they are.
+        """
+        async with self._database.connection() as connection:
+            done = await connection.execute(sql.LOOKED_AT, MAX_LOOKS)
+        return int(done.split()[-1])
 
     async def close_overdue(self, longest: timedelta) -> int:
         """Close jobs that have waited for too long; answer how many, at most some of each lane."""

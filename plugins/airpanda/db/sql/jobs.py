@@ -94,7 +94,8 @@ WITH candidate AS MATERIALIZED (
 ), leased AS (
     UPDATE panda_job j
     SET status = 'sent', pilot_id = $6::bigint, lease_digest = ($5::bytea[])[n.nr],
-        lease_expires_at = now() + $7::interval, command = '', changed_by = 'pilot:' || $6::bigint, change_reason = ''
+        lease_expires_at = now() + $7::interval, check_at = now() + $7::interval, command = '',
+        changed_by = 'pilot:' || $6::bigint, change_reason = ''
     FROM numbered n WHERE j.panda_id = n.panda_id
     RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.activated_xid, j.lease_digest, j.lease_expires_at,
               j.memory_mib, j.walltime_s, n.nr
@@ -224,19 +225,28 @@ WHERE panda_id BETWEEN $1 AND $2 AND status NOT IN ('finished', 'failed', 'cance
 """
 # One statement for waiting and leased jobs: whatever a job becomes while this waits for its lock, it is caught.
 
+# Those whose time to be looked at has come, and no others: a range of panda_job_check_ix.
 SILENT = """
 SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id,
        queue, lane, memory_mib, walltime_s
-FROM panda_job WHERE pilot_id IS NOT NULL AND lease_expires_at < now()
-ORDER BY panda_id LIMIT $1 FOR UPDATE SKIP LOCKED
+FROM panda_job WHERE pilot_id IS NOT NULL AND check_at <= now() AND lease_expires_at < now()
+ORDER BY check_at LIMIT $1 FOR UPDATE SKIP LOCKED
 """
 
 OVERDUE = """
 SELECT j.panda_id, j.status, j.attempt_nr, j.max_attempt, j.charged, j.returned, j.command, j.pilot_id, j.lease_digest,
        j.credential_id, j.queue, j.lane, j.memory_mib, j.walltime_s
 FROM panda_job j JOIN unnest($2::text[], $3::interval[]) AS t (status, longest) USING (status)
-WHERE j.pilot_id IS NOT NULL AND j.changed_at < now() - t.longest
-ORDER BY j.panda_id LIMIT $1 FOR UPDATE OF j SKIP LOCKED
+WHERE j.pilot_id IS NOT NULL AND j.check_at <= now() AND j.changed_at < now() - t.longest
+ORDER BY j.check_at LIMIT $1 FOR UPDATE OF j SKIP LOCKED
+"""
+
+# The others of them are alive: not to be looked at before their lease as it is now could end.
+LOOKED_AT = """
+UPDATE panda_job SET check_at = lease_expires_at
+WHERE panda_id IN (SELECT panda_id FROM panda_job
+                   WHERE pilot_id IS NOT NULL AND check_at <= now() AND lease_expires_at > now()
+                   ORDER BY check_at LIMIT $1 FOR UPDATE SKIP LOCKED)
 """
 
 # Only the oldest of each lane are looked at: who came after them has waited for less.

@@ -257,6 +257,12 @@ def upgrade() -> None:
         sa.Column("pilot_id", sa.BigInteger(), nullable=True),
         sa.Column("lease_digest", sa.LargeBinary(), nullable=True),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "check_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when the watchdog looks at the lease next",
+        ),
         sa.Column("command", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("changed_by", sa.Text(), nullable=False),
         sa.Column("change_reason", sa.Text(), server_default=sa.text("''"), nullable=False),
@@ -270,6 +276,10 @@ def upgrade() -> None:
             "(pilot_id IS NULL) = (lease_digest IS NULL) AND (pilot_id IS NULL) = (lease_expires_at IS NULL)",
             name=op.f("panda_job_lease_whole_check"),
         ),
+        sa.CheckConstraint(
+            "pilot_id IS NULL OR check_at IS NOT NULL",
+            name=op.f("panda_job_lease_watched_check"),
+        ),
         sa.PrimaryKeyConstraint("panda_id", name=op.f("panda_job_pkey")),
         postgresql_with={"fillfactor": 70, **HOT},
     )
@@ -281,7 +291,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'activated'"),
     )
     op.create_index(
-        "panda_job_leased_ix", "panda_job", ["panda_id"], unique=False, postgresql_where=sa.text("pilot_id IS NOT NULL")
+        "panda_job_check_ix", "panda_job", ["check_at"], unique=False, postgresql_where=sa.text("pilot_id IS NOT NULL")
     )
     op.create_table(
         "panda_job_spec",
@@ -547,7 +557,7 @@ def downgrade() -> None:
     op.drop_table("panda_owner")
     op.drop_table("panda_job_status_log")
     op.drop_table("panda_job_spec")
-    op.drop_index("panda_job_leased_ix", table_name="panda_job", postgresql_where=sa.text("pilot_id IS NOT NULL"))
+    op.drop_index("panda_job_check_ix", table_name="panda_job", postgresql_where=sa.text("pilot_id IS NOT NULL"))
     op.drop_index("panda_job_claim_ix", table_name="panda_job", postgresql_where=sa.text("status = 'activated'"))
     op.drop_table("panda_job")
     op.drop_table("panda_file")
