@@ -38,9 +38,23 @@ def judge(result: Path) -> dict:
     tags=["airpanda", "analysis"],
     params={
         "queue": Param("DEMO", type="string", title="PanDA queue", description="* for any that fits"),
-        "owner": Param("alice", type="string", title="Payload owner"),
-        "inputs": Param([], type="array", title="Inputs", description='{"lfn", "source"} of each file to read'),
-        "n_pilots": Param(1, type="integer", minimum=0, maximum=100, title="Pilots to send"),
+        "owner": Param(
+            "alice", type="string", title="Payload owner", description="whose proxy is staged: Connection owner_<name>"
+        ),
+        "inputs": Param(
+            [],
+            type="array",
+            title="Inputs",
+            description='{"lfn": …, "source": …} of each file to read; empty in runs that a campaign starts',
+        ),
+        "n_pilots": Param(
+            1,
+            type="integer",
+            minimum=0,
+            maximum=100,
+            title="Pilots to send",
+            description="0 where a pilot factory or somebody else sends them",
+        ),
     },
     doc_md=__doc__,
     render_template_as_native_obj=True,

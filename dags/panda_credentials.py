@@ -18,7 +18,16 @@ from airpanda.operators.forecast import CredentialForecastOperator
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     tags=["airpanda", "operations"],
-    params={"hours": Param(24, type="integer", minimum=1, maximum=8760, title="Warn this many hours ahead")},
+    params={
+        "hours": Param(
+            24,
+            type="integer",
+            minimum=1,
+            maximum=8760,
+            title="Hours ahead",
+            description="staged credentials that end within so many hours are listed",
+        )
+    },
     doc_md=__doc__,
 )
 def panda_credentials() -> None:

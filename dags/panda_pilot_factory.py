@@ -20,7 +20,14 @@ from airpanda.operators.factory import FactoryQueuesOperator, PilotFactoryOperat
     catchup=False,
     max_active_runs=1,
     tags=["airpanda", "operations"],
-    params={"dry_run": Param(False, type="boolean", title="Only say what would be done")},
+    params={
+        "dry_run": Param(
+            False,
+            type="boolean",
+            title="Only say what would be done",
+            description="no pilot is sent or ended; each decision and its reason is in the log of the step factory",
+        )
+    },
     doc_md=__doc__,
 )
 def panda_pilot_factory() -> None:

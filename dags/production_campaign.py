@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import Asset, Metadata, Param, conf, dag, task
 
@@ -19,33 +20,71 @@ from airpanda.operators.pilots import PilotSubmitOperator
 from airpanda.operators.proxies import MyProxyStageOperator
 
 EVENTS = Asset("airpanda://production/zmumu")
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 OWNER, QUEUE = "{{ params.owner }}", "{{ params.queue }}"
 
 
 @dag(
     schedule=conf.get("airpanda", "campaign_schedule", fallback="") or None,
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    start_date=FIRST,
     catchup=False,
     max_active_runs=3,
     tags=["airpanda", "production"],
     params={
         "queue": Param("DEMO", type="string", title="PanDA queue", description="* for any that fits"),
-        "owner": Param("robot", type="string", title="Payload owner", description="short name of a staged owner"),
-        "card": Param("zmumu", enum=["zmumu"], title="Generator card"),
-        "n_jobs": Param(20, type="integer", minimum=1, maximum=10_000, title="Jobs"),
-        "events_per_job": Param(500, type="integer", minimum=1, maximum=1_000_000, title="Events per job"),
+        "owner": Param(
+            "robot", type="string", title="Payload owner", description="whose proxy is staged: Connection owner_<name>"
+        ),
+        "card": Param(
+            "zmumu", type="string", enum=["zmumu"], title="Generator card", description="the process that is generated"
+        ),
+        "n_jobs": Param(
+            20,
+            type="integer",
+            minimum=1,
+            maximum=10_000,
+            title="Jobs",
+            description="one seed each; together they are the panda task of the step evgen",
+        ),
+        "events_per_job": Param(
+            500,
+            type="integer",
+            minimum=1,
+            maximum=1_000_000,
+            title="Events per job",
+            description="a job of 500 takes some seconds",
+        ),
         "first_seed": Param(
             None,
             type=["null", "integer"],
             minimum=1,
             maximum=800_000_000,
             title="Seed of the first job",
-            description="empty: of the period, so that no two periods have the same events",
+            description="empty: of the hour in which the period begins, so that no two periods have the same events",
         ),
-        "priority": Param(1000, type="integer", minimum=-10_000, maximum=10_000, title="Priority"),
+        "priority": Param(
+            1000,
+            type="integer",
+            minimum=-10_000,
+            maximum=10_000,
+            title="Priority",
+            description="among the jobs of the same owner; the highest goes first",
+        ),
         "success": Param("all", type="string", title="Jobs that must finish", description='"all", "95%" or a number'),
-        "validate": Param(True, type="boolean", title="Merge, draw and publish"),
-        "n_pilots": Param(2, type="integer", minimum=0, maximum=1000, title="Pilots to send"),
+        "validate": Param(
+            True,
+            type="boolean",
+            title="Merge, draw and publish",
+            description="publishing starts analysis_zmumu; off: the run ends with the generated files",
+        ),
+        "n_pilots": Param(
+            2,
+            type="integer",
+            minimum=0,
+            maximum=1000,
+            title="Pilots to send",
+            description="0 where a pilot factory or somebody else sends them",
+        ),
     },
     doc_md=__doc__,
     render_template_as_native_obj=True,
@@ -54,14 +93,13 @@ def production_campaign() -> None:
     """Wire the campaign."""
 
     @task
-    def plan(params: dict | None = None, data_interval_start: datetime | None = None) -> dict:
+    def plan(params: dict | None = None, data_interval_start: datetime | None = None, dag_run: Any = None) -> dict:
         """The seeds and what every job is to do."""
-        first = params["first_seed"]
-        if first is None:
-            day = data_interval_start.toordinal() - datetime(2026, 1, 1, tzinfo=UTC).toordinal()
-            first = 1 + max(day, 0) % 80_000 * 10_000
+        # A run that somebody triggers without a logical date has no period: it begins when it is made.
+        first = params["first_seed"] or seed_of(data_interval_start or dag_run.run_after)
         seeds = list(range(first, first + params["n_jobs"]))
-        return {"seeds": seeds, "scripts": {"evgen_zmumu.py": physics("evgen_zmumu.py")}}
+        script = f"evgen_{params['card']}.py"
+        return {"seeds": seeds, "scripts": {script: physics(script)}}
 
     planned = plan()
     proxy = MyProxyStageOperator(
@@ -71,7 +109,7 @@ def production_campaign() -> None:
         task_id="evgen",
         template={
             "job_name": "evgen-{item}",
-            "argv": ["python3", "evgen_zmumu.py", "--events", "{{ params.events_per_job }}"]
+            "argv": ["python3", "evgen_{{ params.card }}.py", "--events", "{{ params.events_per_job }}"]
             + ["--seed", "{item}", "--output", "zmumu-{item}.npz"],
             "outputs": [{"lfn": "zmumu-{item}.npz", "access": "vo"}],
             "walltime_s": 1800,
@@ -132,6 +170,12 @@ def production_campaign() -> None:
         yield Metadata(EVENTS, {"inputs": [{"lfn": file["lfn"], "source": file["source"]} for file in merged]})
 
     evgen >> wanted() >> job >> merge >> picture >> publish(merge.output["outputs"])
+
+
+def seed_of(moment: datetime) -> int:
+    """The first seed of a period: each hour has 10 000 of its own, for nine years; Pythia takes up to 900 000 000."""
+    hour = int((moment - FIRST).total_seconds()) // 3600  # Airflow's moments differ by no plain timedelta
+    return 1 + hour % 80_000 * 10_000
 
 
 def physics(name: str) -> str:

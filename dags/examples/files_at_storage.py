@@ -16,9 +16,19 @@ beside `source` (`size`, `adler32`, `sha256`): then nothing else is taken for it
     tags=["airpanda", "example"],
     doc_md=WORDS,
     params={
-        "source": Param("https://se.example.org/alice/data.txt", type="string", pattern="^(https|davs|root|file)://"),
+        "source": Param(
+            "https://se.example.org/alice/data.txt",
+            type="string",
+            pattern="^(https|davs|root|file)://",
+            title="Input",
+            description="where the file lies: https, davs, root or file",
+        ),
         "destination": Param(
-            "davs://se.example.org/alice/counts/", type="string", pattern="^(https|davs|root|file)://"
+            "davs://se.example.org/alice/counts/",
+            type="string",
+            pattern="^(https|davs|root|file)://",
+            title="Output",
+            description="where the number goes; a folder where it ends in /",
         ),
     },
 )

@@ -10,7 +10,16 @@ from airpanda.operators.jobs import PandaTaskOperator
 @dag(
     schedule=None,
     tags=["airpanda", "example"],
-    params={"n_jobs": Param(1000, type="integer", minimum=1, maximum=100_000)},
+    params={
+        "n_jobs": Param(
+            1000,
+            type="integer",
+            minimum=1,
+            maximum=100_000,
+            title="Jobs",
+            description="how many points are scanned, one job each",
+        )
+    },
     doc_md=__doc__,
 )
 def many_jobs_from_one_template() -> None:

@@ -57,6 +57,14 @@ def test_every_dag_and_room_says_what_it_is_for(dagbag: DagBag) -> None:
     assert silent == []
 
 
+def test_every_field_of_a_form_says_what_it_is(dagbag: DagBag) -> None:
+    """The form of the web UI shows a parameter's title, and its description below the field."""
+    fields = {f"{dag.dag_id}.{name}": param for dag in dagbag.dags.values() for name, param in dag.params.items()}
+    assert len(fields) > 15
+    said = {name: {"description": param.description} | param.schema for name, param in fields.items()}
+    assert [name for name, says in said.items() if not all(map(says.get, ("title", "description", "type")))] == []
+
+
 def test_the_example_in_the_readme_is_the_one_that_is_tested() -> None:
     example = (ROOT / "dags" / "examples" / "hello_grid.py").read_text()
     assert example.strip() in (ROOT / "README.md").read_text()
