@@ -727,7 +727,11 @@ class ResourceUse(Message):
 
 
 class Sample(Message):
-    """One measurement of a running payload, from outside, whole tree. ``at_s`` since its start; counters since then."""
+    """One measurement of a running payload, from outside, whole tree. ``at_s`` since its start; counters since then.
+
+    ``rss_mib`` counts memory that processes share for each of them, ``pss_mib`` once (at the last look of who may look,
+    at most a minute before); None where nobody could.
+    """
 
     at_s: Amount
     cpu_s: Amount
@@ -735,6 +739,7 @@ class Sample(Message):
     read_mib: Amount
     written_mib: Amount
     disk_mib: Amount
+    pss_mib: Amount | None = None
     processes: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
 
 

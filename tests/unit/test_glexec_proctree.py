@@ -11,7 +11,7 @@ import pytest
 
 from airpanda.glexec.launcher import meter
 from airpanda.glexec.launcher.meter import Meter
-from airpanda.glexec.proctree import moved_by, tree, usage_of
+from airpanda.glexec.proctree import moved_by, proportional_kib, tree, usage_of
 
 SIZE = 4 * 1024 * 1024
 # A child that has ended, one that is waited for, and one that lives.
@@ -50,6 +50,48 @@ def test_who_is_gone_or_cannot_be_looked_into_counts_nothing() -> None:
     assert usage_of(2**22 + 1).processes == 0
 
 
+SHARING = """
+import mmap, os
+shared = mmap.mmap(-1, 64 << 20)
+for _ in range(4):
+    if os.fork() == 0:
+        break
+for i in range(0, len(shared), 4096):
+    shared[i] = 1
+os.write(1, b".")
+os.read(0, 1)
+"""
+
+
+def test_what_processes_share_is_told_from_what_each_has() -> None:
+    argv = [sys.executable, "-IS", "-c", SHARING]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin
+        assert process.stdout
+        seen = b""
+        while len(seen) < 5:
+            seen += process.stdout.read(1)
+        usage, all_kib = usage_of(process.pid), proportional_kib(tree(process.pid))
+        process.stdin.close()
+    assert usage.rss_kib > 4 * 64 * 1024
+    assert 64 * 1024 < usage.largest_kib < 100 * 1024
+    assert usage.pss_kib is not None
+    assert all_kib is not None
+    assert 48 * 1024 < usage.pss_kib < all_kib < 120 * 1024
+
+
+def test_whom_this_account_may_not_look_into_makes_the_sum_unknown() -> None:
+    assert proportional_kib([2**22 + 1]) == 0, "who is gone has nothing"
+    assert proportional_kib([os.getpid(), 2**22 + 1])
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        assert proportional_kib([os.getpid(), 1]) is None
+    finally:
+        os.seteuid(before)
+
+
 def test_the_launchers_meter_sees_the_same_and_paces_itself(
     family: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +102,8 @@ def test_the_launchers_meter_sees_the_same_and_paces_itself(
     assert event["event"] == "used"
     assert isinstance(event["read_bytes"], int)
     assert event["read_bytes"] >= 2 * SIZE
+    assert isinstance(event["pss_kib"], int)
+    assert 1000 < event["pss_kib"] < 20000, "without the first process, which is the launcher's"
     assert 0 <= looked.left_s() < 5
     monkeypatch.setattr(meter, "_COST", 1e6)
     looked.look()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from airpanda.core.errors import IdentitySwitchError
 from airpanda.glexec.ports import Usage
+from airpanda.pilot.errors import JobFault
 from airpanda.pilot.limits import Limits, Scan
 from airpanda.pilot.watch import Watch
 
-MIB = 1024 * 1024
+MIB = GIB_KIB = 1024 * 1024
 LIMITS = Limits(walltime_s=100, memory_mib=1000, disk_mib=100, looping_s=60)
 
 
@@ -42,6 +45,9 @@ class World:
         self.scan: Scan | Exception = Scan(0, 0, 0.0)
         self.scans = self.looks = self.moved = 0
         self.spent_s = self.look_costs_s = 0.0
+        self.largest_kib = 0
+        self.pss_kib: int | None = None
+        self.pss_at: float | None = None
         self.watch = Watch(
             self,  # type: ignore[arg-type]
             limits,
@@ -56,7 +62,8 @@ class World:
     def usage(self) -> Usage:
         self.looks += 1
         self.spent_s += self.look_costs_s
-        return Usage(self.cpu_s, self.rss_kib, 4, self.moved, 2 * self.moved)
+        shared = {"largest_kib": self.largest_kib, "pss_kib": self.pss_kib, "pss_at": self.pss_at}
+        return Usage(self.cpu_s, self.rss_kib, 4, self.moved, 2 * self.moved, **shared)  # type: ignore[arg-type]
 
     def look(self) -> Scan:
         self.scans += 1
@@ -71,8 +78,11 @@ class World:
         return codes[0] if codes else 0
 
     def all_after(self, seconds: float) -> list[int]:
+        return [fault.kind.code for fault in self.faults_after(seconds)]
+
+    def faults_after(self, seconds: float) -> list[JobFault]:
         self.now += seconds
-        return [fault.kind.code for fault in self.watch.faults()]
+        return self.watch.faults()
 
 
 @pytest.fixture
@@ -139,6 +149,44 @@ def test_a_look_that_costs_much_is_followed_by_a_long_pause(world: World) -> Non
     assert world.looks == 1
     assert world.after(47) == 0
     assert world.looks == 2
+
+
+@pytest.fixture
+def crowd() -> World:
+    """Many processes whose resident memory is over the limit together, with hours of time."""
+    world = World(Limits(walltime_s=36000, memory_mib=1000, disk_mib=100, looping_s=36000))
+    world.rss_kib, world.largest_kib, world.pss_at = 3 * GIB_KIB, GIB_KIB, 0.0
+    return world
+
+
+def test_memory_that_processes_share_is_not_held_against_them(crowd: World) -> None:
+    """The first look at what is shared that comes after the doubt decides, and each later one anew."""
+    crowd.pss_kib, crowd.pss_at = GIB_KIB, crowd.now
+    assert crowd.after(3) == 0, "that look was before the doubt"
+    for _ in range(100):
+        crowd.pss_at = crowd.now
+        assert crowd.after(60) == 0
+    crowd.pss_kib = 2001 * 1024
+    (fault,) = crowd.faults_after(3)
+    assert fault.kind.code == 1212
+    assert "2001 MiB (what processes share counts once), 1000 asked for" in str(fault)
+
+
+def test_a_better_look_at_memory_is_waited_for_but_not_for_ever(crowd: World) -> None:
+    assert [crowd.after(10) for _ in range(18)] == [0] * 18
+    crowd.rss_kib = 0
+    assert crowd.after(10) == 0
+    crowd.rss_kib = 3 * GIB_KIB
+    assert [crowd.after(10) for _ in range(18)] == [0] * 18, "a doubt that has passed begins anew"
+    (fault,) = crowd.faults_after(10)
+    assert "3072 MiB (resident, what processes share counts for each)" in str(fault)
+
+
+@pytest.mark.parametrize("known", [{"pss_at": None}, {"largest_kib": 3 * GIB_KIB}], ids=["nobody looks", "one process"])
+def test_where_no_look_can_change_anything_none_is_waited_for(crowd: World, known: dict[str, Any]) -> None:
+    for name, value in known.items():
+        setattr(crowd, name, value)
+    assert crowd.after(3) == 1212
 
 
 def test_what_is_measured_becomes_samples(world: World) -> None:

@@ -442,6 +442,7 @@ class Sample(Base):
     read_mib: Mapped[float]
     written_mib: Mapped[float]
     disk_mib: Mapped[float]
+    pss_mib: Mapped[float | None] = mapped_column(comment="NULL: nobody could look")
     processes: Mapped[int] = mapped_column(Integer())
 
 

@@ -15,7 +15,9 @@ class Usage:
     """What a running payload has used so far, with all its processes, as far as it can be seen.
 
     ``read_bytes`` and ``written_bytes`` went through system calls, whether a disk was touched or not; 0 where nobody
-    may look (a launcher that is not ours).
+    may look (a launcher that is not ours). ``rss_kib`` counts pages that processes share for each of them,
+    ``largest_kib`` is the resident memory of the largest process alone. ``pss_kib`` counts shared pages once, at the
+    monotonic time ``pss_at``: 0 where nobody has looked yet, None where nobody may.
     """
 
     cpu_s: float
@@ -23,6 +25,9 @@ class Usage:
     processes: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    largest_kib: int = 0
+    pss_kib: Optional[int] = None
+    pss_at: Optional[float] = None
 
 
 @dataclass(frozen=True)

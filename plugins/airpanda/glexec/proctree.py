@@ -1,11 +1,12 @@
 """What /proc tells about processes of any account: ids, parents, CPU, memory, bytes moved. Linux only.
 
-Source: proc(5).
+Source: proc(5); Linux, Documentation/ABI of ``smaps_rollup``.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Optional
 
@@ -79,9 +80,18 @@ def usage_of(root: int) -> Usage:
     members = [pid for pid in family if pid != root]
     # utime stime cutime cstime; of the root the latter two; rss
     cpu_ticks = sum(sum(map(int, seen[pid][13 if pid == root else 11 : 15])) for pid in family)
-    rss_pages = sum(int(seen[pid][21]) for pid in members)
+    resident = [int(seen[pid][21]) * _PAGE_KIB for pid in members]
     living = sum(seen[pid][0] not in "ZX" for pid in members)
-    return Usage(cpu_ticks / _TICKS, rss_pages * _PAGE_KIB, living, *moved_by(family))
+    at, pss_kib = time.monotonic(), proportional_kib(members)
+    return Usage(
+        cpu_ticks / _TICKS,
+        sum(resident),
+        living,
+        *moved_by(family),
+        largest_kib=max(resident, default=0),
+        pss_kib=pss_kib,
+        pss_at=None if pss_kib is None else at,
+    )
 
 
 def descendants(root: int) -> list[ProcessSeen]:
@@ -115,6 +125,24 @@ def moved_by(pids: Iterable[int]) -> tuple[int, int]:
         except (OSError, IndexError):
             continue
     return read, written
+
+
+def proportional_kib(pids: Iterable[int]) -> Optional[int]:
+    """Memory of these processes, with pages that several share divided among them (the kernel's Pss).
+
+    None where this account may not look into one of them: a sum without it would be too small.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+                total += next((int(line.split()[1]) for line in file if line.startswith("Pss:")), 0)
+        except ProcessLookupError:  # it has ended
+            continue
+        except OSError:
+            if os.path.exists(f"/proc/{pid}"):
+                return None
+    return total
 
 
 def _family(root: int, parents: Mapping[int, int]) -> list[int]:

@@ -253,7 +253,18 @@ class ThroughGlexec:
         seen = usage_of(root) if root is not None and self._process.code is None else Usage(0.0, 0)
         used = self._event("used", last=True) or {}
         read, written = (int(used.get(name, 0)) for name in ("read_bytes", "written_bytes"))
-        self._last_usage = Usage(max(seen.cpu_s, self._last_usage.cpu_s), seen.rss_kib, seen.processes, read, written)
+        # Only root may look into the payload's memory; before its first look that is worth waiting for.
+        looks = "pss_kib" in used or (not used and self._event("started") is not None)
+        self._last_usage = Usage(
+            max(seen.cpu_s, self._last_usage.cpu_s),
+            seen.rss_kib,
+            seen.processes,
+            read,
+            written,
+            largest_kib=seen.largest_kib,
+            pss_kib=int(used["pss_kib"]) if "pss_kib" in used else None,
+            pss_at=float(used.get("at", 0.0)) if looks else None,
+        )
         return self._last_usage
 
     def processes(self) -> list[ProcessSeen]:

@@ -10,6 +10,9 @@ from airpanda.pilot.errors import JobFault
 
 RSS_GRACE = 2.0
 """PanDA kills at twice the memory asked for (``pilot_rss_grace``)."""
+RESIDENT = "resident, what processes share counts for each"
+PROPORTIONAL = "what processes share counts once"
+ONE_PROCESS = "one process alone"
 DISK_GRACE = 1.2
 """PanDA kills at 1.2 times the disk asked for (``maxwdir``)."""
 MIN_FREE_MIB = 256
@@ -40,10 +43,15 @@ class Limits:
     def time(self, wall_s: float) -> Optional[JobFault]:
         return JobFault(errors.WALLTIME, f"{self.walltime_s} s") if wall_s > self.walltime_s else None
 
-    def memory(self, rss_mib: float) -> Optional[JobFault]:
-        if rss_mib > RSS_GRACE * self.memory_mib:
-            return JobFault(errors.MEMORY, f"{rss_mib:.0f} MiB, {self.memory_mib} asked for")
+    def memory(self, used_mib: float, how: str = RESIDENT) -> Optional[JobFault]:
+        """``how``: what was counted, in words."""
+        if used_mib > self.most_mib:
+            return JobFault(errors.MEMORY, f"{used_mib:.0f} MiB ({how}), {self.memory_mib} asked for")
         return None
+
+    @property
+    def most_mib(self) -> float:
+        return RSS_GRACE * self.memory_mib
 
     def disk(self, scan: Scan) -> Optional[JobFault]:
         if scan.disk_bytes > DISK_GRACE * self.disk_mib * _MIB:

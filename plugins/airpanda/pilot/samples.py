@@ -39,6 +39,8 @@ class Samples:
             "disk_mib": round(disk_bytes / _MIB, 3),
             "processes": usage.processes,
         }
+        if usage.pss_kib is not None:
+            sample["pss_mib"] = round(usage.pss_kib / 1024, 3)
         self.all.append(sample)
 
     def untold(self, *, at_least: int = 1) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 from airpanda.core.errors import AirpandaError
 from airpanda.pilot.errors import JobFault
-from airpanda.pilot.limits import IDLE_CPU_S, MIN_FREE_MIB, Limits, Scan
+from airpanda.pilot.limits import IDLE_CPU_S, MIN_FREE_MIB, ONE_PROCESS, PROPORTIONAL, Limits, Scan
 from airpanda.pilot.samples import Samples
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ MEASURE_S = 2.0
 """Looking at a payload's processes means reading all of /proc: not at every step."""
 COST = 100
 """A look that took long is followed by a pause so many times as long: a hundredth of a core, whatever the node runs."""
+DOUBT_S = 180.0
+"""So long a better look at memory is waited for: the launcher takes one a minute, less often where that costs much."""
 FIRST_SCAN_S = 10.0
 """What fills its sandbox often does so at once."""
 
@@ -55,6 +57,7 @@ class Watch:
     _worked: float = 0.0
     _cpu_then: float = 0.0
     _signs: tuple[int, float] = (0, 0.0)
+    _doubt: Optional[float] = None
 
     def __post_init__(self) -> None:
         self.began = self._worked = self.clock()
@@ -67,7 +70,7 @@ class Watch:
         found = [self.limits.time(now - self.began)]
         if found[0] is not None or now >= self._next_measure:
             usage = self._measure(now)
-            found += [self.limits.memory(usage.rss_kib / 1024), *self._disk(now), self._progress(now, usage.cpu_s)]
+            found += [self._memory(now, usage), *self._disk(now), self._progress(now, usage.cpu_s)]
         return [fault for fault in found if fault is not None]
 
     def afterwards(self) -> list[JobFault]:
@@ -87,6 +90,25 @@ class Watch:
         self.cpu_s = usage.cpu_s
         self.samples.note(now - self.began, usage, self._scan.disk_bytes)
         return usage
+
+    def _memory(self, now: float, usage: Usage) -> Optional[JobFault]:
+        """By the sum of resident memory, where that is within the limit or nobody can tell better.
+
+        Over it, what is shared must not count twice: the next look that knows better decides, and is waited for, but
+        not for ever.
+        """
+        if usage.rss_kib / 1024 <= self.limits.most_mib:
+            self._doubt = None
+            return None
+        self._doubt = now if self._doubt is None else self._doubt
+        alone = self.limits.memory(usage.largest_kib / 1024, ONE_PROCESS)
+        if alone is not None:
+            return alone
+        if usage.pss_kib is not None and usage.pss_at is not None and usage.pss_at >= self._doubt:
+            return self.limits.memory(usage.pss_kib / 1024, PROPORTIONAL)
+        if usage.pss_at is not None and now - self._doubt < DOUBT_S:
+            return None
+        return self.limits.memory(usage.rss_kib / 1024)
 
     def _disk(self, now: float) -> list[Optional[JobFault]]:
         free = self.free_mib()

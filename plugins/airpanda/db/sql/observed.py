@@ -2,8 +2,10 @@
 
 # A repeat of a report writes nothing.
 ADD_SAMPLES = """
-INSERT INTO panda_sample (panda_id, attempt_nr, at_s, cpu_s, rss_mib, read_mib, written_mib, disk_mib, processes)
-SELECT $1, $2, * FROM unnest($3::float[], $4::float[], $5::float[], $6::float[], $7::float[], $8::float[], $9::int[])
+INSERT INTO panda_sample (panda_id, attempt_nr, at_s, cpu_s, rss_mib, read_mib, written_mib, disk_mib, pss_mib,
+                          processes)
+SELECT $1, $2, * FROM unnest($3::float[], $4::float[], $5::float[], $6::float[], $7::float[], $8::float[], $9::float[],
+                             $10::int[])
 ON CONFLICT DO NOTHING
 """
 
@@ -19,7 +21,7 @@ WHERE s.panda_id = $1 AND s.attempt_nr = $2 AND s.at_s = spans.at_s AND spans.nr
 """
 
 SAMPLES = """
-SELECT at_s, cpu_s, rss_mib, read_mib, written_mib, disk_mib, processes FROM panda_sample
+SELECT at_s, cpu_s, rss_mib, read_mib, written_mib, disk_mib, pss_mib, processes FROM panda_sample
 WHERE panda_id = $1 AND attempt_nr = (SELECT max(attempt_nr) FROM panda_attempt WHERE panda_id = $1)
 ORDER BY at_s
 """

@@ -1,4 +1,4 @@
-"""What a running payload has read and written: only root may look at that of another account's processes."""
+"""What a running payload has read, written and shares: only root may look at that of another account's processes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Optional
 from airpanda.glexec.launcher.audit import Value
 
 EVERY_S = 5.0
-_SHARE = 60
-"""The pauses grow with the payload's age, so that the record of a long one stays short (some hundred lines)."""
+_SHARE, _LONGEST_S = 60, 60.0
+"""The pauses grow with the payload's age, so that the record of a long one stays short (1500 lines a day); but who must
+judge its memory does not wait long."""
 _COST = 100
 """A look that costs much is followed by a pause so many times as long: a hundredth of a core at most."""
 
@@ -35,13 +36,15 @@ class Meter:
 
     def look(self) -> dict[str, Value]:
         """The event for the caller's record."""
-        from airpanda.glexec.proctree import moved_by  # for long payloads only
+        from airpanda.glexec.proctree import moved_by, proportional_kib  # for long payloads only
 
-        begin = time.process_time()
-        read, written = moved_by(self._members())
+        begin, at = time.process_time(), time.monotonic()
+        members = self._members()
+        (read, written), pss_kib = moved_by(members), proportional_kib(pid for pid in members if pid != self._init)
         cost_s, now = time.process_time() - begin, time.monotonic()
-        self._next = now + max(EVERY_S, (now - self._began) / _SHARE, _COST * cost_s)
-        return {"event": "used", "read_bytes": read, "written_bytes": written}
+        self._next = now + max(EVERY_S, min((now - self._began) / _SHARE, _LONGEST_S), _COST * cost_s)
+        shared: dict[str, Value] = {} if pss_kib is None else {"pss_kib": pss_kib}
+        return {"event": "used", "at": round(at, 3), "read_bytes": read, "written_bytes": written, **shared}
 
     def _members(self) -> list[int]:
         from airpanda.glexec.proctree import tree

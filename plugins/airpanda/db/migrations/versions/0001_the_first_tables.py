@@ -482,6 +482,7 @@ def upgrade() -> None:
         sa.Column("read_mib", sa.Float(), nullable=False),
         sa.Column("written_mib", sa.Float(), nullable=False),
         sa.Column("disk_mib", sa.Float(), nullable=False),
+        sa.Column("pss_mib", sa.Float(), nullable=True, comment="NULL: nobody could look"),
         sa.Column("processes", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("panda_id", "attempt_nr", "at_s", name=op.f("panda_sample_pkey")),
     )
