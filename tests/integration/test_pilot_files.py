@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from support.pki import Pki, pki
 
 from airpanda.core.identity import Account
 from airpanda.glexec.contained import ContainedSwitcher
-from airpanda.pilot import errors, job
+from airpanda.myproxy.errors import CredentialMissingError
+from airpanda.pilot import errors, job, renewal
 from airpanda.pilot.carrier import limit
 from airpanda.pilot.transfers import plan, verdict
 from airpanda.x509.credential import ProxyCredential
@@ -289,6 +290,48 @@ def test_a_signal_lets_an_output_that_is_under_way_arrive(web_rig: Rig, pki: Pki
         thread.join(20)
     assert web_rig.fake.final.job_status == "finished"
     assert [each.url for each in web_rig.fake.final.stored] == [server.url()]
+
+
+@dataclass
+class ShortLived:
+    """A MyProxy server that grants proxies of some seconds, as often as ``good`` says."""
+
+    owner: ProxyCredential
+    good: int
+    granted: int = 0
+
+    def __call__(self, pointer: object, lifetime: timedelta) -> Named:
+        if self.granted >= self.good:
+            raise CredentialMissingError("destroyed by its owner")
+        self.granted += 1
+        return Named(create_proxy(self.owner, lifetime=timedelta(seconds=7), now=datetime.now(UTC)))
+
+
+@pytest.mark.parametrize("good", [9, 1], ids=["renewed", "destroyed"])
+def test_the_proxy_is_renewed_while_outputs_move(web_rig: Rig, pki: Pki, monkeypatch: Any, good: int) -> None:
+    """The first output takes longer than its proxy lasts; the second one is sent by the same carrier."""
+    monkeypatch.setattr(renewal, "FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr(verdict, "TRIES", 1)
+    web_rig.retrieve = server_of_proxies = ShortLived(ProxyCredential.from_files(*pki.user("alice")), good)
+    web_rig.options["proxy_margin_s"] = 4.0
+    with bad_storage(pki, slow_storage(8.0)) as server:
+        outputs = [{"lfn": name, "destination": server.url(f"d/{name}")} for name in ("a", "b")]
+        argv = ["sh", "-c", "echo x > a; echo x > b"]
+        web_rig.fake.jobs = [make_job(argv=argv, outputs=outputs, walltime_s=2)]
+        web_rig.run()
+        peers = list(dict.fromkeys(each.peer for each in server.seen if each.method == "PUT"))
+    events = [report.credential_event for report in web_rig.fake.reports if report.credential_event]
+    told = [(error.code, str(error.blame)) for error in web_rig.fake.final.errors]
+    assert server_of_proxies.granted >= min(good, 2)
+    if good == 1:
+        assert web_rig.fake.final.job_status == "failed"
+        assert told[0] == (1370, "user")
+        assert "destroyed by its owner" in first_error(web_rig.fake)[2]
+    else:
+        assert (web_rig.fake.final.job_status, told) == ("finished", [])
+        assert len(peers) == 2, "each output was sent with the proxy of its time"
+        assert events[:2] == ["retrieved", "renewed"]
+    assert web_rig.leftovers() == []
 
 
 def cut_off(fake: FakeDispatcher) -> None:

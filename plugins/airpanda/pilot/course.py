@@ -71,7 +71,7 @@ class Course:
     credential_event: str = ""
     proxy_ends: Optional[datetime] = None
     watch: Optional[Watch] = None
-    renewal: Optional[Renewal] = None
+    renewals: list[Renewal] = field(default_factory=list)
     stored: list[Moved] = field(default_factory=list)
     told_renewed: int = 0
     told_tail: str = ""
@@ -130,7 +130,7 @@ class Course:
 
     def _untold_renewal(self) -> str:
         """Told once "retrieved" has been; twice if the answer to the first time got lost, never not at all."""
-        told_all = self.renewal is None or self.renewal.renewed == self.told_renewed
+        told_all = sum(each.renewed for each in self.renewals) == self.told_renewed
         return "" if told_all or not self.told_running else "renewed"
 
     def _use(self, wall_s: float, cpu_s: float, rss_mib: float) -> dict[str, float]:

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import os
 import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -41,6 +43,7 @@ from airpanda.pilot.staging import MIB, collect, fetch_elsewhere, stage_in, stor
 from airpanda.pilot.sweep import PROXY, remove_sandbox
 from airpanda.pilot.transfers.mover import Mover
 from airpanda.pilot.transfers.plan import check as check_files
+from airpanda.pilot.transfers.plan import inputs_elsewhere, outputs_elsewhere
 from airpanda.pilot.trust import Verdict
 from airpanda.pilot.watch import Watch
 
@@ -57,6 +60,8 @@ UNCONTAINED = (
 STEP_S = 0.25
 KEEP_ALIVE_S = 30.0
 LOG_PATIENCE_S = 60.0
+MOVING_SHARE = 1 / 6
+"""Of a payload's margin: a proxy is renewed from half of that margin before its end while files move."""
 
 
 @dataclass
@@ -163,10 +168,34 @@ class Attempt(Course):
             if files:
                 self.tools.switcher.put(self.sandbox, place / PROXY, files)
         self._check_going_on(beat)
-        with self._timed("transfers_in"):
-            self.faults += fetch_elsewhere(self._mover(place, lambda: self._check_going_on(beat)), self.job)
-        if self.faults:
-            raise self.faults.pop()
+        if inputs_elsewhere(self.job):
+            with self._timed("transfers_in"), self._moving(place) as renewal:
+                self.faults += fetch_elsewhere(self._mover(place, lambda: self._check_going_on(beat)), self.job)
+            if self.faults:
+                raise self.faults.pop()
+            if renewal.left_s < min(spec.walltime_s, config.proxy_margin_s * MARGINS_AHEAD * 2 / 3):
+                # The files have taken long, and the payload must not begin on what is about to end.
+                self.proxy_ends = self._fetch_fresh(place, at_least=at_least)
+
+    @contextlib.contextmanager
+    def _renewing(self, place: Path, *, needed_s: float, margin_s: float) -> Iterator[Renewal]:
+        assert self.proxy_ends is not None
+        renewal = Renewal(
+            lambda: self._renew(place),
+            not_after=self.proxy_ends,
+            needed_s=needed_s,
+            margin_s=margin_s,
+            now=utcnow,
+            name=f"{self.job} renewal",
+        )
+        self.renewals.append(renewal)
+        with renewal:
+            yield renewal
+        self.proxy_ends = renewal.not_after
+
+    def _moving(self, place: Path) -> contextlib.AbstractContextManager[Renewal]:
+        """Files may move for hours. What is soon over costs no retrieval: at first the proxy has its margin left."""
+        return self._renewing(place, needed_s=math.inf, margin_s=self.tools.config.proxy_margin_s * MOVING_SHARE)
 
     def _mover(self, place: Path, go_on: Callable[[], None]) -> Mover:
         assert self.sandbox is not None
@@ -223,19 +252,11 @@ class Attempt(Course):
     def _watch(self, beat: Heartbeat, place: Path) -> None:
         """Until the payload has ended, or must."""
         assert self.payload is not None
-        assert self.proxy_ends is not None
-        self.renewal = Renewal(
-            lambda: self._renew(place),
-            not_after=self.proxy_ends,
-            needed_s=self.job.spec.walltime_s,
-            margin_s=self.tools.config.proxy_margin_s,
-            now=utcnow,
-            name=f"{self.job} renewal",
-        )
-        with self.renewal:
+        margin_s = self.tools.config.proxy_margin_s
+        with self._renewing(place, needed_s=self.job.spec.walltime_s, margin_s=margin_s) as renewal:
             while self.outcome is None and not beat.stale:
                 self.outcome = self.payload.wait(STEP_S)
-                reasons = self._reasons_to_stop(beat) if self.outcome is None else []
+                reasons = self._reasons_to_stop(beat, renewal) if self.outcome is None else []
                 if reasons:
                     self.faults += reasons
                     break
@@ -246,21 +267,25 @@ class Attempt(Course):
 
     def _renew(self, place: Path) -> datetime:
         """A newer proxy for the payload, then for the pilot's own use of it; each gets it whole or keeps the old."""
+        return self._fetch_fresh(place, hand_over=self._as_owner(place).replace_proxy)
+
+    def _fetch_fresh(
+        self, place: Path, *, at_least: timedelta = timedelta(0), hand_over: Callable[[Path], None] = lambda _: None
+    ) -> datetime:
         fresh = place / f"{PROXY}.new"
-        proxy = fetch_owner_proxy(self.job, self.tools.retrieve, fresh, utcnow, at_least=timedelta(0))
-        self._as_owner(place).replace_proxy(fresh)
+        proxy = fetch_owner_proxy(self.job, self.tools.retrieve, fresh, utcnow, at_least=at_least)
+        hand_over(fresh)
         os.replace(fresh, place / PROXY)
         return proxy.not_after
 
-    def _reasons_to_stop(self, beat: Heartbeat) -> list[JobFault]:
+    def _reasons_to_stop(self, beat: Heartbeat, renewal: Renewal) -> list[JobFault]:
         """All of them: who has to mend something must not learn of it one attempt at a time."""
         assert self.watch is not None
-        assert self.renewal is not None
         one_each = (
             JobFault(errors.KILLED) if beat.killed else None,
             self.tools.stop.fault(),
             JobFault(errors.LEASE_LOST) if beat.lease_over else None,
-            self.renewal.fault,
+            renewal.fault,
         )
         return [*(fault for fault in one_each if fault is not None), *self.watch.faults()]
 
@@ -306,9 +331,8 @@ class Attempt(Course):
                 found, missing = collect(self.tools.switcher, self.sandbox, place / PROXY, self.job, place / "out")
                 stored += found.items()
                 self.faults += missing
-                go_on = functools.partial(self._check_storing, beat, time.monotonic())
-                self.stored, lost = store_elsewhere(self._mover(place, go_on), self.job)
-                self.faults += lost
+                if outputs_elsewhere(self.job):
+                    self._store_elsewhere(beat, place)
             except IdentitySwitchError as error:
                 self.faults.append(JobFault(errors.SWITCH_LATER, str(error)))
             except JobFault as fault:
@@ -316,6 +340,14 @@ class Attempt(Course):
         self.capture.finish()
         files = [*stored, (wire.PAYLOAD_LOG, self.capture.log)]
         self.faults += store(client, self.job, files, patience_s=self._patience_s())
+
+    def _store_elsewhere(self, beat: Heartbeat, place: Path) -> None:
+        go_on = functools.partial(self._check_storing, beat, time.monotonic())
+        with self._moving(place) as renewal:
+            self.stored, lost = store_elsewhere(self._mover(place, go_on), self.job)
+            self.faults += lost
+            if lost and renewal.fault is not None:
+                self.faults.append(renewal.fault)
 
     def _check_storing(self, beat: Heartbeat, began: float) -> None:
         """As ``_check_going_on``; but what is nearly safe is not cut short by the first signal."""

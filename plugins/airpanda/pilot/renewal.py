@@ -1,4 +1,4 @@
-"""Keeping the payload's proxy alive while it runs, in a thread of its own."""
+"""Keeping the owner's proxy alive while the payload runs or files move, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENDED: dict[Kind, Kind] = {
 
 
 class Renewal:
-    """Renews one proxy until the payload ends; use as a context manager.
+    """Renews one proxy until what needs it ends; use as a context manager.
 
     Nothing happens while the proxy outlives ``needed_s``. A failure is tried again; the payload keeps running on the
     old proxy until one margin before its end, and only then ``fault`` says why it must stop. ``renewed`` counts.
@@ -36,7 +36,7 @@ class Renewal:
     Args:
         renew: fetches a newer proxy, hands it to the payload and answers its end.
         not_after: the end of the proxy that the payload has now.
-        needed_s: how long from now the payload may run.
+        needed_s: how long from now the payload may run; infinity where nobody knows.
         margin_s: the payload is stopped so long before its proxy ends.
         now: the node's clock, read once per proxy, so that a clock that jumps later moves nothing.
         name: of the thread.
@@ -71,6 +71,16 @@ class Renewal:
         """Ends the thread; a retrieval that is under way is waited for, and is bounded by its own time limits."""
         self._over.set()
         self._thread.join()
+
+    @property
+    def not_after(self) -> datetime:
+        """The end of the proxy as it is now."""
+        return self._not_after
+
+    @property
+    def left_s(self) -> float:
+        """Until that end."""
+        return self._ends - time.monotonic()
 
     @property
     def fault(self) -> Optional[JobFault]:
@@ -118,7 +128,7 @@ class Renewal:
         else:
             self._not_after, self._ends, self._reason = not_after, self._monotonic(not_after), None
             self.renewed += 1
-            log.info("the payload's proxy was renewed; it ends at %s", not_after.isoformat())
+            log.info("the owner's proxy was renewed; it ends at %s", not_after.isoformat())
             return True
-        log.warning("the payload's proxy was not renewed: %s", self._reason)
+        log.warning("the owner's proxy was not renewed: %s", self._reason)
         return False
