@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.dispatcher import World, job_database, spec, template_database, world
+from support.dispatcher import Queue, Slot, World, job_database, spec, template_database, ti, world
 from support.postgres import postgres
 
 from airpanda.db.sql import counts as counts_sql
@@ -67,6 +67,34 @@ async def test_more_time_is_never_more_than_the_credential_lasts(world: World, l
     assert (again["spec"]["walltime_s"], again["attempt_nr"]) == (walltime_s, 2)
     (_, first) = await attempts(world, job["panda_id"])
     assert ("no more time is asked for: the owner's credential lasts" in first["why"]) is (walltime_s == 3600)
+
+
+@pytest.mark.parametrize(
+    ("error", "slot", "gets"),
+    [
+        (MEMORY, Slot(memory_mib=2500), (2500, 3600)),
+        (MEMORY, Slot(memory_mib=9000), (3000, 3600)),
+        (TIME, Slot(walltime_s=4500), (2000, 4200)),
+        (TIME, Slot(), (2000, 4500)),
+    ],
+    ids=["less memory", "enough", "less time", "a shorter credential"],
+)
+async def test_what_was_raised_fits_the_queue_that_the_job_moves_to(
+    world: World, error: dict[str, Any], slot: Slot, gets: tuple[int, int]
+) -> None:
+    world.queues["THERE"] = Queue("THERE", slot=slot)
+    credential = (await world.credential(scope="user"))["credential_id"]
+    wanted: dict[str, Any] = {"key": "k", "credential_id": credential, "jobs": [spec(memory_mib=2000)]}
+    await world.submit(**wanted)
+    await fail(await world.pilot(), error)
+    await world.sql("UPDATE panda_credential SET expires_at = now() + interval '5402 s'")
+    await world.submit(**wanted | {"queue": "THERE", "ti": ti(2)})
+    assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(1, 0)]
+    there = await world.pilot("THERE")
+    assert await there.acquire(memory=gets[0] - 1) == []
+    (job,) = await there.acquire(memory=gets[0], remaining_time=gets[1] + 5)
+    assert job["spec"]["memory_mib"] == gets[0]
+    assert job["spec"]["walltime_s"] == pytest.approx(gets[1], abs=5)
 
 
 async def test_lanes_stay_counted_when_needs_change(world: World) -> None:

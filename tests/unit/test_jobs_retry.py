@@ -112,8 +112,8 @@ def test_more_of_what_was_lacking_up_to_what_pilots_have() -> None:
     assert changed(Needs(1000, 3600), verdict(rule(1, A.MORE_TIME)), most=MOST) == Needs(1000, 5400)
 
 
-@pytest.mark.parametrize(("left_s", "gets"), [(5400, 5400), (5399, 3600), (10, 3600), (-1, 3600)])
-def test_no_more_time_than_the_credential_lasts(left_s: int, gets: int) -> None:
+@pytest.mark.parametrize(("left_s", "gets"), [(6300, 5400), (6299, 3600), (10, 3600), (-1, 3600)])
+def test_no_more_time_than_the_credential_lasts_after_some_waiting(left_s: int, gets: int) -> None:
     more = verdict(rule(1, A.MORE_TIME))
     after, needs = covered(more, Needs(1000, 3600), Needs(1000, 5400), left_s=left_s)
     assert needs == Needs(1000, gets)

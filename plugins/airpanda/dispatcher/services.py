@@ -119,6 +119,10 @@ def make_services(
     issuer = Issuer(settings.signing_key)
     credentials = CredentialRegistry(database, Vault(fernet_keys))
     boards = Boards(database)
+
+    def most(name: str) -> Needs | None:
+        return _most(queues().get(name))
+
     settings.file_store.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Services(
         settings=settings,
@@ -134,12 +138,12 @@ def make_services(
             boards,
             lease=settings.lease,
             heartbeat=settings.heartbeat_interval,
-            most=lambda name: _most(queues().get(name)),
+            most=most,
         ),
         retry_rules=RetryRules(database),
         waiting=Waiting(database, boards),
         metrics=Metrics(),
-        submissions=Submissions(database, credentials, boards),
+        submissions=Submissions(database, credentials, boards, most=most),
         reader=JobReader(database),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),
         factory=FactoryRegistry(database),

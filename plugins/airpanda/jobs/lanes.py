@@ -108,17 +108,32 @@ async def open_lanes(connection: Any, credential: Any, queue: str, shapes: Itera
     return {rows[row["digest"]][0]: row["lane_id"] for row in known}
 
 
-async def follow_credential(connection: Any, first: int, last: int, credential: Any, queue: str) -> None:
-    """Put waiting jobs into the lanes of another queue, or of another credential of their owner."""
+async def follow_credential(
+    connection: Any, first: int, last: int, credential: Any, queue: str, most: Needs | None
+) -> None:
+    """Put waiting jobs into the lanes of another queue, or of another credential of their owner.
+
+    What retry rules have raised comes along as far as a job there may ask for it (``most``; None: nobody knows).
+    """
     lanes = [lane_of(row) for row in await connection.fetch(sql.LANES_OF, first, last)]
     stay = (queue, tuple(credential["fqans"]), credential["retriever_dn"])
-    old = [lane for lane in lanes if (lane.queue, lane.fqans, lane.retriever_dn) != stay]
+    fitting = {lane: _within(lane.shape, most) for lane in lanes}
+    old = [lane for lane in lanes if ((lane.queue, lane.fqans, lane.retriever_dn), lane.shape) != (stay, fitting[lane])]
+    if most is not None:
+        await connection.execute(sql.FIT, first, last, most.memory_mib, most.walltime_s)
     if not old:
         return
-    ids = await open_lanes(connection, credential, queue, {lane.shape for lane in old})
+    ids = await open_lanes(connection, credential, queue, {fitting[lane] for lane in old})
     await connection.execute(
-        sql.CHANGE_LANES, first, last, [lane.lane_id for lane in old], [ids[lane.shape] for lane in old]
+        sql.CHANGE_LANES, first, last, [lane.lane_id for lane in old], [ids[fitting[lane]] for lane in old]
     )
+
+
+def _within(shape: Shape, most: Needs | None) -> Shape:
+    if most is None:
+        return shape
+    memory_mib, walltime_s = min(shape.memory_mib, most.memory_mib), min(shape.walltime_s, most.walltime_s)
+    return replace(shape, memory_mib=memory_mib, walltime_s=walltime_s)
 
 
 async def lane_with(connection: Any, lane_id: int, needs: Needs) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 from airpanda.jobs.rules import Ends
 from airpanda.messages import Blame, JobError, JobStatus, RetryAction
 
+WAITING_S = 900
 _BOUNDS = frozenset({RetryAction.NO_RETRY, RetryAction.LIMIT})
 
 
@@ -128,11 +129,21 @@ def changed(needs: Needs, verdict: Verdict, *, most: Needs | None) -> Needs:
 
 
 def covered(verdict: Verdict, before: Needs, after: Needs, *, left_s: int) -> tuple[Verdict, Needs]:
-    """No more time than the job's credential lasts: no pilot would be given the job. Then as before, and why."""
-    if after.walltime_s <= max(before.walltime_s, left_s):
+    """No more time than the job's credential lasts after some waiting: no pilot would be given the job. Then as before,
+    and why.
+    """
+    if after.walltime_s <= max(before.walltime_s, raised_s_within(left_s)):
         return verdict, after
-    says = f"no more time is asked for: the owner's credential lasts {max(0, left_s)} s and not {after.walltime_s}"
+    says = (
+        f"no more time is asked for: the owner's credential lasts {max(0, left_s)} s, and not {after.walltime_s} with"
+        f" {WAITING_S} for waiting"
+    )
     return replace(verdict, why=(*verdict.why, says)), replace(after, walltime_s=before.walltime_s)
+
+
+def raised_s_within(left_s: int) -> int:
+    """How far a job's time may be raised where its credential lasts so long: the job has to wait for a pilot, too."""
+    return left_s - WAITING_S
 
 
 def explained(

@@ -17,6 +17,7 @@ from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.jobs.board import Boards
 from airpanda.jobs.lanes import Shape, follow_credential, gathered, open_lanes, shape_of
+from airpanda.jobs.retry import Needs, raised_s_within
 from airpanda.jobs.store import job_range, open_new_attempts, owner_of
 from airpanda.messages import JobSpec, JobSubmission, SubmissionReply
 
@@ -49,7 +50,15 @@ class Known:
 class Submissions:
     """Writes panda tasks: all of a submission or nothing."""
 
-    def __init__(self, database: Database, credentials: CredentialRegistry, boards: Boards) -> None:
+    def __init__(
+        self,
+        database: Database,
+        credentials: CredentialRegistry,
+        boards: Boards,
+        *,
+        most: Callable[[str], Needs | None] = lambda _queue: None,
+    ) -> None:
+        self._most = most
         self._database = database
         self._boards = boards
         self._credentials = credentials
@@ -111,7 +120,8 @@ class Submissions:
                     await _retire(connection, wanted, content, actor)
                     task_id = await _insert_task(connection, wanted, content, credential["owner_dn"], first, actor)
                 if task_id is None:
-                    return await _resume(connection, wanted, content, credential, actor)
+                    most = _most_of(self._most(str(wanted.queue)), wanted, credential, now)
+                    return await _resume(connection, wanted, content, credential, actor, most)
                 await usable.bind(connection, credential, task_id=task_id, n_jobs=len(specs))
                 lanes = await _lanes(connection, wanted, credential)
                 await _insert_jobs(connection, wanted, specs, lanes, task_id, first, actor)
@@ -162,8 +172,22 @@ async def _insert_task(
     return task_id
 
 
+def _most_of(there: Needs | None, wanted: JobSubmission, credential: Any, now: datetime) -> Needs | None:
+    """What these jobs may ask for at a queue after all that was raised: no less than at first, and no more time than
+    their credential has.
+    """
+    if there is None:
+        return None
+    left_s = int((credential["expires_at"] - now).total_seconds())
+    asked = Needs(max(spec.memory_mib for spec in wanted.jobs), max(spec.walltime_s for spec in wanted.jobs))
+    return Needs(
+        memory_mib=max(asked.memory_mib, there.memory_mib),
+        walltime_s=max(asked.walltime_s, min(there.walltime_s, raised_s_within(left_s))),
+    )
+
+
 async def _resume(
-    connection: Any, wanted: JobSubmission, content: bytes, credential: Any, actor: str
+    connection: Any, wanted: JobSubmission, content: bytes, credential: Any, actor: str, most: Needs | None
 ) -> SubmissionReply:
     task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor))
     if (task["content_digest"], task["owner_dn"]) != (content, credential["owner_dn"]):
@@ -187,7 +211,7 @@ async def _resume(
             connection, task, wanted.credential_id, actor, reason, queue=str(wanted.queue)
         )
         await connection.execute(sql.USE_CREDENTIAL, *job_range(task), wanted.credential_id, wanted.queue)
-        await follow_credential(connection, *job_range(task), credential, str(wanted.queue))
+        await follow_credential(connection, *job_range(task), credential, str(wanted.queue), most)
     return SubmissionReply(
         task_id=task["task_id"],
         first_panda_id=task["first_panda_id"],

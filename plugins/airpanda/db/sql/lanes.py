@@ -17,6 +17,13 @@ LANES_OF = """
 SELECT * FROM panda_lane WHERE lane_id IN (SELECT DISTINCT abs(lane) FROM panda_job WHERE panda_id BETWEEN $1 AND $2)
 """
 
+# What jobs asked for at first fits: only what was raised since can be over it.
+FIT = """
+UPDATE panda_job SET memory_mib = least(memory_mib, $3), walltime_s = least(walltime_s, $4)
+WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned', 'activated')
+  AND (memory_mib > $3 OR walltime_s > $4)
+"""
+
 # For jobs that wait. To the counts of their panda task nothing happens, to those of the lanes the number of jobs.
 CHANGE_LANES = """
 WITH moved AS (
