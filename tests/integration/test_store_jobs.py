@@ -160,7 +160,7 @@ async def test_no_dispatch_for_banned_expiring_or_destroyed_credentials(world: W
     await world.good("POST", "/v1/bans", {"dn": ALICE_DN, "reason": "compromised"})
     assert await pilot.acquire() == []
     refused = await world.call("POST", "/v1/job/submit", submission(number))
-    assert (refused.status_code, refused.json()["code"]) == (409, "credential")
+    assert (refused.status_code, refused.json()["code"]) == (409, "banned")
     assert "compromised" in refused.json()["detail"]
     await world.good("POST", "/v1/bans/lift", {"dn": ALICE_DN})
 

@@ -10,7 +10,8 @@
     │   │   └── StaleReportError         attempt or pilot no longer holds the lease
     │   └── ConfigurationError  a site's file or option is wrong; names file, line and key
     ├── NotAuthorisedError      the caller may not                            → 401/403
-    ├── CredentialError         the payload owner must act
+    ├── CredentialError         the payload owner must act                    → 409
+    │   └── BannedError         no other credential of the owner helps
     ├── IdentitySwitchError     the site must act; the payload has not run    → pilot error 1226
     └── ServiceError            a peer failed; ``transient`` says whether a repeat may help → 503
 
@@ -79,6 +80,12 @@ class CredentialError(AirpandaError):
     """The owner of a credential must act: expired, missing, wrong passphrase, refused by policy."""
 
     code = "credential"
+
+
+class BannedError(CredentialError):
+    """The owner is banned: only the operators of the service can lift that."""
+
+    code = "banned"
 
 
 class IdentitySwitchError(AirpandaError):

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from airpanda.core.errors import CredentialError
+from airpanda.core.errors import BannedError, CredentialError
 from airpanda.db.sql import credentials as sql
 
 
@@ -41,11 +41,12 @@ def demand_lasting(row: Any, *, walltime_s: int, now: datetime) -> None:
 
 async def demand_allowed(connection: Any, row: Any, *, client: str, queue: str, now: datetime) -> None:
     """Raises:
-    CredentialError: the owner is banned, or has not consented to this client and queue.
+    BannedError: the owner is banned.
+    CredentialError: the owner has not consented to this client and queue.
     """
     ban = await connection.fetchrow(sql.BAN_OF, row["credential_id"])
     if ban is not None:
-        raise CredentialError(f"{ban['name']} is banned ({ban['reason']}): ask the operators of this service")
+        raise BannedError(f"{ban['name']} is banned ({ban['reason']}): ask the operators of this service")
     given = await connection.fetch(sql.CONSENTS_FOR, row["owner_dn"], client, row["credential_id"])
     if not any(each["until"] > now and not {"*", queue}.isdisjoint(each["queues"]) for each in given):
         raise CredentialError(

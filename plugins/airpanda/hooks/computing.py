@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow.sdk import BaseHook, conf
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk import conf
 
 from airpanda.computing.elements import ComputingElement, make_element
 from airpanda.computing.queues import ArcCE, BatchCE, PandaQueue
-from airpanda.core.errors import ConfigurationError
 from airpanda.core.secret import Secret
+from airpanda.hooks.connections import ConnectionHook
 from airpanda.hooks.myproxy import credential_of
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def ssh_login(conn_id: str) -> SshLogin:
     """
     from airpanda.computing.ssh import SshLogin  # paramiko is slow to import, and DAG files are parsed often
 
-    connection = _connection(conn_id)
+    connection = ConnectionHook.get_connection(conn_id)
     extra = connection.extra_dejson
     return SshLogin(
         user=connection.login or "",
@@ -69,17 +68,7 @@ def robot_credential(conn_id: str) -> ProxyCredential:
         ConfigurationError: the Connection names none.
         CredentialError: what it names is unreadable or not protected.
     """
-    return credential_of(conn_id, _connection(conn_id))
-
-
-def _connection(conn_id: str) -> Any:
-    """Raises:
-    ConfigurationError: there is no such Connection.
-    """
-    try:
-        return BaseHook.get_connection(conn_id)
-    except AirflowNotFoundException as error:
-        raise ConfigurationError(f"the Connection {conn_id!r} is not there: make it in Airflow") from error
+    return credential_of(conn_id, ConnectionHook.get_connection(conn_id))
 
 
 def _secret(text: str | None) -> Secret[str] | None:

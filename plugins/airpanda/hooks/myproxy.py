@@ -7,10 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseHook
-
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import ConfigurationError
+from airpanda.hooks.connections import OWNER, ConnectionHook
 
 if TYPE_CHECKING:
     from airpanda.myproxy.client import MyProxyClient
@@ -29,7 +28,7 @@ class Repository:
     vomsdir: Path | None
 
 
-class MyProxyHook(BaseHook):
+class MyProxyHook(ConnectionHook):
     """A MyProxy server, seen by one payload owner at a time.
 
     The Connection (any type) has a host, a port (7512 by default) and as extra ``{"ca_dir": …, "retriever_dn": …}``,
@@ -68,12 +67,13 @@ class MyProxyHook(BaseHook):
         """A fresh proxy of this owner, made here.
 
         Raises:
-            ConfigurationError: the Connection ``owner_<owner>`` names neither certificate and key nor proxy.
+            ConfigurationError: there is no Connection ``owner_<owner>``, or it names neither certificate and key nor
+                proxy.
             CredentialError: what it names is unreadable, expired or not protected.
         """
         from airpanda.x509.proxy import create_proxy
 
-        conn_id = f"owner_{owner}"
+        conn_id = f"{OWNER}{owner}"
         issuer = credential_of(conn_id, self.get_connection(conn_id))
         return create_proxy(issuer, lifetime=lifetime, now=utcnow())
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
-from airflow.sdk import BaseHook
 from pydantic import ValidationError
 
 from airpanda.core.errors import (
     AirpandaError,
+    BannedError,
     ConflictError,
     CredentialError,
     NotAuthorisedError,
@@ -24,6 +24,7 @@ from airpanda.core.errors import (
 )
 from airpanda.hooks.address import Address
 from airpanda.hooks.calls import Call
+from airpanda.hooks.connections import ConnectionHook
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -32,7 +33,7 @@ _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.5
 
 
-class PandaHook(BaseHook):
+class PandaHook(ConnectionHook):
     """Talks to the dispatcher named by an Airflow Connection.
 
     The Connection (type HTTP) has host, port, schema (``http`` or ``https``), the client token as its password, and
@@ -178,7 +179,7 @@ def _read(call: Call[R], response: httpx.Response) -> R:
 
 
 _BY_STATUS: dict[int, type[AirpandaError]] = {404: NotFoundError, 409: ConflictError, 403: NotAuthorisedError}
-_BY_CODE: dict[str, type[AirpandaError]] = {CredentialError.code: CredentialError}
+_BY_CODE: dict[str, type[AirpandaError]] = {kind.code: kind for kind in (CredentialError, BannedError)}
 
 
 def _raise_for_problem(response: httpx.Response) -> None:
