@@ -415,6 +415,13 @@ class JobSpec(Message):
     features: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list)
     working_group: Name | Literal[""] = ""
 
+    @field_validator("argv")
+    @classmethod
+    def _program(cls, value: list[str]) -> list[str]:
+        if not value[0]:
+            raise ValueError("begins with an empty text, which is no program")
+        return value
+
 
 class JobSubmission(Message):
     """POST ``/v1/job/submit``. ``task_key`` makes it idempotent: a repeat answers with what is stored.
@@ -428,6 +435,8 @@ class JobSubmission(Message):
     ``generation`` counts how often a person has asked for the key anew (in Airflow: the tries before the last clear).
     With a higher one than is stored, ``start_over`` says whether the jobs are submitted as new ones, and the old ones
     stopped: never, when they have changed, or always.
+
+    ``inputs_now``: refuse the submission where an input that is another job's output does not exist yet.
     """
 
     task_key: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
@@ -440,6 +449,7 @@ class JobSubmission(Message):
     scripts: Annotated[Scripts, Field(max_length=64)] = Field(default_factory=dict)
     generation: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     start_over: Literal["never", "changed", "always"] = "never"
+    inputs_now: bool = False
 
     @property
     def queues(self) -> list[str]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from airpanda.core.errors import ConflictError, CredentialError
+from airpanda.core.errors import ConflictError, CredentialError, NotFoundError
 from airpanda.credentials import audit, usable
 from airpanda.credentials.registry import CredentialRegistry, find
 from airpanda.db.pool import Database
 from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.jobs.board import Boards
+from airpanda.jobs.inputs import demand_inputs
 from airpanda.jobs.lanes import Shape, follow_credential, gathered, open_lanes, shape_of
 from airpanda.jobs.retry import Needs, raised_s_within
 from airpanda.jobs.store import job_range, open_new_attempts, owner_of
@@ -89,6 +90,8 @@ class Submissions:
 
         Raises:
             NotFoundError: no such credential of this owner.
+            RequestError: an input that must be another job's output now does not exist.
+            NotAuthorisedError: such an input is not this owner's to read.
             CredentialError: the credential cannot cover the jobs, serves another panda task, or its owner has not
                 consented to this client and queue. The refusal stands in the audit log.
             ConflictError: the key is known with other jobs or another DN.
@@ -111,12 +114,14 @@ class Submissions:
             fresh = known is None or _starts_over(known, wanted, content)
             first = await connection.fetchval(sql.RESERVE_IDS, len(specs)) if fresh else 0
             async with connection.transaction():
-                credential = await find(connection, wanted.credential_id, {wanted.owner})
+                credential = await _credential(connection, wanted)
                 usable.demand_readable(credential, self._credentials.key_ids)
                 usable.demand_lasting(credential, walltime_s=max(spec.walltime_s for spec in wanted.jobs), now=now)
                 await usable.demand_allowed(connection, credential, client=client, queue=str(wanted.queue), now=now)
                 task_id = None
                 if fresh:
+                    if wanted.inputs_now:
+                        await demand_inputs(connection, wanted.jobs, credential)
                     await _retire(connection, wanted, content, actor)
                     task_id = await _insert_task(connection, wanted, content, credential["owner_dn"], first, actor)
                 if task_id is None:
@@ -130,6 +135,16 @@ class Submissions:
         return SubmissionReply(
             task_id=task_id, first_panda_id=first, n_jobs=len(specs), created=True, queue=str(wanted.queue)
         )
+
+
+async def _credential(connection: Any, wanted: JobSubmission) -> Any:
+    try:
+        return await find(connection, wanted.credential_id, {wanted.owner})
+    except NotFoundError:
+        raise NotFoundError(
+            f"there is no credential {wanted.credential_id} of owner {wanted.owner!r}: name one that was staged for"
+            " this owner"
+        ) from None
 
 
 def _starts_over(task: Any, wanted: JobSubmission, content: bytes) -> bool:

@@ -31,3 +31,11 @@ JOIN panda_credential c ON c.credential_id = a.credential_id
 WHERE f.panda_id = $1 AND f.lfn = $2 AND a.status = 'finished'
 ORDER BY f.attempt_nr DESC LIMIT 1
 """
+
+# Of many at once, a row for each in their order; ``lfn`` is NULL where there is none.
+OUTPUTS = f"""
+SELECT o.lfn, o.access, o.owner_dn, o.fqans
+FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS w (panda_id, lfn, nr)
+LEFT JOIN LATERAL ({OUTPUT.replace("$1", "w.panda_id").replace("$2", "w.lfn")}) AS o ON true
+ORDER BY w.nr
+"""  # noqa: S608 - constants
