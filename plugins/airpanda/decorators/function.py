@@ -14,7 +14,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from airpanda.core.errors import RequestError
-from airpanda.decorators.runner import FILE
+from airpanda.decorators.runner import FILE, KEY
 
 MAX_CHARS = 256 * 1024
 _KNOWN = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
@@ -82,12 +82,17 @@ def result_of(text: str, outputs: Mapping[str, Any]) -> Any:
     """What the function returned; outputs that it named become references, which are arguments for the next one.
 
     Raises:
-        FunctionError: it is no JSON.
+        FunctionError: it is no JSON, holds a private key, or names a file that is none of the outputs.
     """
     try:
-        return _back(json.loads(text), outputs)
+        found = json.loads(text)
     except ValueError as error:
         raise FunctionError(f"the function's result is no JSON: {error}") from None
+    if KEY in json.dumps(found):
+        raise FunctionError(
+            "the function's result holds a private key: its owner must withdraw that key, and keep keys on the node"
+        )
+    return _back(found, outputs)
 
 
 def is_file(value: Any) -> bool:
@@ -100,6 +105,8 @@ def is_file(value: Any) -> bool:
 
 
 def _sent(value: Any, where: str, files: dict[str, dict[str, str]]) -> Any:
+    if isinstance(value, str) and KEY in value:
+        raise FunctionError(f"{where} holds a private key, and arguments can be read by others: keep keys out of DAGs")
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
@@ -130,7 +137,10 @@ def _free_name(lfn: str, files: Mapping[str, Mapping[str, str]]) -> str:
 def _back(value: Any, outputs: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
         if set(value) == {FILE}:
-            return outputs[value[FILE]]
+            name = str(value[FILE])
+            if name not in outputs:
+                raise FunctionError(f"the function's result names the output {name!r}, which was not stored")
+            return outputs[name]
         return {key: _back(item, outputs) for key, item in value.items()}
     return [_back(item, outputs) for item in value] if isinstance(value, list) else value
 

@@ -16,6 +16,8 @@ from typing import Any, Callable
 MAX_RESULT_CHARS = 1024 * 1024
 FILE = "$file"
 MARK = "panda_task: "
+KEY = "PRIVATE KEY-----"
+"""In what no result may hold: results go where many may read."""
 
 
 class Unfit(Exception):
@@ -73,7 +75,10 @@ def sent(value: Any, outputs: set[str]) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise Unfit(f"has a key that is no text: {key!r}")
+            sent(key, outputs)
         return {key: sent(item, outputs) for key, item in value.items()}
+    if isinstance(value, str) and KEY in value:
+        raise Unfit("holds a private key, and results can be read by others: keep keys on the node")
     return [sent(item, outputs) for item in value] if isinstance(value, (list, tuple)) else value
 
 
