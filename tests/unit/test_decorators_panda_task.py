@@ -99,7 +99,8 @@ def test_a_function_without_source_is_refused() -> None:
     ("change", "says"),
     [
         ({"owner": "a b"}, "owner 'a b' is no name"),
-        ({"queue": ""}, "queue '' is no name"),
+        ({"queue": ""}, "panda_task: queue is empty, and must name a queue"),
+        ({"owner": ""}, "panda_task: owner is empty"),
         ({"queue": ["DEMO", "x y"]}, "queue 'x y'"),
         ({"outputs": ["../x"]}, "plain file name"),
         ({"outputs": ["panda_result.json"]}, "plain file name"),
@@ -120,6 +121,7 @@ def test_wrong_names_are_refused_when_the_dag_is_read(change: dict[str, Any], sa
         ({"x": [1, {2: 3}]}, r"argument 1\['x'\]\[1\] has the key 2"),
         ("x" * 300_000, "more than 262144: hand over files"),
         (Path("/etc/passwd"), "argument 1 is of type PosixPath"),
+        ({"k": ["-----BEGIN PRIVATE KEY-----"]}, r"argument 1\['k'\]\[0\] holds a private key"),
     ],
 )
 def test_arguments_that_json_cannot_carry_are_named(value: Any, says: str) -> None:
@@ -142,8 +144,20 @@ def test_a_mapping_that_only_looks_like_a_file_stays_a_mapping() -> None:
 
 def test_results_name_their_outputs() -> None:
     assert result_of('{"plot": {"$file": "a.txt"}, "n": [1]}', {"a.txt": FILE}) == {"plot": FILE, "n": [1]}
-    with pytest.raises(FunctionError, match="no JSON"):
-        result_of("cos\nsystem\n(S'id'\ntR.", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cos\nsystem\n(S'id'\ntR.", "no JSON"),
+        ('{"plot": {"$file": "b.txt"}}', "names the output 'b.txt', which was not stored"),
+        ('{"a": ["x \\u002d----BEGIN PRIVATE KEY\\u002d----"]}', "holds a private key"),
+    ],
+)
+def test_results_that_are_none_are_refused_whatever_the_node_says(text: str, says: str) -> None:
+    with pytest.raises(FunctionError, match=says) as caught:
+        result_of(text, {"a.txt": FILE})
+    assert "\n" not in str(caught.value)
 
 
 def run(function: Any, *args: Any, outputs: tuple[str, ...] = (), **kwargs: Any) -> tuple[int, str, Any]:
@@ -203,6 +217,10 @@ def forgets_its_output() -> Any:
     return P("plot.png")
 
 
+def returns_a_key() -> Any:
+    return {"proxy": ["-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n"]}
+
+
 def misses_a_module() -> None:
     import there_is_no_such_module  # noqa: F401
 
@@ -216,6 +234,7 @@ def misses_a_module() -> None:
         (returns_a_set, (), "returned something that is not JSON"),
         (returns_nan, (), "returned something that is not JSON"),
         (returns_keys, (), "has a key that is no text"),
+        (returns_a_key, (), "holds a private key, and results can be read by others"),
         (returns_much, (), "2000002 characters of JSON, more than 1048576: return a file"),
         (returns_a_path, (), "names /etc/passwd, which is none of its outputs (plot.png)"),
         (forgets_its_output, (), "names the output plot.png, which it has not written"),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from support.airflow_connection import connect, connection
 from support.http_stub import Answer, http_stub
+from support.task_context import Context
 
 from airpanda.core.errors import ConflictError, CredentialError
 from airpanda.hooks.myproxy import MyProxyHook
@@ -18,15 +22,6 @@ from airpanda.operators.outcome import PandaJobsFailed, PandaTaskLost
 
 CREDENTIAL = {"credential_id": 3, "owner": "alice"}
 REPLY = Answer(200, json.dumps({"task_id": 7, "first_panda_id": 11, "n_jobs": 1, "created": True}).encode())
-
-
-class Context(dict[str, Any]):
-    def __init__(self, *, try_number: int = 1, max_tries: int = 0) -> None:
-        self.pushed: dict[str, Any] = {}
-        ti = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=None, id="u")
-        ti.try_number, ti.max_tries, ti.task = try_number, max_tries, SimpleNamespace(retries=0)
-        ti.xcom_push = lambda key, value: self.pushed.update({key: value})
-        super().__init__(ti=ti)
 
 
 def job_view(status: str = "finished", errors: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -59,7 +54,7 @@ def operator(**changes: Any) -> PandaTaskOperator:
         "credential": CREDENTIAL,
         "panda_queue": "DEMO",
     }
-    return PandaTaskOperator(task_id="t", **given | changes)
+    return PandaTaskOperator(**{"task_id": "t"} | given | changes)
 
 
 @pytest.mark.parametrize(
@@ -72,27 +67,131 @@ def operator(**changes: Any) -> PandaTaskOperator:
         ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}}, "count, a number, or over, a list"),
         ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "count": "0"}, "has 0"),
         ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "count": 100_001}, "has 100001"),
-        ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "count": ""}, "correct the DAG"),
+        ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "count": "x"}, "count must be a number"),
         ({"jobs": None, "template": {"job_name": "j-{n}", "argv": ["true"]}, "over": "abc"}, "over must be a list"),
         ({"jobs": None, "template": "", "count": 1}, "template must be a mapping"),
         ({"jobs": None, "template": {"job_name": "{item}", "argv": ["true"]}, "over": [""]}, "job_name"),
         ({"jobs": None, "template": {"job_name": "{item:05d}", "argv": ["a"]}, "over": ["x"]}, "does not fit 'x'"),
-        ({"success": "most"}, 'must be "all", a share'),
         ({"success": 2}, "asks for 2 finished jobs, but there are only 1"),
         ({"jobs": [{"argv": ["true"]}]}, "job_name"),
         ({"jobs": [{"job_name": "j", "argv": []}]}, "argv"),
         ({"jobs": [{"job_name": "j", "argv": ["true"], "walltime": 3}]}, "walltime"),
         ({"jobs": [{"job_name": "j", "argv": ["true"], "outputs": [{"lfn": "../x"}]}]}, "lfn"),
         ({"jobs": [{"job_name": "j", "argv": ["true"], "env": {"A B": "1"}}]}, "env"),
-        ({"payload_owner": "a b"}, "owner"),
-        ({"panda_queue": ""}, "queue"),
-        ({"credential": {}}, "credential"),
+        ({"jobs": [7]}, r"jobs\[0\] must be a mapping, and is of type int"),
+        ({"credential": {}}, "credential must be the output of a staging task, and is {}: its template has rendered"),
+        ({"credential": {"credential_id": "x"}}, "output of a staging task, and is of type dict"),
         ({"scripts": {"../x": ""}}, "scripts"),
     ],
 )
 def test_what_can_never_succeed_fails_without_a_retry(change: dict[str, Any], named: str) -> None:
     with pytest.raises(AirflowFailException, match=named):
         operator(**change).execute(Context())
+
+
+NOTHING = "{{ params.nothing }}"
+ONE = {"job_name": "j", "argv": ["a"]}
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"payload_owner": NOTHING}, "payload_owner is empty, and must name an owner"),
+        ({"panda_queue": NOTHING}, "panda_queue is empty, and must name a queue"),
+        ({"panda_queue": [NOTHING]}, "panda_queue is empty, and must name a queue"),
+        ({"success": NOTHING}, 'success = .* must be "all", a share'),
+        ({"credential": NOTHING}, "credential must be the output of a staging task, and is ''"),
+        ({"jobs": NOTHING}, "jobs must be a list, and is '': its template has rendered to nothing"),
+        ({"jobs": [{"job_name": NOTHING, "argv": ["true"]}]}, r"jobs\[0\]: job_name: "),
+        ({"jobs": None, "template": ONE, "count": NOTHING}, "count must be a number, and is ''"),
+        ({"jobs": None, "template": ONE, "over": NOTHING}, "over must be a list, and is ''"),
+        ({"jobs": None, "template": ONE, "over": []}, "has 1 to 100000 jobs, and this one has 0"),
+        ({"jobs": None, "template": NOTHING, "count": 1}, "template must be a mapping, and is ''"),
+        ({"jobs": None, "template": {"job_name": "j", "argv": NOTHING}, "count": 1}, "job 0 of template: argv: "),
+        ({"scripts": NOTHING, "jobs": None}, "give either jobs, a list, or template"),
+    ],
+)  # fmt: skip
+def test_a_template_that_renders_to_nothing(change: dict[str, Any], says: str, native: bool) -> None:
+    fails_when_rendered(operator(**change), says, native)
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"argv": NOTHING}, "argv is '': its template has rendered to nothing"),
+        ({"argv": []}, r"argv is \[\]: its template has rendered to nothing"),
+        ({"argv": [NOTHING]}, "the job: argv: Value error, begins with an empty text, which is no program"),
+        ({"inputs": NOTHING}, "inputs must be a list, and is ''"),
+        ({"inputs": [NOTHING]}, "the job: inputs.0: "),
+        ({"inputs": [{"lfn": "a", "source": NOTHING}]}, "the job: inputs.0.source: "),
+        ({"outputs": NOTHING}, "outputs must be a list, and is ''"),
+        ({"outputs": [NOTHING]}, "the job: outputs.0.lfn: "),
+        ({"env": {"A": 1}}, "the job: env.A: "),
+        ({"needs": {"cores": NOTHING}}, "the job: cores: "),
+    ],
+)
+def test_a_template_of_one_job_that_renders_to_nothing(change: dict[str, Any], says: str, native: bool) -> None:
+    given = {"argv": ["true"], "payload_owner": "alice", "credential": CREDENTIAL, "panda_queue": "DEMO"}
+    fails_when_rendered(PandaJobOperator(task_id="t", **given | change), says, native)
+
+
+def fails_when_rendered(subject: PandaTaskOperator, says: str, native: bool) -> None:
+    dag = DAG("d", schedule=None, render_template_as_native_obj=native)
+    dag.add_task(subject)
+    subject.render_template_fields({"params": {"nothing": ""}})  # type: ignore[typeddict-item]
+    with pytest.raises(AirflowFailException, match=says) as caught:
+        subject.execute(Context())
+    assert str(caught.value).startswith("task t: ")
+    assert str(caught.value).endswith("; correct the DAG")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"payload_owner": "a b"}, "payload_owner 'a b' is no name of an owner"),
+        ({"payload_owner": ""}, "payload_owner is empty"),
+        ({"payload_owner": None}, "payload_owner is empty"),
+        ({"panda_queue": ""}, "panda_queue is empty"),
+        ({"panda_queue": []}, "panda_queue names no queue"),
+        ({"panda_queue": ["DEMO", "x y"]}, "panda_queue 'x y' is no name of a queue"),
+        ({"panda_queue": None}, "panda_queue is empty"),
+        ({"success": "most"}, 'success = \'most\' must be "all", a share'),
+        ({"rerun": "some"}, "must be \"unfinished\" or \"all\""),
+        ({"outputs": ["../x"]}, r"outputs\[0\]: lfn: "),
+        ({"outputs": [{"lfn": "payload.log"}]}, "is the name of a log that every job has"),
+        ({"outputs": [{"lfn": "a", "acces": "vo"}]}, r"outputs\[0\]: acces: "),
+        ({"outputs": ["a", {"lfn": "b", "destination": "ftp://x/"}]}, r"outputs\[1\]: destination: "),
+        ({"inputs": [{"lfn": "a", "source": "panda:x/a"}]}, r"inputs\[0\]: source: "),
+        ({"inputs": ["a"]}, r"inputs\[0\]: "),
+    ],
+)  # fmt: skip
+def test_a_wrong_owner_queue_or_file_is_said_in_one_line_when_the_dag_is_read(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    given = {"task_id": "peak", "argv": ["true"], "payload_owner": "alice", "panda_queue": "DEMO"} | change
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from airflow.sdk import DAG\n"
+        "from airpanda.operators.jobs import PandaJobOperator\n"
+        f"with DAG('wrong', schedule=None):\n    PandaJobOperator(**{given!r})\n"
+    )
+    (told,) = DagBag(dag_folder=str(file)).import_errors.values()
+    last = told.strip().splitlines()[-1]
+    assert last.startswith("ValueError: task peak: ")
+    assert re.search(says, last), last
+
+
+def test_what_is_templated_or_comes_from_a_task_is_judged_later() -> None:
+    with DAG("d", schedule=None):
+        before = operator(task_id="before")
+        PandaJobOperator(
+            task_id="t", argv=before.output["argv"], inputs=before.output["outputs"], outputs=["{{ params.x }}"],
+            payload_owner="{{ params.owner }}", panda_queue=["{{ params.queue }}"],
+            credential=before.output,
+        )  # fmt: skip
 
 
 def test_it_submits_under_a_key_of_its_own_and_waits_without_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ async def events(subject: PandaTaskTrigger) -> list[Any]:
 async def test_it_fires_once_when_all_jobs_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
     with http_stub(progress(False), progress(False), progress(True)) as stub:
         connect(monkeypatch, port=stub.port)
-        assert await events(trigger()) == [{"panda_task_id": 7, "done": True, "note": ""}]
+        assert await events(trigger()) == [{"panda_task_id": 7, "done": True, "note": "", "returns": 0}]
     assert len(stub.seen) == 3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ from airpanda.decorators.function import RUNNER, FunctionError, call_of, result_
 from airpanda.decorators.runner import MARK
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import JobSpec
+from airpanda.operators import checks
 from airpanda.operators.jobs import PandaTaskOperator
 
 RESULT = "panda_result.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,249}")
 _NEEDS = frozenset({"cores", "memory_mib", "disk_mib", "walltime_s", "priority", "max_attempt", "features", "env"})
 
 
@@ -47,11 +46,12 @@ def panda_task(
     Raises:
         FunctionError: when the DAG is read: the function cannot travel, or queue, owner or an output is no name.
     """
-    for kind, name in [("owner", owner), *(("queue", each) for each in ([queue] if isinstance(queue, str) else queue))]:
-        if not _is_name(name, kind):
-            raise FunctionError(f"panda_task: {kind} {name!r} is no name of a {kind}")
+    try:
+        checks.demand_names(owner, queue, fields=("owner", "queue"))
+    except ValueError as error:
+        raise FunctionError(f"panda_task: {error}") from None
     for name in outputs:
-        if _NAME.fullmatch(name) is None or name == RESULT:
+        if checks.NAME.fullmatch(name) is None or name == RESULT:
             raise FunctionError(f"panda_task: the output {name!r} must be a plain file name, and not {RESULT}")
     needs = {key: options.pop(key) for key in _NEEDS & set(options)}
     decorate = task_decorator_factory(
@@ -70,11 +70,6 @@ def panda_task(
         return decorate(given)
 
     return checked if function is None else checked(function)
-
-
-def _is_name(name: str, kind: str) -> bool:
-    templated = "{{" in name
-    return templated or (kind == "queue" and name == "*") or _NAME.fullmatch(name) is not None
 
 
 class PandaFunctionOperator(DecoratedOperator, PandaTaskOperator):
@@ -116,9 +111,9 @@ class PandaFunctionOperator(DecoratedOperator, PandaTaskOperator):
         }
         return [JobSpec.model_validate(job | self.needs)]
 
-    def execute_complete(self, context: Any, event: Mapping[str, Any]) -> Any:
+    def conclude(self, context: Any, task_id: int) -> Any:
         """The function's result. Raises as ``PandaTaskOperator.execute_complete``."""
-        found = super().execute_complete(context, event)
+        found = super().conclude(context, task_id)
         outputs = {file["lfn"]: file for file in found["outputs"] if file["lfn"] != RESULT}
         context["ti"].xcom_push(key="outputs", value=list(outputs.values()))
         text = PandaHook(self.panda_conn_id).get_text(f"/v1/file/{found['first_panda_id']}/{RESULT}")

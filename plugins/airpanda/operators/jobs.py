@@ -10,7 +10,14 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
-from airpanda.core.errors import AirpandaError, ConfigurationError, ConflictError, CredentialError
+from airpanda.core.errors import (
+    AirpandaError,
+    BannedError,
+    ConfigurationError,
+    ConflictError,
+    CredentialError,
+    ServiceError,
+)
 from airpanda.hooks import calls
 from airpanda.hooks.context import task_instance_key, tries_before_clear, will_retry
 from airpanda.hooks.myproxy import MyProxyHook
@@ -28,7 +35,7 @@ from airpanda.messages import (
     TaskInstanceKey,
     TaskProgress,
 )
-from airpanda.operators import outcome, templates
+from airpanda.operators import checks, outcome, templates
 from airpanda.operators.retries import PandaRetryPolicy
 from airpanda.operators.staging import Staging
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
@@ -37,6 +44,8 @@ _PAGE = 1000
 _LOG_LINES = 2000
 _SHOWN = 20
 MAX_OUTPUTS_IN_XCOM = 20_000
+MAX_RETURNS = 20
+"""How often a task goes back to waiting because the dispatcher does not answer when it resumes."""
 _UNFINISHED = (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.CLOSED)
 
 
@@ -95,6 +104,7 @@ class PandaTaskOperator(BaseOperator):
         super().__init__(**kwargs)
         if rerun not in ("unfinished", "all"):
             raise ValueError(f'task {self.task_id}: rerun = {rerun!r} must be "unfinished" or "all"')
+        self._demand_when_read(payload_owner, panda_queue, success)
         self.jobs = jobs
         self.template = template
         self.count = count
@@ -126,8 +136,10 @@ class PandaTaskOperator(BaseOperator):
             templates.demand_number(len(specs))
             outcome.SuccessRule.parse(self.success).needed(len(specs))
             submission = self._submission(ti, specs, tries_before_clear(context))
-        except (ValidationError, KeyError, TypeError, ValueError) as error:
-            raise AirflowFailException(_invalid(self.task_id, error)) from None
+        except ValidationError as error:
+            raise AirflowFailException(self._wrong(checks.first_of(error))) from None
+        except (TypeError, ValueError) as error:
+            raise AirflowFailException(self._wrong(str(error))) from None
         self._ti = ti
         reply = self._submit(hook, submission)
         self.log.info(
@@ -144,43 +156,63 @@ class PandaTaskOperator(BaseOperator):
         context["ti"].xcom_push(key="panda_job_id", value=reply.first_panda_id)
         if not reply.created and not reply.resumed and hook.send(calls.progress(reply.task_id)).done:
             return self.execute_complete(context, {"panda_task_id": reply.task_id, "done": True, "note": ""})
-        self.defer(
-            trigger=PandaTaskTrigger(
-                panda_task_id=reply.task_id,
-                ti=ti.model_dump(mode="json"),
-                poll_s=self.poll.total_seconds(),
-                panda_conn_id=self.panda_conn_id,
-            ),
-            method_name="execute_complete",
-        )
+        self._wait(ti, reply.task_id)
         raise AssertionError("unreachable: defer raises")
 
     def specs(self) -> list[JobSpec]:
-        """The jobs as validated messages. Raises ValidationError, TypeError, ValueError."""
+        """The jobs as validated messages. Raises TypeError, ValueError."""
         if (self.jobs is None) == (self.template is None):
             raise ValueError("give either jobs, a list, or template with count or over")
         if self.template is None:
-            return [JobSpec.model_validate(job) for job in self.jobs]
+            jobs = checks.list_of("jobs", self.jobs)
+            templates.demand_number(len(jobs))
+            return [checks.job_spec(f"jobs[{n}]", job) for n, job in enumerate(jobs)]
         if not isinstance(self.template, Mapping):
-            raise TypeError(f"template must be a mapping, and is of type {type(self.template).__name__}")
+            raise TypeError(f"template must be a mapping, and {checks.rendered(self.template)}")
         items = templates.items_of(self.count, self.over)
-        templates.demand_number(len(items))
+        expanded = templates.expand(self.template, items)
         return [
-            JobSpec.model_validate({**job, "argv": templates.as_texts(job.get("argv"))})
-            for job in templates.expand(self.template, items)
+            checks.job_spec(f"job {n} of template", {**job, "argv": templates.as_texts(job.get("argv"))})
+            for n, job in enumerate(expanded)
         ]
 
-    def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
+    def execute_complete(self, context: Any, event: Mapping[str, Any]) -> Any:
         """Resume: say what became of the jobs, show a payload's log, and return the outputs.
+
+        A dispatcher that is away just now is waited for, without a worker slot.
 
         Raises:
             PandaJobsFailed: fewer jobs have finished than the rule asks for.
             PandaTaskLost: the dispatcher refused to answer for them.
+            ServiceError: it answered the trigger and did not answer here, again and again.
         """
-        hook = PandaHook(self.panda_conn_id)
         task_id = int(event["panda_task_id"])
         if not event["done"]:
             raise outcome.PandaTaskLost(f"panda task {task_id} could not be followed: {event['note']}")
+        try:
+            return self.conclude(context, task_id)
+        except ServiceError as error:
+            returns = int(event.get("returns", 0)) + 1
+            if not error.transient or returns > MAX_RETURNS:
+                raise
+            self.log.warning("%s. The jobs have ended; waiting until it answers.", str(error).rstrip("."))
+            self._wait(task_instance_key(context), task_id, returns)
+
+    def _wait(self, ti: TaskInstanceKey, panda_task_id: int, returns: int = 0) -> None:
+        self.defer(
+            trigger=PandaTaskTrigger(
+                panda_task_id=panda_task_id,
+                ti=ti.model_dump(mode="json"),
+                poll_s=self.poll.total_seconds(),
+                panda_conn_id=self.panda_conn_id,
+                returns=returns,
+            ),
+            method_name="execute_complete",
+        )
+
+    def conclude(self, context: Any, task_id: int) -> Any:
+        """What became of the jobs, now that all are final. Raises as ``execute_complete``."""
+        hook = PandaHook(self.panda_conn_id)
         progress = hook.send(calls.progress(task_id))
         failed = hook.send(calls.jobs(task_id, limit=_PAGE, statuses=_UNFINISHED)) if _unfinished(progress) else []
         rule = outcome.SuccessRule.parse(self.success)
@@ -224,17 +256,43 @@ class PandaTaskOperator(BaseOperator):
             progress = PandaHook(self.panda_conn_id).send(calls.kill(self._panda_task_id, request))
             self.log.info("panda_task=%d after the kill: %s", self._panda_task_id, describe(progress))
 
+    def _demand_when_read(self, owner: Any, queue: Any, success: Any) -> None:
+        """Raises:
+        ValueError: something that is not templated cannot be; in one line, as Airflow shows errors of a DAG file.
+        """
+        try:
+            checks.demand_names(owner, queue)
+            if not checks.is_template(success):
+                outcome.SuccessRule.parse(success)
+        except ValueError as error:
+            raise ValueError(self._wrong(str(error))) from None
+
+    def _wrong(self, what: str) -> str:
+        return f"task {self.task_id}: {what}; correct the DAG"
+
+    def _credential_id(self) -> int:
+        """0 without one. Raises ValueError: it is no staging task's output."""
+        if self.credential is None:
+            return 0
+        try:
+            return int(self.credential["credential_id"])
+        except (KeyError, TypeError, ValueError):
+            what = checks.rendered(self.credential)
+            raise ValueError(f"credential must be the output of a staging task, and {what}") from None
+
     def _submission(self, ti: TaskInstanceKey, specs: list[JobSpec], cleared: int) -> JobSubmission:
+        checks.demand_names(self.payload_owner, self.panda_queue)
         return JobSubmission(
             task_key=f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}",
             task_name=f"{ti.dag_id}.{ti.task_id}"[:250],
             owner=self.payload_owner,
-            credential_id=int(self.credential["credential_id"]) if self.credential is not None else 0,
+            credential_id=self._credential_id(),
             queue=self.panda_queue if isinstance(self.panda_queue, str) else list(self.panda_queue),
             ti=ti,
             jobs=specs,
-            scripts=self.scripts,
+            scripts=self.scripts or {},
             generation=cleared,
+            inputs_now=True,
             start_over="always" if self.rerun == "all" else "changed",
         )
 
@@ -244,6 +302,8 @@ class PandaTaskOperator(BaseOperator):
         if submission.credential_id:
             try:
                 return self._send(hook, submission)
+            except BannedError:
+                raise
             except CredentialError as error:
                 refusal = error
                 self.log.warning("%s. Staging a fresh credential.", str(error).rstrip("."))
@@ -265,6 +325,8 @@ class PandaTaskOperator(BaseOperator):
                 ) from error
             try:
                 return self._send(hook, submission.model_copy(update={"credential_id": credential_id}))
+            except BannedError:
+                raise
             except CredentialError:
                 # One that an earlier try has left may serve another panda task by now; a fresh one does not.
                 if refused != {submission.credential_id}:
@@ -351,6 +413,10 @@ class PandaJobOperator(PandaTaskOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        try:
+            checks.demand_files(inputs, outputs)
+        except ValueError as error:
+            raise ValueError(self._wrong(str(error))) from None
         self.argv = argv
         self.inputs = inputs or []
         self.outputs = outputs or []
@@ -358,17 +424,20 @@ class PandaJobOperator(PandaTaskOperator):
         self.needs = dict(needs or {})
 
     def specs(self) -> list[JobSpec]:
-        """The one job."""
-        outputs = [{"lfn": item} if isinstance(item, str) else item for item in self.outputs]
+        """The one job. Raises TypeError, ValueError."""
+        if not self.argv:
+            raise ValueError(f"argv {checks.rendered(self.argv)}")
+        if self.needs and not isinstance(self.needs, Mapping):
+            raise ValueError(f"needs must be a mapping, and {checks.rendered(self.needs)}")
         job = {
             "job_name": self.task_id.replace("/", "-")[:250],
-            "argv": templates.as_texts(self.argv),
-            # An output of another task, as XCom has it, is an input as it is.
-            "inputs": [{key: item[key] for key in item if key != "panda_id"} for item in self.inputs],
-            "outputs": outputs,
-            "env": self.env,
+            "argv": templates.as_texts(checks.list_of("argv", self.argv)),
+            "inputs": [checks.as_input(item) for item in checks.list_of("inputs", self.inputs)],
+            "outputs": [checks.as_output(item) for item in checks.list_of("outputs", self.outputs)],
+            "env": self.env or {},
+            **(self.needs or {}),
         }
-        return [JobSpec.model_validate(job | self.needs)]
+        return [checks.job_spec("the job", job)]
 
 
 def _unfinished(progress: TaskProgress) -> bool:
@@ -387,13 +456,3 @@ def _pages(hook: PandaHook, task_id: int, n: int) -> Iterator[JobView]:
 def _words(pause: timedelta) -> str:
     seconds = round(pause.total_seconds())
     return f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} min"
-
-
-def _invalid(task_id: str, error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"task {task_id}: {where}: {first['msg']}; correct the DAG ({error.error_count()} such errors)"
-    if isinstance(error, ValueError):
-        return f"task {task_id}: {error}; correct the DAG"
-    return f"task {task_id}: {error!r}; give jobs as a list of mappings and the output of a staging task as credential"

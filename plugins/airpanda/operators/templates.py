@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from airpanda.messages import MAX_JOBS_PER_SUBMISSION
+from airpanda.operators.checks import rendered
 
 _WORD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([^{}]*))?\}")
 
@@ -42,10 +43,17 @@ def items_of(count: Any, over: Any) -> Sequence[Any]:
     if (count is None) == (over is None):
         raise ValueError("template needs either count, a number, or over, a list")
     if over is not None and (isinstance(over, (str, Mapping)) or not isinstance(over, Sequence)):
-        raise TypeError(f"over must be a list, and is of type {type(over).__name__}")
-    items: Sequence[Any] = range(int(count)) if over is None else over
+        raise TypeError(f"over must be a list, and {rendered(over)}")
+    items: Sequence[Any] = range(_number("count", count)) if over is None else over
     demand_number(len(items))
     return items
+
+
+def _number(field: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{field} must be a number, and {rendered(value)}") from None
 
 
 def demand_number(n: int) -> None:

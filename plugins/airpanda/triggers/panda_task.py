@@ -24,23 +24,27 @@ is queued"), and on a busy machine that is seen seconds later."""
 class PandaTaskTrigger(BaseTrigger):
     """Waits for one panda task's counts and fires once, when it is done or can no longer be asked for.
 
-    The event is ``{"panda_task_id": n, "done": bool, "note": sentence}``. The dispatcher's absence is waited out with
-    a growing pause; a refusal (unknown task, revoked token) ends the wait with the reason. All triggers of a process
-    ask together, in one request.
+    The event is ``{"panda_task_id": n, "done": bool, "note": sentence, "returns": n}``. The dispatcher's absence is
+    waited out with a growing pause; a refusal (unknown task, revoked token) ends the wait with the reason. All triggers
+    of a process ask together, in one request.
 
     Args:
         panda_task_id: the panda task.
         ti: the task instance on whose behalf the jobs run; only what it still owns is cancelled by a kill.
         poll_s: seconds between two questions.
         panda_conn_id: Airflow Connection of the dispatcher.
+        returns: how often the resumed task has gone back to waiting.
     """
 
-    def __init__(self, *, panda_task_id: int, ti: dict[str, Any], poll_s: float = 2.0, panda_conn_id: str) -> None:
+    def __init__(
+        self, *, panda_task_id: int, ti: dict[str, Any], poll_s: float = 2.0, panda_conn_id: str, returns: int = 0
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.panda_task_id = panda_task_id
         self.ti = ti
         self.poll_s = poll_s
         self.panda_conn_id = panda_conn_id
+        self.returns = returns
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, as Airflow stores them."""
@@ -51,6 +55,7 @@ class PandaTaskTrigger(BaseTrigger):
                 "ti": self.ti,
                 "poll_s": self.poll_s,
                 "panda_conn_id": self.panda_conn_id,
+                "returns": self.returns,
             },
         )
 
@@ -64,7 +69,7 @@ class PandaTaskTrigger(BaseTrigger):
             said = {"done": False, "note": str(error)}
         if (rest_s := settled_at - time.monotonic()) > 0:
             await asyncio.sleep(rest_s)
-        yield TriggerEvent({"panda_task_id": self.panda_task_id, **said})
+        yield TriggerEvent({"panda_task_id": self.panda_task_id, **said, "returns": self.returns})
 
     async def _wait(self) -> TaskProgress:
         last: TaskProgress | None = None
