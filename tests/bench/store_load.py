@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -16,10 +17,11 @@ from support.dispatcher import PILOT_DN, World, ti
 from support.pgbench import Statement
 
 from airpanda.core.clock import to_wire, utcnow
-from airpanda.db.sql import jobs as sql
+from airpanda.db.sql import claims as claims_sql
+from airpanda.db.sql import reports as sql
 from airpanda.messages import JobReport, JobSpec, JobSubmission, PilotOffer
 
-PILOT = "\\set pilot random(1, 100000)"
+PILOTS = 64
 BATCH = 100_000
 OFFER = {"node": "wn1.example.org", "cores": 1, "memory": 2000, "disk_space": 4000, "remaining_time": 7200}
 AS_ALICE: dict[str, Any] = {"account_name": "alice", "account_uid": 1000, "identity_switched": True}
@@ -38,9 +40,11 @@ class Claimer:
 
     async def claim(self, n_jobs: int = 1) -> list[Any]:
         offer = PilotOffer(site_name=self.queue, n_jobs=n_jobs, **OFFER)
-        return await self.world.services.jobs.acquire(
+        jobs = await self.world.services.jobs.acquire(
             offer, pilot_id=self.pilot_id, queue=self.queue, pilot_dn=PILOT_DN
         )
+        assert jobs is not None, "the pilot is not served"
+        return jobs
 
     async def live(self) -> int:
         """One job from its lease to its end."""
@@ -77,7 +81,17 @@ async def fill(world: World, n: int, queue: str = "DEMO", **changes: Any) -> Non
 
 
 async def claimers(world: World, n: int, queue: str = "DEMO") -> list[Claimer]:
-    return [Claimer(world, pilot.pilot_id, queue) for pilot in await world.pilots(n, queue)]
+    return [Claimer(world, pilot_id, queue) for pilot_id in await started_pilots(world, n, queue)]
+
+
+async def started_pilots(world: World, n: int, queue: str = "DEMO") -> list[int]:
+    """Pilots that have said that they can work."""
+    rows = await world.sql(
+        "INSERT INTO panda_pilot (batch_id, queue, state) SELECT 0, $1, 'started' FROM generate_series(1, $2::int)"
+        " RETURNING pilot_id",
+        queue, n,
+    )  # fmt: skip
+    return [row["pilot_id"] for row in rows]
 
 
 async def rate(claimers: Sequence[Claimer], seconds: float, *, batch: int = 1, whole: bool = False) -> float:
@@ -137,27 +151,40 @@ async def held_transaction(world: World, *, writes: bool) -> AsyncIterator[None]
         await connection.close()
 
 
+def of_one(statement: str) -> str:
+    """A statement for many at once, for one: its arrays become parameters."""
+    return re.sub(r"\$(\d+)::(\w+)\[\]", r"ARRAY[$\1::\2]", statement)
+
+
+async def first_pilot(world: World) -> str:
+    """For pgbench: each client is a pilot of its own."""
+    return f"\\set pilot {(await started_pilots(world, PILOTS))[0]} + :client_id"
+
+
 async def claim_statement(world: World, *, gset: bool = False) -> Statement:
-    """The claim as the store runs it, of the one lane there is, for any pilot of DEMO."""
+    """The claim as the store runs it, of the one lane there is, for one pilot of DEMO."""
     (lane,) = await world.sql("SELECT lane_id FROM panda_lane")
+    keys = world.services.credentials.key_ids
     values = [
-        lane["lane_id"], 0, 0, PILOT_DN, [b"d" * 32], ":pilot", "150 seconds", OFFER["node"],
-        world.services.credentials.key_ids, False, [],
+        lane["lane_id"], 0, 0, PILOT_DN, b"d" * 32, ":pilot", "150 seconds", OFFER["node"], keys, False, [], "DEMO",
     ]  # fmt: skip
-    return Statement(sql.ACQUIRE, values, gset=gset)
+    statement = claims_sql.ACQUIRE
+    for name in ("$5::bytea[]", "$6::bigint[]", "$8::text[]"):
+        statement = statement.replace(name, of_one(name))
+    return Statement(statement, values, gset=gset)
 
 
 async def lifecycle_statements(world: World) -> list[Statement]:
     """What ``Claimer.live`` makes the store run."""
-    key = [":panda_id", ":attempt_nr"]
-    none = [None] * 5
+    key, lease = [":panda_id", ":attempt_nr"], [":pilot", b"d" * 32]
+    alive, move = of_one(sql.HEARTBEATS), of_one(sql.MOVES)
     return [
         await claim_statement(world, gset=True),
-        Statement(sql.MOVE, [*key, "running", "", *none[:1], "", *none[:3], "[]", *none[:3], "", False, None,
-                             ":pilot", b"d" * 32, ["sent", "starting"], "pilot:1", "150 seconds"], gset=True),
-        Statement(sql.HEARTBEAT, [*key, ":pilot", b"d" * 32, "running", "150 seconds"], gset=True),
-        Statement(sql.FINISH, [*key, "finished", "", *none[:1], "", *none[:2], 0, "[]", *none[:3], "", True, None,
-                               ":pilot", b"d" * 32, ["running", "holding"], "pilot:1"], gset=True),
+        Statement(move, [*key, "running", "", None, "alice", 1000, True, None, "[]", None, None, None, "", False, None,
+                         *lease, ",sent,starting,", "150 seconds"], gset=True),
+        Statement(alive, [*key, *lease, "running", "150 seconds"], gset=True),
+        Statement(move, [*key, "finished", "", None, "", None, None, 0, "[]", None, None, None, "", True, None,
+                         *lease, ",running,holding,", "150 seconds"], gset=True),
     ]  # fmt: skip
 
 

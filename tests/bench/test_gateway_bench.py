@@ -33,6 +33,10 @@ __all__ = ["job_database", "pki", "template_database"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 ROUNDS, SECONDS, CONNECTIONS = 3, 4, 16
 BAR, BAR_LIFECYCLES, BAR_CLAIMS, BAR_MIB = 0.6, 600, 15 * 182, 200
+STARTED = """
+INSERT INTO panda_pilot (batch_id, queue, state) SELECT 0, 'DEMO', 'started' FROM generate_series(1, 1000)
+RETURNING pilot_id
+"""
 FREE = {"PILOT_RATE": "0", "CLIENT_RATE": "0", "STRANGER_RATE": "0"}
 
 
@@ -121,9 +125,9 @@ async def test_gateway(gateways: list[GatewayPlace]) -> None:
     connection = await asyncpg.connect(gateways[0].database.url())
     lane = await connection.fetchval("SELECT lane_id FROM panda_lane")
     keys = await connection.fetchval("SELECT array_agg(DISTINCT sealed_by) FROM panda_credential")
+    pilots = [row[0] for row in await connection.fetch(STARTED)]
     await connection.close()
-    pilot = gateways[0].running().pilot()["pilot_id"]
-    values = {"lane": lane, "start": [0, 0], "dn": gateways[0].pki.dn("pilot"), "keys": keys, "pilot": pilot}
+    values = {"lane": lane, "start": [0, 0], "dn": gateways[0].pki.dn("pilot"), "keys": keys, "pilots": pilots}
     rates: dict[str, list[float]] = {}
     with bare(gateways[0], values) as port:
         for _ in range(ROUNDS):

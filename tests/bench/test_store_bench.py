@@ -59,12 +59,10 @@ async def test_claims(world: World, tmp_path: Path, batch: int, bar: float) -> N
     """Jobs leased a second; both are compared with pgbench's single claims."""
     await load.fill(world, 200_000)
     claimers = await load.claimers(world, CLIENTS)
-    pgbench_claim = await load.claim_statement(world)
+    pgbench_claim, first = await load.claim_statement(world), await load.first_pilot(world)
 
     def theirs() -> float:
-        return pgbench.run(
-            world.database, [pgbench_claim], tmp_path, clients=CLIENTS, seconds=SECONDS, first=load.PILOT
-        )
+        return pgbench.run(world.database, [pgbench_claim], tmp_path, clients=CLIENTS, seconds=SECONDS, first=first)
 
     ours, limit = await _alternate(lambda: load.rate(claimers, SECONDS, batch=batch), theirs)
     record(
@@ -77,10 +75,10 @@ async def test_lifecycles(world: World, tmp_path: Path) -> None:
     """Acquire, running, heartbeat, finished; each transition with its row in the status log."""
     await load.fill(world, 200_000)
     claimers = await load.claimers(world, CLIENTS)
-    statements = await load.lifecycle_statements(world)
+    statements, first = await load.lifecycle_statements(world), await load.first_pilot(world)
 
     def theirs() -> float:
-        return pgbench.run(world.database, statements, tmp_path, clients=CLIENTS, seconds=SECONDS, first=load.PILOT)
+        return pgbench.run(world.database, statements, tmp_path, clients=CLIENTS, seconds=SECONDS, first=first)
 
     ours, limit = await _alternate(lambda: load.rate(claimers, SECONDS, whole=True), theirs)
     record(

@@ -100,6 +100,7 @@ async def test_logs_only_grow(world: World, table: str, statement: str) -> None:
 async def test_32_claimers_and_a_watchdog_never_share_an_attempt(world: World) -> None:
     task = await world.submit(400)
     pilots = await world.pilots(32)
+    await world.sql("UPDATE panda_pilot SET state = 'started'")
     offer = PilotOffer(site_name="DEMO", node="wn", cores=4, memory=8000, disk_space=8000, remaining_time=7200)
     chance = random.Random(1)
     taken: list[tuple[int, int]] = []
@@ -482,6 +483,7 @@ async def test_only_the_retriever_gets_the_job(world: World) -> None:
     await world.submit(2)
     offer = PilotOffer(site_name="DEMO", node="wn", cores=1, memory=8000, disk_space=8000, remaining_time=7200)
     pilot = await world.pilot()
+    await world.sql("UPDATE panda_pilot SET state = 'started'")
     ask = world.services.jobs.acquire
     mallory = "/O=Test Grid/CN=Mallory"
     for dn, token_only, n in (
@@ -494,4 +496,5 @@ async def test_only_the_retriever_gets_the_job(world: World) -> None:
         (None, True, 1),
     ):
         jobs = await ask(offer, pilot_id=pilot.pilot_id, queue="DEMO", pilot_dn=dn, token_only=token_only)
+        assert jobs is not None
         assert len(jobs) == n, (dn, token_only)

@@ -11,12 +11,14 @@ import pytest
 from support.dispatcher import World, job_database, template_database, world
 from support.postgres import postgres
 
+from airpanda.db.sql import claims as claims_sql
 from airpanda.db.sql import jobs as sql
+from airpanda.db.sql import reports as reports_sql
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
 LEASE = timedelta(seconds=150)
-KEY = (5000, 1, 1, b"digest")
+KEY = ([5001], [1], [1], [b"digest"])
 
 FILL = """
 INSERT INTO panda_job (panda_id, task_id, credential_id, queue, lane, activated_xid, status, priority, max_attempt,
@@ -56,10 +58,14 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
         await connection.execute(FILL)
         await connection.execute("ANALYZE panda_job")
         keys = world.services.credentials.key_ids
-        offer = (3, 17, 0, None, [b"a" * 32], 1, LEASE, "wn", keys, False, ["/O=Test Grid/CN=Somebody Else"])
+        others = ["/O=Test Grid/CN=Somebody Else"]
+        offer = (3, 17, 0, None, [b"a" * 32], [1], LEASE, ["wn"], keys, False, others, "DEMO")
+        nothing = [[None]] * 5
+        said = (*KEY[:2], ["running"], [""], *nothing[:1], [""], *nothing[:3], ["[]"], *nothing[:3], [""], [False])
         for statement, values, index in (
-            (sql.ACQUIRE, offer, "panda_job_claim_ix"),
-            (sql.HEARTBEAT, (*KEY, "running", LEASE), "panda_job_pkey"),
+            (claims_sql.ACQUIRE, offer, "panda_job_claim_ix"),
+            (reports_sql.HEARTBEATS, (*KEY, ["running"], LEASE), "panda_job_pkey"),
+            (reports_sql.MOVES, (*said, [None], *KEY[2:], [",sent,"], LEASE), "panda_job_pkey"),
             (sql.LOCK_JOB, (5000,), "panda_job_pkey"),
             (sql.SILENT, (500,), "panda_job_check_ix"),
             (sql.OVERDUE, (500, ["running"], [LEASE]), "panda_job_check_ix"),
@@ -72,7 +78,7 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
             assert "Seq Scan" not in jobs, statement
             checks = [node["Index Cond"] for node in nodes if node.get("Index Name") == "panda_job_check_ix"]
             assert all("check_at <= now()" in condition for condition in checks), "a range, not every leased row"
-        claim = await explain(connection, sql.ACQUIRE, *offer)
+        claim = await explain(connection, claims_sql.ACQUIRE, *offer)
         (scan,) = [node for node in claim if node.get("Index Name") == "panda_job_claim_ix"]
         assert "lane" in scan["Index Cond"]
         assert "ROW(activated_xid, panda_id) >=" in scan["Index Cond"]
@@ -96,8 +102,8 @@ async def test_heartbeats_stay_in_their_page(world: World) -> None:
         async with connection.transaction():
             row = await connection.fetchrow("SELECT pilot_id, lease_digest FROM panda_job")
             for _ in range(5):
-                beat = (job["panda_id"], 1, row["pilot_id"], row["lease_digest"], "running", LEASE)
-                assert await connection.fetchrow(sql.HEARTBEAT, *beat) is not None
+                beat = ([job["panda_id"]], [1], [row["pilot_id"]], [row["lease_digest"]], ["running"], LEASE)
+                assert await connection.fetchrow(reports_sql.HEARTBEATS, *beat) is not None
             assert tuple(await connection.fetchrow(counters)) == (0, 5)
     finally:
         await connection.close()

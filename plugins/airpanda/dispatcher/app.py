@@ -68,6 +68,9 @@ def create_app(
     # No documentation routes: they would be open to everybody.
     app = FastAPI(title="airpanda dispatcher", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.services = services
+    if pilots:  # the first ones are found first
+        app.include_router(pilot_routes.lean)
+    app.include_router(jobs.lean)
     for room in (health, description, owners, credentials, bans, retry_rules, lists, jobs, batches, factory):
         app.include_router(room.router)
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)

@@ -54,6 +54,14 @@ class Choice:
 
 
 @dataclass
+class Claim:
+    """What came of a claim: where stood what it took. Of a pilot that is not served it says nothing."""
+
+    positions: list[Position] = field(default_factory=list)
+    is_served: bool = True
+
+
+@dataclass
 class QueueBoard:
     """One queue, as of the look that began at ``begun_at``."""
 
@@ -157,20 +165,22 @@ class Boards:
         return await self._younger(queue, max(self._clock() - age_s, self._changed_at))
 
     @contextlib.contextmanager
-    def claiming(self, queue: str, choice: Choice) -> Iterator[list[Position]]:
-        """Around a claim, which appends where what it took stood."""
+    def claiming(self, queue: str, choice: Choice) -> Iterator[Claim]:
+        """Around a claim, which tells what came of it."""
         lane, board = choice.candidate.lane, self._boards[queue]
-        found: list[Position] = []
+        claim = Claim()
         ledger = self._ledgers[queue]
         key = ledger.begin(lane, choice.n)
         board.usage.add(lane, choice.n)
         try:
-            yield found
+            yield claim
         finally:
-            ledger.end(key, len(found), self._clock())
+            n = len(claim.positions)
+            ledger.end(key, n, self._clock())
             now_current = self._boards[queue]
-            now_current.usage.add(lane, len(found) - choice.n)
-            now_current.taken(choice, found)
+            now_current.usage.add(lane, n - choice.n)
+            if claim.is_served:
+                now_current.taken(choice, claim.positions)
 
     async def _younger(self, queue: str, begun_after: float) -> QueueBoard:
         if self._boards[queue].begun_at < begun_after:

@@ -21,7 +21,7 @@ from airpanda.core.identity import Fqan
 from airpanda.db.pool import Database
 from airpanda.db.sql import files as sql
 from airpanda.db.sql import views as views_sql
-from airpanda.jobs.store import Lease
+from airpanda.jobs.reports import Lease
 from airpanda.messages import LOGS, PILOT_LOG, FileView, InputFile, JobSpec
 
 _CHUNK = 1024 * 1024

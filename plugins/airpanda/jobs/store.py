@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,16 +14,17 @@ from airpanda.core.secret import Secret
 from airpanda.credentials.audit import note_use
 from airpanda.credentials.errors import UnreadableCredentialError
 from airpanda.credentials.registry import CredentialRegistry
-from airpanda.db import states
 from airpanda.db.pool import Database, translated
 from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
+from airpanda.db.sql import reports as reports_sql
 from airpanda.db.sql import retry as retry_sql
 from airpanda.jobs import observed
-from airpanda.jobs.board import Boards, Choice
+from airpanda.jobs.board import Boards
+from airpanda.jobs.claims import Claims
 from airpanda.jobs.lanes import lane_with
-from airpanda.jobs.matching import Offered
+from airpanda.jobs.reports import Lease, Reports, notes
 from airpanda.jobs.retry import Needs, Verdict, bounded, changed, covered, explained, judge, rule_of
 from airpanda.jobs.rules import (
     Ends,
@@ -41,7 +42,6 @@ from airpanda.messages import (
     DebugWhat,
     JobError,
     JobReport,
-    JobSpec,
     JobStatus,
     KillRequest,
     PilotOffer,
@@ -62,8 +62,6 @@ _NO_CONSENT = (
     " (airpanda proxy consent); then retry"
 )
 AVOID_NODE = timedelta(minutes=10)
-MAX_CLAIMS = 16
-"""Lanes that one request may try; each of them was not empty a moment ago."""
 
 _END_OF_REPORT = {
     "finished": {"finished"},
@@ -76,26 +74,6 @@ _END_OF_REPORT = {
 _MAY_WAIT_AGAIN = frozenset({"activated", "failed", "cancelled"})
 """Reports after which a job may wait for its next attempt."""
 
-_BEFORE = {
-    status.value: [old.value for old in states.LEASED if status in states.SAME_ATTEMPT[old]]
-    for status in (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.HOLDING, JobStatus.FINISHED)
-}
-"""From where a report takes a job a step ahead."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """What fences one attempt: nobody else's reports count."""
-
-    panda_id: int
-    attempt_nr: int
-    pilot_id: int
-    token: Secret[str]
-
-    @property
-    def key(self) -> tuple[int, int, int, bytes]:
-        return self.panda_id, self.attempt_nr, self.pilot_id, digest(self.token)
-
 
 @dataclass(frozen=True)
 class _Answer:
@@ -103,11 +81,6 @@ class _Answer:
 
     reply: ReportReply
     good_node: bool | None = None
-
-
-def digest(token: Secret[str]) -> bytes:
-    """What is stored of a lease token: it has 256 random bits, so a plain hash keeps it."""
-    return hashlib.sha256(token.reveal().encode()).digest()
 
 
 def owner_of(ti: TaskInstanceKey) -> str:
@@ -137,62 +110,25 @@ class JobStore:
         self._credentials = credentials
         self._lease = lease
         self._heartbeat_s = heartbeat.total_seconds()
+        self._claims = Claims(
+            database, credentials, boards, lease=lease, heartbeat=heartbeat, give_up=self._not_handed_over
+        )
+        self._reports = Reports(database, lease=lease)
 
     async def acquire(
         self, offer: PilotOffer, *, pilot_id: int, queue: str, pilot_dn: str | None, token_only: bool = False
-    ) -> list[AcquiredJob]:
+    ) -> list[AcquiredJob] | None:
         """Move matching jobs from ``activated`` to ``sent``, leased to this pilot. Never one job to two pilots.
+
+        None: nobody knows that this pilot is to be served. ``PilotRegistry.seen`` says whether it is; then ask again.
 
         Args:
             pilot_dn: the identity proven by mutual TLS: only jobs whose credential this DN may retrieve.
             token_only: the queue also serves pilots that have proven none, with whatever credential.
         """
-        if pilot_dn is None and not token_only:
-            return []
-        offered = _offered(offer, pilot_dn)
-        taken: list[AcquiredJob] = []
-        looked_again = False
-        for _ in range(MAX_CLAIMS):
-            board = await self._boards.current(queue)
-            choice = board.choose(offered, offer.n_jobs - len(taken))
-            if choice is not None:
-                taken += await self._claim(offer, choice, pilot_id, queue, pilot_dn)
-            elif looked_again or taken or await self._boards.again(queue) is board:
-                break
-            else:
-                looked_again = True
-            if len(taken) == offer.n_jobs:
-                break
-        return taken
-
-    async def _claim(
-        self, offer: PilotOffer, choice: Choice, pilot_id: int, queue: str, pilot_dn: str | None
-    ) -> list[AcquiredJob]:
-        """At most so many jobs of the chosen lane."""
-        tokens = [Secret.random() for _ in range(choice.n)]
-        with self._boards.claiming(queue, choice) as positions:
-            async with self._database.connection() as connection:
-                rows = await connection.fetch(
-                    sql.ACQUIRE,
-                    choice.candidate.number,
-                    *choice.start,
-                    pilot_dn,
-                    [digest(token) for token in tokens],
-                    pilot_id,
-                    self._lease,
-                    offer.node,
-                    self._credentials.key_ids,
-                    pilot_dn is None,
-                    offer.avoid_owners,
-                )
-            positions += [(row["activated_xid"], row["panda_id"]) for row in rows]
-        jobs: list[AcquiredJob] = []
-        for row in rows:
-            try:
-                jobs.append(self._acquired(row, tokens[row["nr"] - 1]))
-            except UnreadableCredentialError as error:
-                await self._not_handed_over(row, error)
-        return jobs
+        return await self._claims.acquire(
+            offer, pilot_id=pilot_id, queue=queue, pilot_dn=pilot_dn, token_only=token_only
+        )
 
     async def _not_handed_over(self, row: Any, error: UnreadableCredentialError) -> None:
         """End an attempt that the pilot never hears of, uncharged: its credential's passphrase opens with no key.
@@ -214,46 +150,52 @@ class JobStore:
             StaleReportError: attempt, pilot or token does not hold the lease: the reporter must stop its payload.
         """
         lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
-        async with self._database.connection() as connection:
-            done = await self._at_once(connection, lease, report)
-            if done is None:
-                async with connection.transaction():
-                    done = await self._apply(connection, lease, report)
-            await _count(connection, pilot_id, [done])
+        done = await self._plain(lease, report)
+        if done is None:
+            async with self._database.transaction() as connection:
+                done = await self._apply(connection, lease, report)
+        if done.good_node is not None:
+            await self._reports.count_end(pilot_id, good=done.good_node)
         if report.job_status in _MAY_WAIT_AGAIN:
             self._boards.changed()
         return done.reply
 
     async def update_many(self, reports: Sequence[JobReport], *, pilot_id: int) -> list[ReportReply | AirpandaError]:
-        """Apply reports of one pilot in one transaction; answer each by its reply, or the error of ``update``.
+        """Apply reports of one pilot; answer each by its reply, or the error of ``update``.
 
-        What one report breaks is taken back alone.
+        What one report breaks is taken back alone. Those of the same attempt are applied in their order.
 
         Raises:
-            ServiceError: the database does not answer; nothing was changed, repeat all of them.
+            ServiceError: the database does not answer; repeat all of them, whatever of them was applied.
         """
+        leases = [Lease(each.job_id, each.attempt_nr, pilot_id, Secret(each.token)) for each in reports]
         answers: dict[int, _Answer | AirpandaError] = {}
+        n_of = Counter(each.job_id for each in reports)
+        single = [n for n, report in enumerate(reports) if n_of[report.job_id] == 1]
+        found = await asyncio.gather(*(self._plain(leases[n], reports[n]) for n in single), return_exceptions=True)
+        for n, each in zip(single, found, strict=True):
+            if isinstance(each, BaseException):
+                raise each
+            if each is not None:
+                answers[n] = each
         # Always in the same order, so that two such transactions never wait for each other.
-        order = sorted(range(len(reports)), key=lambda n: reports[n].job_id)
-        async with self._database.connection() as connection:
-            async with connection.transaction():
-                for n in order:
-                    answers[n] = await self._one_of_many(connection, pilot_id, reports[n])
-                if not all(_is_only_alive(report) for report in reports):
-                    await connection.execute(sql.DURABLE)
-            await _count(connection, pilot_id, [each for each in answers.values() if isinstance(each, _Answer)])
+        rest = sorted((n for n in range(len(reports)) if n not in answers), key=lambda n: reports[n].job_id)
+        if rest:
+            async with self._database.transaction() as connection:
+                for n in rest:
+                    answers[n] = await self._one_of_many(connection, leases[n], reports[n])
+        in_order = [answers[n] for n in range(len(reports))]
+        good = [each.good_node for each in in_order if isinstance(each, _Answer) and each.good_node is not None]
+        await asyncio.gather(*(self._reports.count_end(pilot_id, good=each) for each in good))
         if any(report.job_status in _MAY_WAIT_AGAIN for report in reports):
             self._boards.changed()
-        in_order = [answers[n] for n in range(len(reports))]
         return [each.reply if isinstance(each, _Answer) else each for each in in_order]
 
-    async def _one_of_many(self, connection: Any, pilot_id: int, report: JobReport) -> _Answer | AirpandaError:
-        lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
+    async def _one_of_many(self, connection: Any, lease: Lease, report: JobReport) -> _Answer | AirpandaError:
         try:
             with translated():
                 async with connection.transaction():
-                    done = await self._at_once(connection, lease, report)
-                    return done or await self._apply(connection, lease, report)
+                    return await self._apply(connection, lease, report)
         except RequestError as error:
             return error
 
@@ -368,37 +310,13 @@ class JobStore:
             if await connection.fetchval(counts_sql.FOLD_LOCK):
                 await connection.execute(counts_sql.FOLD)
 
-    def _acquired(self, row: Any, token: Secret[str]) -> AcquiredJob:
-        return AcquiredJob(
-            panda_id=row["panda_id"],
-            attempt_nr=row["attempt_nr"],
-            token=token.reveal(),
-            lease_expires_at=row["lease_expires_at"],
-            heartbeat_s=self._heartbeat_s,
-            owner_dn=row["owner_dn"],
-            spec=_as_asked_now(JobSpec.model_validate_json(row["spec"]), row),
-            credential=self._credentials.pointer(row),
-        )
-
-    async def _at_once(self, connection: Any, lease: Lease, report: JobReport) -> _Answer | None:
-        """The answer to what one statement deals with: "alive", a step ahead, the good end. None: anything else."""
-        if _is_bare(report):
-            row = await connection.fetchrow(sql.HEARTBEAT, *lease.key, report.job_status, self._lease)
-            if row is not None:
-                return _Answer(self._reply(row["lease_expires_at"], row["command"], row["debug"]))
-        before = _BEFORE.get(report.job_status)
-        if before is None or not _is_plain(report):
-            return None
-        status = JobStatus(report.job_status)
-        values = (*_notes(report, status), *lease.key[2:], before, f"pilot:{lease.pilot_id}")
-        if status.is_final:
-            row = await connection.fetchrow(sql.FINISH, *values)
-        else:
-            row = await connection.fetchrow(sql.MOVE, *values, self._lease)
+    async def _plain(self, lease: Lease, report: JobReport) -> _Answer | None:
+        """The answer to what many reports together are: "alive", a step ahead, the good end. None: anything else."""
+        row = await self._reports.plain(lease, report)
         if row is None:
             return None
         reply = self._reply(row["lease_expires_at"], row["command"], row["debug"])
-        return _Answer(reply, True if status.is_final else None)
+        return _Answer(reply, True if report.job_status == "finished" else None)
 
     async def _apply(self, connection: Any, lease: Lease, report: JobReport) -> _Answer:
         row = await connection.fetchrow(sql.LOCK_JOB, lease.panda_id)
@@ -509,26 +427,6 @@ async def progress_of(connection: Any, task: Any, *, note: str = "") -> TaskProg
     )
 
 
-def _offered(offer: PilotOffer, pilot_dn: str | None) -> Offered:
-    return Offered(
-        cores=offer.cores,
-        memory_mib=offer.memory,
-        disk_mib=offer.disk_space,
-        walltime_s=offer.remaining_time,
-        features=frozenset(offer.features),
-        avoid_owners=frozenset(offer.avoid_owners),
-        retriever_dn=pilot_dn,
-    )
-
-
-def _as_asked_now(spec: JobSpec, row: Any) -> JobSpec:
-    """With what retry rules have raised, and with shared scripts; the job's own script of a name wins."""
-    changes: dict[str, Any] = {name: row[name] for name in ("memory_mib", "walltime_s")}
-    if row["shared_scripts"]:
-        changes["scripts"] = json.loads(row["shared_scripts"]) | spec.scripts
-    return spec.model_copy(update=changes)
-
-
 def _held(row: Any) -> Held:
     return Held(
         status=JobStatus(row["status"]),
@@ -539,53 +437,9 @@ def _held(row: Any) -> Held:
     )
 
 
-def _is_bare(report: JobReport) -> bool:
-    """A heartbeat that says nothing but "alive"."""
-    return report.model_fields_set <= {"job_id", "attempt_nr", "token", "job_status", "node"}
-
-
-def _is_only_alive(report: JobReport) -> bool:
-    """Nothing of it would be missed after a crash of the database."""
-    return _is_bare(report) and report.job_status not in _END_OF_REPORT
-
-
-def _is_plain(report: JobReport) -> bool:
-    """One that changes nothing but the job and its attempt."""
-    return not (report.errors or report.credential_event or report.samples or report.debug_output or report.stored)
-
-
 def _holds(row: Any, lease: Lease) -> bool:
     return (row["panda_id"], row["attempt_nr"], row["pilot_id"], row["lease_digest"]) == lease.key
 
 
-async def _count(connection: Any, pilot_id: int, answers: Sequence[_Answer]) -> None:
-    """What a node's score is made of. After the reports are kept: nobody waits for the disk for a count."""
-    good, bad = (sum(each.good_node is wanted for each in answers) for wanted in (True, False))
-    if good or bad:
-        await connection.execute(pilots_sql.JOB_ENDED, pilot_id, good, bad)
-
-
 async def _write_attempt(connection: Any, report: JobReport, status: JobStatus) -> None:
-    await connection.execute(sql.NOTE_ATTEMPT, *_notes(report, status))
-
-
-def _notes(report: JobReport, status: JobStatus) -> tuple[Any, ...]:
-    use = report.use
-    return (
-        report.job_id,
-        report.attempt_nr,
-        status.value,
-        report.node,
-        report.pilot_uid,
-        report.account_name,
-        report.account_uid,
-        report.identity_switched,
-        report.trans_exit_code,
-        [error.model_dump(mode="json") for error in report.errors],
-        use.wall_s if use else None,
-        use.cpu_s if use else None,
-        use.max_rss_mib if use else None,
-        report.log_tail,
-        status.is_final,
-        report.launcher.model_dump() if report.launcher else None,
-    )
+    await connection.execute(reports_sql.NOTE_ATTEMPT, *([value] for value in notes(report, status)))

@@ -1,6 +1,6 @@
 """Statements of the job store."""
 
-from airpanda.db.sql.credentials import BANNED, CONSENTED
+from airpanda.db.sql.credentials import CONSENTED
 
 RESERVE_IDS = """
 INSERT INTO panda_counter AS c (name, next_id) VALUES ('panda_id', 1 + $1)
@@ -71,66 +71,6 @@ WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned'
   AND (credential_id <> $3 OR queue <> $4)
 """
 
-# The lane has been matched with the pilot; what may have changed since is asked again here. The index
-# panda_job_claim_ix gives the order, beginning where the last claim of this process ended. The subquery on the
-# credential is scalar on purpose, so that it is asked for each candidate and never turned into a join over all jobs.
-# Rows locked by another claim are skipped.
-ACQUIRE = f"""
-WITH candidate AS MATERIALIZED (
-    SELECT j.panda_id
-    FROM panda_job j
-    WHERE j.lane = $1 AND j.status = 'activated' AND (j.activated_xid, j.panda_id) >= ($2, $3)
-      AND (j.avoid_node IS DISTINCT FROM $8::text OR j.avoid_until <= now())
-      AND (SELECT c.state = 'staged' AND c.expires_at >= now() + j.walltime_s * interval '1 second'
-                  AND ($10::boolean OR c.retriever_dn = $4::text) AND c.sealed_by = ANY ($9::text[])
-                  AND (c.scope = 'user' OR c.task_id = j.task_id) AND NOT {BANNED} AND {CONSENTED}
-                  AND c.owner_dn <> ALL ($11::text[])
-           FROM panda_credential c WHERE c.credential_id = j.credential_id)
-    ORDER BY j.activated_xid, j.panda_id
-    LIMIT cardinality($5::bytea[])
-    FOR UPDATE OF j SKIP LOCKED
-), numbered AS (
-    SELECT panda_id, row_number() OVER () AS nr FROM candidate
-), leased AS (
-    UPDATE panda_job j
-    SET status = 'sent', pilot_id = $6::bigint, lease_digest = ($5::bytea[])[n.nr],
-        lease_expires_at = now() + $7::interval, check_at = now() + $7::interval, command = '',
-        changed_by = 'pilot:' || $6::bigint, change_reason = ''
-    FROM numbered n WHERE j.panda_id = n.panda_id
-    RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.activated_xid, j.lease_digest, j.lease_expires_at,
-              j.memory_mib, j.walltime_s, n.nr
-), opened AS (
-    INSERT INTO panda_attempt (panda_id, attempt_nr, status, pilot_id, lease_digest, credential_id, node)
-    SELECT panda_id, attempt_nr, 'sent', $6::bigint, lease_digest, credential_id, $8::text FROM leased
-), released AS (
-    INSERT INTO panda_credential_audit
-        (action, credential_id, owner_dn, actor, panda_id, attempt_nr, pilot_id, node)
-    SELECT 'released', l.credential_id, c.owner_dn, 'pilot:' || $6::bigint,
-           l.panda_id, l.attempt_nr, $6::bigint, $8::text
-    FROM leased l JOIN panda_credential c USING (credential_id)
-), busy AS (
-    UPDATE panda_pilot SET last_job_at = now() WHERE pilot_id = $6::bigint AND EXISTS (SELECT FROM leased)
-)
-SELECT l.panda_id, l.attempt_nr, l.nr, l.lease_expires_at, l.activated_xid, l.memory_mib, l.walltime_s, s.spec,
-       (SELECT t.scripts FROM panda_task_scripts t WHERE t.task_id = l.task_id) AS shared_scripts,
-       c.credential_id, c.server, c.username, c.cred_name, c.passphrase, c.owner_dn
-FROM leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
-ORDER BY l.nr
-"""  # noqa: S608 - constants
-
-# Changes no indexed column: stays in its page. One that a crash of the database takes back is harmless: the next one is
-# due in seconds. So nobody waits for the disk.
-HEARTBEAT = """
-UPDATE panda_job SET lease_expires_at = now() + $6::interval
-WHERE panda_id = $1 AND attempt_nr = $2 AND pilot_id = $3 AND lease_digest = $4 AND status = $5
-RETURNING lease_expires_at, command,
-    (SELECT d.what FROM panda_debug d WHERE d.panda_id = $1 AND d.attempt_nr = $2 AND d.answered_at IS NULL) AS debug,
-    set_config('synchronous_commit', 'off', true)
-"""
-
-# For a transaction of several reports: a heartbeat in it must not make the others wait less than they would alone.
-DURABLE = "SET LOCAL synchronous_commit TO DEFAULT"
-
 LOCK_JOB = """
 SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id,
        queue, lane, memory_mib, walltime_s
@@ -163,53 +103,6 @@ SET status = $2, attempt_nr = attempt_nr + $3, charged = $4, returned = $5, comm
     avoid_until = now() + $11::interval
 WHERE panda_id = $1
 """
-
-_NOTES = """
-    status = $3::text,
-    node = CASE WHEN $4::text <> '' THEN $4 ELSE node END,
-    pilot_uid = coalesce($5, pilot_uid),
-    account_name = CASE WHEN $6::text <> '' THEN $6 ELSE account_name END,
-    account_uid = coalesce($7, account_uid),
-    identity_switched = coalesce($8, identity_switched),
-    exit_code = coalesce($9, exit_code),
-    errors = CASE WHEN $10::jsonb <> '[]' THEN $10::jsonb ELSE errors END,
-    wall_s = coalesce($11, wall_s), cpu_s = coalesce($12, cpu_s), max_rss_mib = coalesce($13, max_rss_mib),
-    log_tail = CASE WHEN $14::text <> '' THEN $14 ELSE log_tail END,
-    launcher = coalesce($16::jsonb, launcher),
-    started_at = CASE WHEN $3 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
-    ended_at = CASE WHEN $15::boolean THEN now() ELSE ended_at END
-"""
-
-NOTE_ATTEMPT = f"UPDATE panda_attempt SET {_NOTES} WHERE panda_id = $1 AND attempt_nr = $2"  # noqa: S608 - constants
-
-_HELD = "panda_id = $1 AND attempt_nr = $2 AND pilot_id = $17 AND lease_digest = $18 AND status = ANY ($19::text[])"
-_NOTED = f"""
-    UPDATE panda_attempt a SET {_NOTES} FROM moved m WHERE a.panda_id = m.panda_id AND a.attempt_nr = m.attempt_nr
-"""  # noqa: S608
-
-# The two reports that nearly every attempt makes, a statement each. No row: anything else, which is decided elsewhere.
-MOVE = f"""
-WITH moved AS (
-    UPDATE panda_job
-    SET status = $3::text, lease_expires_at = now() + $21::interval, changed_by = $20, change_reason = ''
-    WHERE {_HELD}
-    RETURNING panda_id, attempt_nr, lease_expires_at, command
-), noted AS ({_NOTED})
-SELECT lease_expires_at, command,
-    (SELECT d.what FROM panda_debug d WHERE d.panda_id = $1 AND d.attempt_nr = $2 AND d.answered_at IS NULL) AS debug
-FROM moved
-"""  # noqa: S608
-
-FINISH = f"""
-WITH moved AS (
-    UPDATE panda_job
-    SET status = $3::text, command = '', pilot_id = NULL, lease_digest = NULL, lease_expires_at = NULL,
-        changed_by = $20, change_reason = ''
-    WHERE {_HELD}
-    RETURNING panda_id, attempt_nr
-), noted AS ({_NOTED})
-SELECT now() AS lease_expires_at, '' AS command, NULL::text AS debug FROM moved
-"""  # noqa: S608
 
 CLOSE_SILENT_ATTEMPT = """
 UPDATE panda_attempt SET status = $3, ended_at = now(), errors = errors || $4

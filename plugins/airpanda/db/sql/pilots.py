@@ -53,11 +53,6 @@ WHERE batch_id = $1 AND log_tail <> '' ORDER BY pilot_id LIMIT 100
 
 KNOWN_TAGS = "SELECT tag FROM panda_batch WHERE tag = ANY ($1::text[])"
 
-JOB_ENDED = """
-UPDATE panda_pilot SET jobs_done = jobs_done + $2, jobs_failed = jobs_failed + $3 WHERE pilot_id = $1
-RETURNING set_config('synchronous_commit', 'off', true)
-"""
-
 RECORD_BATCH = """
 UPDATE panda_batch SET state = $2, ce = $3, reason = $4, held_until = now()
 WHERE batch_id = $1 AND state IN ('intended', 'uncertain')

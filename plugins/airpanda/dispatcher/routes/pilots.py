@@ -10,11 +10,14 @@ from fastapi.responses import FileResponse
 from airpanda.core.errors import AirpandaError, NotFoundError, RequestError
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.auth import Pilot, ThePilot, TheServices, demand_proven, pilot_caller
+from airpanda.dispatcher.lean import LeanRoute
 from airpanda.dispatcher.problems import problem_of
 from airpanda.dispatcher.routes import AttemptNr, Id, JobIds, LfnInPath
+from airpanda.dispatcher.services import QueueLike, Services
 from airpanda.jobs.files import Stored
-from airpanda.jobs.store import Lease
+from airpanda.jobs.reports import Lease
 from airpanda.messages import (
+    AcquiredJob,
     AcquireReply,
     BulkReport,
     BulkResult,
@@ -30,38 +33,48 @@ from airpanda.messages import (
 IDLE_WAIT_S = 5.0
 BAD_NODE_WAIT_S = 30.0
 router = APIRouter(prefix="/v1/pilot", dependencies=[Depends(pilot_caller)])
+lean = APIRouter(prefix="/v1/pilot", dependencies=[Depends(pilot_caller)], route_class=LeanRoute)
 elsewhere = APIRouter(prefix="/v1/pilot")
 LeaseToken = Annotated[str, Header(alias="X-Airpanda-Lease", min_length=1, max_length=200)]
 Sha256 = Annotated[str, Header(alias="X-Airpanda-Sha256", pattern=r"^[0-9a-f]{64}$")]
 
 
-@router.post("/acquire_jobs")
+@lean.post("/acquire_jobs")
 async def acquire_jobs(offer: PilotOffer, pilot: ThePilot, services: TheServices) -> AcquireReply:
     """Lease matching jobs to this pilot, each with what it needs to retrieve the owner's proxy."""
     if offer.site_name != pilot.queue:
         raise RequestError(f"this pilot belongs to queue {pilot.queue}, not {offer.site_name}")
-    service = await services.pilots.seen(pilot.pilot_id, pilot.queue, node=offer.node, dn=pilot.dn or "")
     queue = services.queues().get(pilot.queue)
-    if service == "end" or queue is None or not queue.is_online:
-        return AcquireReply(jobs=[], wait_s=0, command="drain")
-    if service == "wait":  # it holds its slot until its idle limit: on a bad node nothing better can be had from it
-        return AcquireReply(jobs=[], wait_s=BAD_NODE_WAIT_S)
-    demand_proven(pilot, token_only=queue.token_only)
-    jobs = await services.jobs.acquire(
-        offer, pilot_id=pilot.pilot_id, queue=pilot.queue, pilot_dn=pilot.dn, token_only=queue.token_only
-    )
+    jobs = None
+    if queue is not None and queue.is_online and (pilot.dn is not None or queue.token_only):
+        jobs = await _claimed(offer, pilot, queue, services)
+    if not jobs:  # then there is time to look closer at who asks
+        service = await services.pilots.seen(pilot.pilot_id, pilot.queue, node=offer.node, dn=pilot.dn or "")
+        if service == "end" or queue is None or not queue.is_online:
+            return AcquireReply(jobs=[], wait_s=0, command="drain")
+        if service == "wait":  # it holds its slot until its idle limit: on a bad node nothing better can be had from it
+            return AcquireReply(jobs=[], wait_s=BAD_NODE_WAIT_S)
+        demand_proven(pilot, token_only=queue.token_only)
+        if jobs is None:
+            jobs = await _claimed(offer, pilot, queue, services)
     if jobs:
         services.metrics.jobs_given.labels(pilot.queue).inc(len(jobs))
-    return AcquireReply(jobs=jobs, wait_s=0 if jobs else IDLE_WAIT_S)
+    return AcquireReply(jobs=jobs or [], wait_s=0 if jobs else IDLE_WAIT_S)
 
 
-@router.post("/update_job")
+async def _claimed(offer: PilotOffer, pilot: Pilot, queue: QueueLike, services: Services) -> list[AcquiredJob] | None:
+    return await services.jobs.acquire(
+        offer, pilot_id=pilot.pilot_id, queue=pilot.queue, pilot_dn=pilot.dn, token_only=queue.token_only
+    )
+
+
+@lean.post("/update_job")
 async def update_job(report: JobReport, pilot: ThePilot, services: TheServices) -> ReportReply:
     """A change of status, or a heartbeat; renews the lease and answers with a command."""
     return await services.jobs.update(report, pilot_id=pilot.pilot_id)
 
 
-@router.post("/update_jobs_bulk")
+@lean.post("/update_jobs_bulk")
 async def update_jobs_bulk(wanted: BulkReport, pilot: ThePilot, services: TheServices) -> list[BulkResult]:
     """Reports of several attempts, each answered for itself, in their order."""
     outcomes = await services.jobs.update_many(wanted.job_list, pilot_id=pilot.pilot_id)

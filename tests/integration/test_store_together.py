@@ -1,0 +1,132 @@
+"""Claims and reports of several pilots in one statement: each is answered for itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+from support.dispatcher import PILOT_DN, Pilot, World, job_database, template_database, world
+from support.postgres import postgres
+
+from airpanda.db.sql import claims as claims_sql
+from airpanda.db.sql import reports as reports_sql
+
+__all__ = ["job_database", "postgres", "template_database", "world"]
+pytestmark = pytest.mark.integration
+
+
+async def started(world: World, n: int) -> list[Pilot]:
+    pilots = await world.pilots(n)
+    await world.sql("UPDATE panda_pilot SET state = 'started'")
+    return pilots
+
+
+async def asked_together(pilots: list[Pilot], **changes: Any) -> list[list[dict[str, Any]]]:
+    return await asyncio.gather(*(pilot.acquire(**changes) for pilot in pilots))
+
+
+async def statements(world: World, table: str) -> int:
+    """How many transactions have written this table; the writers' numbers say so."""
+    rows = await world.sql(f"SELECT count(DISTINCT xmin::text) AS n FROM {table}")
+    return int(rows[0]["n"])
+
+
+async def test_claims_that_come_together_are_few_transactions(world: World) -> None:
+    await world.submit(40)
+    pilots = await started(world, 40)
+    await pilots[0].acquire()  # the board is read once before
+    found = await asked_together(pilots[1:])
+    ids = [job["panda_id"] for jobs in found for job in jobs]
+    assert len(ids) == len(set(ids)) == 39
+    assert await statements(world, "panda_attempt") <= 10
+    for pilot, jobs in zip(pilots[1:], found, strict=True):  # each token opens its own job, and no other
+        await pilot.good_report(jobs[0], "starting")
+    stolen = await pilots[1].report(found[1][0], "running")
+    assert stolen.status_code == 409
+
+
+async def test_who_is_not_served_takes_nothing_from_the_others(world: World) -> None:
+    await world.submit(3)
+    pilots = await started(world, 5)
+    await world.sql("UPDATE panda_pilot SET cancel_asked_at = now() WHERE pilot_id = $1", pilots[1].pilot_id)
+    await world.sql("UPDATE panda_pilot SET state = 'finished' WHERE pilot_id = $1", pilots[3].pilot_id)
+    found = await asked_together(pilots)
+    assert [len(jobs) for jobs in found] == [1, 0, 1, 0, 1]
+
+
+async def test_a_pilot_of_a_bad_node_takes_nothing(world: World) -> None:
+    await world.submit(2)
+    pilots = await started(world, 2)
+    await world.sql("INSERT INTO panda_bad_node VALUES ('DEMO', 'wn-bad', now() + interval '1 min', 'drill')")
+    good, bad = await asyncio.gather(pilots[0].acquire(), pilots[1].acquire(node="wn-bad"))
+    assert (len(good), bad) == (1, [])
+
+
+async def test_a_job_that_avoids_a_node_waits_for_another(world: World) -> None:
+    await world.submit(1)
+    pilots = await started(world, 2)
+    await world.sql("UPDATE panda_job SET avoid_node = 'wn-a', avoid_until = now() + interval '1 min'")
+    first, second = await asyncio.gather(pilots[0].acquire(node="wn-a"), pilots[1].acquire(node="wn-b"))
+    assert first == []
+    if not second:  # both were in one statement: nobody of it gets the job, the next one does
+        await asyncio.sleep(0.3)
+        second = await pilots[1].acquire(node="wn-b")
+    assert len(second) == 1
+
+
+async def test_a_first_claim_starts_the_pilot(world: World) -> None:
+    await world.submit(1)
+    (pilot,) = await world.pilots(1)
+    assert len(await pilot.acquire()) == 1
+    (row,) = await world.sql("SELECT state, node, dn, last_seen_at = last_job_at AS busy FROM panda_pilot")
+    assert tuple(row) == ("started", "wn1.example.org", PILOT_DN, True)
+
+
+async def test_a_locked_job_keeps_nobody_elses_heartbeat_waiting(world: World) -> None:
+    await world.submit(2)
+    pilots = await started(world, 2)
+    (mine,), (other,) = await asked_together(pilots)
+    for pilot, job in zip(pilots, (mine, other), strict=True):
+        await pilot.good_report(job, "running")
+    connection = await asyncpg.connect(world.database.url())
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM panda_job WHERE panda_id = $1 FOR UPDATE", other["panda_id"])
+            late = asyncio.create_task(pilots[1].report(other, "running"))
+            async with asyncio.timeout(5):
+                await pilots[0].good_report(mine, "running")
+            assert not late.done()
+        assert (await late).status_code == 200
+    finally:
+        await connection.close()
+
+
+async def test_good_ends_of_many_pilots_are_counted_for_each(world: World) -> None:
+    await world.submit(12)
+    pilots = await started(world, 12)
+    found = await asked_together(pilots)
+    await asyncio.gather(
+        *(p.good_report(jobs[0], "running", "finished") for p, jobs in zip(pilots, found, strict=True))
+    )
+    rows = await world.sql("SELECT jobs_done, jobs_failed FROM panda_pilot")
+    assert [tuple(row) for row in rows] == [(1, 0)] * 12
+    rows = await world.sql("SELECT status, ended_at IS NOT NULL AS ended FROM panda_attempt")
+    assert {tuple(row) for row in rows} == {("finished", True)}
+
+
+async def test_a_report_of_another_attempt_is_answered_alone(world: World) -> None:
+    await world.submit(3)
+    pilots = await started(world, 3)
+    found = [jobs[0] for jobs in await asked_together(pilots)]
+    wrong = found[1] | {"token": "x" * 43}
+    answers = await asyncio.gather(
+        pilots[0].report(found[0], "running"), pilots[1].report(wrong, "running"), pilots[2].report(found[2], "running")
+    )
+    assert [each.status_code for each in answers] == [200, 409, 200]
+
+
+@pytest.mark.parametrize("statement", [claims_sql.ACQUIRE, reports_sql.HEARTBEATS, reports_sql.MOVES])
+def test_nobody_waits_for_a_row_while_holding_others(statement: str) -> None:
+    assert statement.count("SKIP LOCKED") == statement.count("FOR UPDATE") + statement.count("FOR NO KEY UPDATE") > 0
