@@ -213,6 +213,52 @@ def test_a_host_that_hangs_is_unavailable_in_time(sshd: Sshd) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("said", [10, 500, 1500, 1800])
+def test_a_host_that_falls_silent_during_the_login_is_unavailable_in_time(sshd: Sshd, said: int) -> None:
+    """In its banner, in its offer of ciphers, in the exchange of keys, and before it answers for the login."""
+    proxy = Proxy(sshd.port, lambda _: True)
+    proxy.mute_after = said
+    try:
+        with (
+            known_also_as(sshd, proxy.port),
+            ssh(sshd, port=proxy.port, connect_timeout_s=2) as transport,
+            pytest.raises(CEUnavailableError),
+        ):
+            in_time(15, lambda: transport.run(["true"], timeout_s=20))
+    finally:
+        proxy.close()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("said", [1300, 1500, 1800])
+def test_a_host_that_hangs_up_during_the_login_has_refused_nobody(sshd: Sshd, said: int) -> None:
+    proxy = Proxy(sshd.port, lambda _: True)
+    proxy.hang_up_after = said
+    try:
+        with (
+            known_also_as(sshd, proxy.port),
+            ssh(sshd, port=proxy.port, connect_timeout_s=2) as transport,
+            pytest.raises(CEUnavailableError),
+        ):
+            in_time(15, lambda: transport.run(["true"], timeout_s=20))
+    finally:
+        proxy.close()
+
+
+@pytest.mark.root
+def test_a_host_that_stands_still_loses_an_answer_at_most_and_is_there_again_after_it(sshd: Sshd) -> None:
+    with ssh(sshd, connect_timeout_s=1) as transport, ssh(sshd, connect_timeout_s=1) as newcomer:
+        assert transport.run(["echo", "on"], timeout_s=20).stdout == b"on\n"
+        with sshd.hanging():
+            with pytest.raises(CEUnavailableError):
+                in_time(10, lambda: transport.run(["true"], timeout_s=1))
+            with pytest.raises(CEUnavailableError):
+                in_time(10, lambda: newcomer.run(["true"], timeout_s=20))
+        for one in (transport, newcomer):
+            assert one.run(["echo", "on"], timeout_s=20).stdout == b"on\n"
+
+
+@pytest.mark.root
 def test_a_broken_connection_is_replaced(sshd: Sshd) -> None:
     with ssh(sshd) as transport:
         for _ in range(3):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -103,12 +104,33 @@ class Sshd:
 
     def cut(self) -> None:
         """End the connections, not the server: what a firewall or a reboot does to them."""
+        for pid in self._processes(b"sshd: pilot"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Server and connections stand still: the kernel takes what is sent, and nobody answers."""
+        stopped = [*self._processes(b"sshd"), *self._processes(self._program.encode())]
+        assert self._process is not None
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in (*stopped, self._process.pid):  # nsenter stops itself with its child
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def _processes(self, begins: bytes) -> list[int]:
+        """Processes of this node, by how their command line begins."""
         ours = os.readlink(f"/proc/{self._node.init_pid}/ns/pid")
+        found = []
         for path in (path for path in Path("/proc").iterdir() if path.name.isdigit()):
             with suppress(OSError):
-                session = (path / "cmdline").read_bytes().startswith(b"sshd: pilot")
-                if session and os.readlink(path / "ns/pid") == ours:
-                    os.kill(int(path.name), 9)
+                if (path / "cmdline").read_bytes().startswith(begins) and os.readlink(path / "ns/pid") == ours:
+                    found.append(int(path.name))
+        return found
 
 
 class Proxy:
@@ -118,6 +140,8 @@ class Proxy:
         self._target, self._accept = target, accept
         self.connects = 0
         self.mute = False  # whether what the server says is swallowed
+        self.mute_after: int | None = None  # bytes of each connection that the server may say before that
+        self.hang_up_after: int | None = None  # and before the connection is broken off
         self._left: int | None = None
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -160,12 +184,18 @@ class Proxy:
                     self._threads[-1].start()
 
     def _relay(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        said = 0
         with suppress(OSError):
             while data := source.recv(65536):
                 if counted and self._left is not None:
                     self._left -= len(data)
                     if self._left < 0:
                         break
+                for bound in (self.mute_after, self.hang_up_after):
+                    data = data if counted or bound is None else data[: max(0, bound - said)]
+                said += len(data)
+                if not counted and self.hang_up_after is not None and not data:
+                    break
                 if counted or not self.mute:
                     target.sendall(data)
         for end in (source, target):

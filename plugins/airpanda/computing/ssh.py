@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import select
 import socket
 import struct
@@ -36,6 +37,7 @@ _CONNECTS = 6
 # The remote shell reads to the end before it ends: paramiko may send data or the end of data behind the close of a
 # channel, and sshd answers that with the end of the whole connection.
 _DRAIN = ("sh", "-c", '"$@"; code=$?; cat >/dev/null; exit "$code"', "airpanda")
+_NO_ANSWER = re.compile(r"(?i)timeout|timed out|shut down|\bEOF\b")
 _KEYS = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 
 
@@ -214,6 +216,8 @@ class SshTransport:
                     "was set up anew or somebody is in between: an administrator must find out and correct the file"
                 ) from error
             except paramiko.AuthenticationException as error:
+                if _NO_ANSWER.search(str(error)):  # paramiko has one kind of error for a refusal and for silence
+                    raise CEUnavailableError(f"{self._where} fell silent during the login: {error}") from error
                 raise CECredentialError(
                     f"{self._where} refuses the login: check key or password of the connection"
                 ) from error
