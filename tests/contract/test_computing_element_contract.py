@@ -20,10 +20,12 @@ from airpanda.computing.elements import (
     Handle,
     HasOutput,
     InvalidDescriptionError,
+    Load,
     Outcome,
     PilotBatch,
     PilotJobState,
     Purgeable,
+    ReportsLoad,
     Status,
     ThrottledError,
     make_element,
@@ -112,6 +114,22 @@ def test_unknown_handles_and_tags_are_told_apart_from_failures(make: Make) -> No
     assert element.status([unknown])[unknown].state is PilotJobState.UNKNOWN
     assert element.find("never") == {}
     assert element.cancel([unknown]) == {unknown: Outcome.NOT_FOUND}
+
+
+def test_three_thousand_handles_in_one_call(make: Make) -> None:
+    handles = [Handle(f"some-tag-{number}") for number in range(3000)]
+    assert states(dict(make(SLEEP).status(handles))) == {PilotJobState.UNKNOWN}
+
+
+def test_the_load_is_what_runs_and_what_may_still_come(make: Make) -> None:
+    element = make(SLEEP)
+    assert isinstance(element, ReportsLoad)
+    assert element.load() == Load(queued=0, running=0, free=120)
+    handles = list(element.submit(batch("load", 1, 2, 3)).handles.values())
+    element.submit(batch("another", 1))
+    assert element.load() == Load(queued=0, running=4, free=116)
+    element.cancel(handles)
+    until(lambda: element.load() == Load(queued=0, running=1, free=119))
 
 
 def test_a_node_that_cannot_be_reached_is_unavailable(queue: PandaQueue) -> None:

@@ -24,8 +24,26 @@ from airpanda.computing.elements import (
     SubmitUncertainError,
     ThrottledError,
 )
+from airpanda.computing.local import LocalElement
+from airpanda.computing.queues import parse_queue
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
+LOCAL = """
+[queue]
+name = "TEST"
+identity_policy = "NEVER"
+[ce]
+kind = "local"
+enter = ["{enter}"]
+account = "pilot"
+directory = "{directory}"
+max_pilots = 100
+[pilot]
+code = "/nowhere"
+dispatcher_url = "http://localhost:1"
+ca_dir = "/nowhere"
+proxy = "/nowhere"
+"""
 TIMED_OUT = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
 
 
@@ -112,6 +130,29 @@ def test_a_full_disk_submits_nothing(rig: Rig) -> None:
         rig.site.node.path(Path("/home/pilot/small/.submit.lock"))
     ]
     assert element.submit(batch("full", 1)).handles
+
+
+def test_a_full_disk_starts_no_local_pilot_and_a_repeat_starts_what_is_missing(rig: Rig) -> None:
+    """The node's disk fills in the middle of a batch."""
+    rig.slurm.root("mkdir", "/home/pilot/tiny")
+    options = f"size=256k,mode=0755,uid={PILOT_UID}"
+    rig.slurm.root("mount", "-t", "tmpfs", "-o", options, "tmpfs", "/home/pilot/tiny")
+    text = LOCAL.format(enter=rig.site.node.enter, directory="/home/pilot/tiny")
+    element = LocalElement(parse_queue(text, "TEST.toml"), SLEEP, grace_s=0.0)
+    whole = batch("tiny", *range(30))
+    with pytest.raises(CEUnavailableError, match=r"cannot be started.*No space"):
+        element.submit(whole)
+    there = element.find("tiny")
+    assert 0 < len(there) < 30
+    assert {status.state for status in there.values()} == {PilotJobState.RUNNING}
+    rig.slurm.root("mount", "-o", "remount,size=8m", "/home/pilot/tiny")
+    submission = element.submit(whole)
+    assert len(submission.adopted) == len(there)
+    assert {status.state for status in element.find("tiny").values()} == {PilotJobState.RUNNING}
+    assert len(element.find("tiny")) == 30
+    handles = list(submission.handles.values())
+    element.cancel(handles)
+    until(lambda: all(status.state.is_final for status in element.status(handles).values()))
 
 
 def test_a_site_that_is_full_asks_for_patience(rig: Rig) -> None:

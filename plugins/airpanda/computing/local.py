@@ -24,6 +24,7 @@ from airpanda.computing.elements import (
     Handle,
     InvalidDescriptionError,
     Limits,
+    Load,
     NotFoundAtCEError,
     Outcome,
     PilotBatch,
@@ -113,6 +114,11 @@ class LocalElement:
             found.setdefault(name.rpartition("-")[0], []).append(Handle(name))
         return found
 
+    def load(self) -> Load:
+        """The pilots of this node's directory, whoever submitted them; ``free``: what ``max_pilots`` leaves."""
+        running = int(self._call({"op": "load"})["running"])
+        return Load(queued=0, running=running, free=max(0, self._ce.max_pilots - running))
+
     def renew(self, credential: ProxyCredential) -> datetime:
         """Replace ``[pilot] proxy`` on the node: pilots read it whenever they need it."""
         pem = credential.to_pem().reveal().decode("ascii")
@@ -139,7 +145,7 @@ class LocalElement:
         submitting = request["op"] == "submit"
         try:
             done = subprocess.run(
-                [*ce.enter, self._python(), "-I", "-c", _BOOT],
+                [*ce.enter, self._python(), "-I", "-S", "-c", _BOOT],
                 input=data,
                 capture_output=True,
                 timeout=self._timeout_s,
