@@ -81,6 +81,28 @@ def test_unknown_handles_and_tags_are_told_apart_from_failures(rig: ArcRig) -> N
         element.fetch(UNKNOWN)
 
 
+def test_three_thousand_handles_are_one_request(rig: ArcRig) -> None:
+    element = rig.element(SLEEP)
+    seen = element.status([Handle(f"nosuchjob{number}") for number in range(3000)])
+    assert len(seen) == 3000
+    assert states(seen) == {PilotJobState.UNKNOWN}
+    assert element.requests == 1
+
+
+def test_the_pilots_of_another_installation_are_not_ours(rig: ArcRig) -> None:
+    """One robot at one CE, and a tag that begins with ours: not found under it, not adopted, not ended."""
+    (theirs,) = rig.element(SLEEP).submit(batch("ap-1-1", 1)).handles.values()
+    element = rig.element(SLEEP)
+    assert element.find("ap-1") == {}
+    submission = element.submit(batch("ap-1", 1))
+    assert not submission.adopted
+    assert set(element.find("ap-1")) == set(submission.handles.values())
+    assert "ap-2-1" not in element.tagged("ap-1-")
+    assert element.tagged("ap-1-") == {"ap-1-1": [theirs]}
+    element.cancel(list(submission.handles.values()))
+    assert not element.status([theirs])[theirs].state.is_final
+
+
 def test_a_batch_runs_is_found_and_a_repeat_adopts(rig: ArcRig) -> None:
     first = rig.element(SLEEP).submit(batch("a", 31, 30, 32))
     assert set(first.handles) == {30, 31, 32}

@@ -16,6 +16,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from xml.etree import ElementTree
 
 from airpanda.computing.queues import PandaQueue
@@ -29,8 +30,9 @@ _NAME = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})")
 # The session directory becomes passable for the sandboxes of payload accounts; what is in it stays 0700 and 0600. A
 # batch system that kills the job's script alone leaves this shell with another parent, and ARC's fork back-end does
 # not even kill that: the pilot is asked to end when its parent or its session directory has gone. A caught signal is
-# reset in the pilot; an ignored one would stay ignored. The shell outlives TERM to clean up.
-_START = """\
+# reset in the pilot; an ignored one would stay ignored. The shell outlives TERM to clean up. What differs between the
+# pilots of a batch stands between the two parts: what is the same is packed once.
+_BEFORE = """\
 umask 077
 fail() {{ echo "airpanda: $1" >&2; exit 71; }}
 proxy=${{X509_USER_PROXY-}}
@@ -38,7 +40,9 @@ case $proxy in
 '' | *[!A-Za-z0-9/._-]*) fail "the CE gave the job no usable X509_USER_PROXY; its administrator must look" ;;
 esac
 chmod 711 . && mkdir -p pilot/tmp && cd pilot || fail "the session directory cannot be used"
-printf '%s' {wrapper} >wrapper.sh && printf '%s' {json} | sed "s|{mark}|$proxy|" >pilot.json ||
+printf '%s' {wrapper} >wrapper.sh && printf '%s' """
+_AFTER = """\
+ | sed "s|{mark}|$proxy|" >pilot.json ||
     fail "the pilot cannot be unpacked"
 run() {{
     exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
@@ -90,24 +94,24 @@ def parse_job_name(name: str) -> tuple[str, int] | None:
 
 def start_script(start: PilotStart) -> str:
     """The shell program that becomes the pilot; the place of the delegated proxy is only known to it."""
-    return _START.format(
-        wrapper=shlex.quote(start.wrapper),
-        json=shlex.quote(start.json),
-        mark=PROXY_MARK,
-        code=shlex.quote(start.code),
-        python=shlex.quote(start.python),
-    )
+    return "".join(_parts(start))
+
+
+def _parts(start: PilotStart) -> tuple[str, str, str]:
+    """What all pilots of a batch have, what is one's own, and the rest that all have."""
+    after = _AFTER.format(mark=PROXY_MARK, code=shlex.quote(start.code), python=shlex.quote(start.python))
+    return _BEFORE.format(wrapper=shlex.quote(start.wrapper)), shlex.quote(start.json), after
 
 
 def describe(queue: PandaQueue, ce_queue: str, delegation: str, starts: Mapping[str, PilotStart]) -> bytes:
     """The ADL document of one submission: a job for each name, in the order of ``starts``."""
     root = ElementTree.Element("ActivityDescriptions")
     for name, start in starts.items():
-        root.append(_activity(queue, ce_queue, delegation, name, start_script(start)))
+        root.append(_activity(queue, ce_queue, delegation, name, _packed(*_parts(start))))
     return ElementTree.tostring(root, encoding="unicode").encode()
 
 
-def _activity(queue: PandaQueue, ce_queue: str, delegation: str, name: str, script: str) -> ElementTree.Element:
+def _activity(queue: PandaQueue, ce_queue: str, delegation: str, name: str, packed: str) -> ElementTree.Element:
     slot = queue.slot
     activity = ElementTree.Element("ActivityDescription", {"xmlns": _ADL, "xmlns:nordugrid-adl": _NORDUGRID})
     _add(_add(activity, "ActivityIdentification"), "Name", name)
@@ -115,7 +119,7 @@ def _activity(queue: PandaQueue, ce_queue: str, delegation: str, name: str, scri
     executable = _add(application, "Executable")
     _add(executable, "Path", "/bin/sh")
     # A-REX puts arguments between double quotes of a shell: no "$", "`" or quote may be in one.
-    for argument in ("-c", f"umask 077;echo {_packed(script)}|base64 -d|gzip -d>start.sh;exec sh ./start.sh"):
+    for argument in ("-c", f"umask 077;echo {packed}|base64 -d|gzip -d>start.sh;exec sh ./start.sh"):
         _add(executable, "Argument", argument)
     for stream in ("Output", "Error"):
         _add(application, stream, LOG)
@@ -137,5 +141,13 @@ def _add(parent: ElementTree.Element, tag: str, text: str = "") -> ElementTree.E
     return child
 
 
-def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode("ascii")
+def _packed(before: str, own: str, after: str) -> str:
+    """Three members of one gzip file: gzip(1) puts their contents together."""
+    return base64.b64encode(_once_gzipped(before) + _gzipped(own) + _once_gzipped(after)).decode("ascii")
+
+
+def _gzipped(text: str) -> bytes:
+    return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+
+
+_once_gzipped = lru_cache(maxsize=8)(_gzipped)

@@ -258,6 +258,7 @@ class ArcRest:
         try:
             for chunk in answer.iter_raw():
                 content += chunk
+                self._acknowledge()
                 if time.monotonic() > end or len(content) > MAX_ANSWER_BYTES:
                     raise httpx.ReadTimeout("an answer too long or too slow", request=request)
         finally:
@@ -265,10 +266,15 @@ class ArcRest:
         return httpx.Response(answer.status_code, headers=_plain(answer.headers), content=bytes(content))
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
-        """A-REX writes an answer in small pieces: a delayed acknowledgement would cost 40 ms a request."""
         if event == "connection.start_tls.complete":
             self._socket = info["return_value"].get_extra_info("socket")
-        elif event == "http11.receive_response_headers.started" and self._socket is not None:
+        elif event == "http11.receive_response_headers.started":
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """A-REX writes an answer in small pieces: each delayed acknowledgement would cost 40 ms, and Linux delays again
+        after each read."""
+        if self._socket is not None:
             with suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
