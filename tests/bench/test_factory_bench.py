@@ -62,7 +62,7 @@ from pathlib import Path
 import httpx, ssl
 from airpanda.computing.elements import Limits, PilotJobState, Status
 from airpanda.hooks.factory import Factory
-from airpanda.hooks.panda import send_once
+from airpanda.hooks.asking import send_once
 
 url, token_file, ca_dir, queues = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 STATES = [PilotJobState.QUEUED, PilotJobState.RUNNING, PilotJobState.RUNNING, PilotJobState.DONE]

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import psycopg2
 
 from airpanda.computing.queues import PandaQueue, parse_queue
+from airpanda.hooks.asking import send_once
 from airpanda.hooks.calls import Call
-from airpanda.hooks.panda import send_once
 from support.gateway import RunningGateway, start_gateway
 from support.pki import Pki
 from support.postgres import Database

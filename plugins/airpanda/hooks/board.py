@@ -13,7 +13,8 @@ import httpx
 from airpanda.core.errors import AirpandaError, NotAuthorisedError, NotFoundError, ServiceError
 from airpanda.hooks import calls
 from airpanda.hooks.address import Address
-from airpanda.hooks.panda import PandaHook, aask
+from airpanda.hooks.asking import aask
+from airpanda.hooks.panda import PandaHook
 from airpanda.messages import TaskProgress
 
 SLOWEST_POLL_S = 60.0

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from airpanda.core.clock import to_wire
 from airpanda.core.errors import AirpandaError, RequestError
 from airpanda.hooks import calls
-from airpanda.hooks.panda import send_once
+from airpanda.hooks.asking import send_once
 from airpanda.hooks.terminal import add_dispatcher, dispatcher_client
 from airpanda.messages import BanRequest, BanView
 

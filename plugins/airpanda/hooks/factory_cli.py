@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from airpanda.core.errors import AirpandaError
 from airpanda.hooks import calls
+from airpanda.hooks.asking import send_once
 from airpanda.hooks.calls import Call
-from airpanda.hooks.panda import send_once
 from airpanda.hooks.terminal import add_dispatcher, dispatcher_client
 
 R = TypeVar("R")

@@ -6,23 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import ValidationError
 
-from airpanda.core.errors import (
-    AirpandaError,
-    BannedError,
-    ConflictError,
-    CredentialError,
-    NotAuthorisedError,
-    NotFoundError,
-    RequestError,
-    ServiceError,
-)
+from airpanda.core.errors import NotAuthorisedError, ServiceError
 from airpanda.hooks.address import Address
+from airpanda.hooks.asking import ask, raise_for_problem, read, request_of, translated
 from airpanda.hooks.calls import Call
 from airpanda.hooks.connections import ConnectionHook
 
@@ -63,7 +53,7 @@ class PandaHook(ConnectionHook):
         """
         for pause_s in _pauses(call):
             try:
-                return self._with_token(lambda address: _ask(call, address, self.panda_conn_id))
+                return self._with_token(lambda address: ask(call, address, self.panda_conn_id))
             except ServiceError as error:
                 if pause_s is None or not error.transient:
                     raise
@@ -89,8 +79,8 @@ class PandaHook(ConnectionHook):
         if client is None:
             async with await self.aclient() as own:
                 return await self.asend(call, own)
-        with _translated(self.panda_conn_id):
-            return _read(call, await client.request(**_request(call)))
+        with translated(self.panda_conn_id):
+            return read(call, await client.request(**request_of(call)))
 
     async def aclient(self) -> httpx.AsyncClient:
         """A client of its own with the token that the Connection has now; the caller closes it (``async with``)."""
@@ -109,9 +99,9 @@ class PandaHook(ConnectionHook):
         return self._with_token(lambda address: self._get(path, address)).content
 
     def _get(self, path: str, address: Address) -> httpx.Response:
-        with _translated(self.panda_conn_id):
+        with translated(self.panda_conn_id):
             response = address.client().get(path.lstrip("/"), headers=address.headers)
-            _raise_for_problem(response)
+            raise_for_problem(response)
             return response
 
     def _with_token(self, ask: Callable[[Address], T]) -> T:
@@ -128,93 +118,9 @@ class PandaHook(ConnectionHook):
             return ask(now)
 
 
-def _ask(call: Call[R], address: Address, conn_id: str) -> R:
-    with _translated(conn_id):
-        return _read(call, address.client().request(**_request(call, address)))
-
-
-async def aask(call: Call[R], client: httpx.AsyncClient, address: Address, conn_id: str) -> R:
-    """The answer to one call, one try. Raises as :meth:`PandaHook.send`."""
-    with _translated(conn_id):
-        return _read(call, await client.request(**_request(call, address)))
-
-
-def send_once(call: Call[R], client: httpx.Client, conn_id: str) -> R:
-    """The answer to one call, one try. Raises as :meth:`PandaHook.send`."""
-    with _translated(conn_id):
-        return _read(call, client.request(**_request(call)))
-
-
 def _pauses(call: Call[Any]) -> Iterator[float | None]:
     """The pause after each failed try; None after the last."""
     tries = _ATTEMPTS if call.repeatable else 1
     for n in range(tries - 1):
         yield _FIRST_PAUSE_S * 2**n * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, guards nothing
     yield None
-
-
-def _request(call: Call[Any], address: Address | None = None) -> dict[str, Any]:
-    content = call.content()
-    json_type = {"Content-Type": "application/json"} if content is not None else {}
-    return {
-        "method": call.method,
-        "url": call.path.lstrip("/"),
-        "content": content,
-        "params": dict(call.params) or None,
-        "headers": json_type | (address.headers if address else {}),
-    }
-
-
-def _read(call: Call[R], response: httpx.Response) -> R:
-    _raise_for_problem(response)
-    try:
-        return call.reply.validate_json(response.content or b"null")
-    except ValidationError as error:
-        # The text of a ValidationError quotes the input, which may hold a token.
-        raise ServiceError(
-            f"the dispatcher's answer to {call.method} {call.path} has another form than this version expects"
-            f" ({error.error_count()} fields); bring dispatcher and workers to one version",
-            transient=False,
-        ) from None
-
-
-_BY_STATUS: dict[int, type[AirpandaError]] = {404: NotFoundError, 409: ConflictError, 403: NotAuthorisedError}
-_BY_CODE: dict[str, type[AirpandaError]] = {kind.code: kind for kind in (CredentialError, BannedError)}
-
-
-def _raise_for_problem(response: httpx.Response) -> None:
-    status = response.status_code
-    if status < 400:
-        return
-    detail, code = _detail(response)
-    if status == 401:
-        raise NotAuthorisedError(f"the dispatcher does not know this token: {detail}", authenticated=False)
-    if status == 429 or status >= 500:
-        retry_after = response.headers.get("Retry-After", "")
-        raise ServiceError(
-            f"the dispatcher answers {status}: {detail}",
-            retry_after_s=float(retry_after) if retry_after.isdigit() else None,
-        )
-    raise _BY_CODE.get(code, _BY_STATUS.get(status, RequestError))(detail)
-
-
-def _detail(response: httpx.Response) -> tuple[str, str]:
-    """Detail and code of the problem document."""
-    try:
-        body = response.json()
-    except ValueError:
-        return f"no problem document in the answer to {response.request.method} {response.request.url.path}", ""
-    if not isinstance(body, dict):
-        return "no detail", ""
-    return str(body.get("detail", "no detail"))[:2000], str(body.get("code", ""))
-
-
-@contextmanager
-def _translated(conn_id: str) -> Iterator[None]:
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise ServiceError(
-            f"the dispatcher of Connection {conn_id!r} cannot be reached ({type(error).__name__});"
-            " its operator must look whether it runs"
-        ) from error

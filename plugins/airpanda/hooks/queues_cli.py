@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from airpanda.computing import queue_files
 from airpanda.core.errors import AirpandaError, ConfigurationError
+from airpanda.hooks.asking import send_once
 from airpanda.hooks.calls import Call
-from airpanda.hooks.panda import send_once
 from airpanda.hooks.probing import QueueTest
 from airpanda.hooks.terminal import add_dispatcher, dispatcher_client
 
