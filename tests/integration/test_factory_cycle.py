@@ -34,6 +34,7 @@ from airpanda.computing.elements import (
     PilotBatch,
     PilotJobState,
     Status,
+    ThrottledError,
     make_element,
 )
 from airpanda.computing.local import LocalElement
@@ -105,6 +106,7 @@ class Site:
     submissions: list[int] = field(default_factory=list)
     credential_of: Any = None
     broken: bool = False
+    busy_s: float = 0.0
     all_queued: bool = False
     task: int = 0
 
@@ -130,6 +132,8 @@ class Site:
         def counted(batch: PilotBatch) -> Any:
             if self.broken:
                 raise CEUnavailableError("the site does not answer")
+            if self.busy_s:
+                raise ThrottledError("come back later", retry_after_s=self.busy_s)
             self.submissions.append(len(batch.tokens))
             return whole(batch)
 
@@ -324,6 +328,19 @@ def test_a_site_that_does_not_answer_is_left_alone_and_tried_again(site: Site) -
     site.clock.ahead += timedelta(minutes=6)
     site.cycle()
     assert site.submissions == [1]
+
+
+def test_a_site_that_is_busy_is_left_in_peace_for_as_long_as_it_says(site: Site) -> None:
+    site.jobs(2)
+    site.busy_s = 300.0
+    assert "local:TEST: come back later" in site.cycle()
+    site.busy_s = 0.0
+    for _ in range(5):  # patience is no failure: no breaker opens, and nothing is asked of the site
+        assert site.cycle()[-1].startswith("nothing for local:TEST: the site asked for patience for 5 min more")
+    assert site.submissions == []
+    site.clock.ahead += timedelta(minutes=5)
+    site.cycle()
+    assert site.submissions == [2]
 
 
 def test_the_pilots_credential_is_kept_fresh_though_nothing_is_submitted(site: Site, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from airpanda.computing.factory.values import (
     Wait,
     Waiting,
     sentence,
+    spend,
 )
 from airpanda.computing.queues import FactoryRules, LocalCE, PandaQueue, PilotStart, Slot
 
@@ -180,6 +181,20 @@ def test_a_site_that_asks_for_patience_gets_it() -> None:
     found = plan(queue(), view(5), Memory(ces={"ce": busy}))
     assert told(found) == ["nothing for ce: the site asked for patience for 90 s more: too many jobs"]
     assert sent(plan(queue(), view(5), found.memory, NOW + timedelta(seconds=91))) == {"ce": 5}
+
+
+def test_calls_to_an_element_are_bounded_by_the_minute_and_saved_up_for_one_minute_at_most() -> None:
+    known, waits = CEMemory(), list[float]()
+    for _ in range(4):
+        known, wait_s = spend(known, 1, 3, NOW)
+        waits.append(wait_s)
+    assert waits == [0, 0, 0, 20]
+    for seconds, wait_s in ((10, 10), (20, 0), (20.5, 19.5), (3620, 0), (3620, 0), (3620, 0), (3620, 20)):
+        known, told_s = spend(known, 1, 3, NOW + timedelta(seconds=seconds))
+        assert told_s == pytest.approx(wait_s), seconds
+    known, told_s = spend(CEMemory(), 5, 3, NOW)
+    assert told_s == 0, "what needs more than a minute's budget is not refused for ever"
+    assert spend(known, 1, 3, NOW)[1] == 20
 
 
 def test_what_an_element_will_never_accept_is_not_repeated_until_the_file_changes() -> None:
