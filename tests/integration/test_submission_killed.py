@@ -1,7 +1,8 @@
 """kill -9 of the submitting process between every two steps leaves exactly n pilots, after whatever repeats it.
 
 The points are not chosen: a first run counts the lines that a submission executes in our code, and then one process is
-killed at each of them. All else is real: PostgreSQL, the gateway, the computing elements.
+killed at each of them; on ARC at one in a few, other ones each time, unless AIRPANDA_KILL_EVERY=1 asks for all. All
+else is real: PostgreSQL, the gateway, the computing elements.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from support.arc_rig import ArcRig, make_arc_rig
 from support.batch_rig import Rig, make_rig
 from support.dispatcher import job_database, template_database
 from support.factory_rig import FactoryRig, factory_rig
 from support.pki import Pki
 from support.postgres import Database, postgres
 
-from airpanda.computing import batch, local
+from airpanda.computing import arc, arc_rest, batch, local
 from airpanda.computing.elements import ComputingElement, Handle, PilotJobState, make_element
 from airpanda.computing.local import LocalElement
 from airpanda.computing.queues import PandaQueue, parse_queue
@@ -37,7 +39,8 @@ __all__ = ["job_database", "postgres", "template_database"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 N = 2
 LIVING = (PilotJobState.RUNNING, PilotJobState.QUEUED, PilotJobState.SUBMITTED, PilotJobState.STAGING)
-FILES = frozenset({submission.__file__, local.__file__, batch.__file__})
+FILES = frozenset(module.__file__ for module in (submission, local, batch, arc, arc_rest))
+ARC_EVERY = int(os.environ.get("AIRPANDA_KILL_EVERY", "12"))
 LOCAL = """
 [queue]
 name = "TEST"
@@ -127,12 +130,13 @@ class Site:
     rig_queue: PandaQueue = field(init=False)
 
 
-def everywhere(site: Site) -> None:
+def everywhere(site: Site, every: int = 1) -> None:
+    """Killed at each line, or at one in ``every``, beginning anywhere."""
     whole = site.intent()
     lines = site.killed(whole)
     assert lines > 40, "the submission was not traced"
     site.check(whole)
-    for line in range(1, lines + 1):
+    for line in range(random.randint(1, every), lines + 1, every):
         intent = site.intent()
         assert site.killed(intent, at_line=line) == 0, "it was not killed"
         site.check(intent)
@@ -213,3 +217,37 @@ def slurm_site(slurm: Rig, job_database: Database, tmp_path: Path) -> Iterator[S
 @pytest.mark.root
 def test_a_submitter_killed_at_any_line_leaves_n_pilots_on_slurm_over_ssh(slurm_site: Site) -> None:
     everywhere(slurm_site)
+
+
+@pytest.fixture(scope="module", name="arc_rig")
+def _arc() -> Iterator[ArcRig]:
+    """The front end alone: what it took stays as it came, and nothing else changes it."""
+    for rig in make_arc_rig():
+        rig.arc.stop("engine")
+        yield rig
+
+
+@pytest.fixture
+def arc_site(arc_rig: ArcRig, job_database: Database, tmp_path: Path) -> Iterator[Site]:
+    queue = arc_rig.queue()
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text("exec sleep 300\n")
+
+    def forget(_handles: list[Handle]) -> None:
+        arc_rig.arc.root("sh", "-c", "find /run/arc/control /run/arc/session -name '*job.*' -delete")
+
+    with factory_rig(job_database, Pki(tmp_path / "pki"), tmp_path, queue) as rig:
+        site = Site(
+            rig,
+            wrapper,
+            lambda queue, wrapper: make_element(queue, wrapper, credential=arc_rig.robot),
+            lambda tag: [tag] * arc_rig.jobs(tag),
+            forget,
+        )
+        site.rig_queue = queue
+        yield site
+
+
+@pytest.mark.root
+def test_a_submitter_killed_at_any_line_leaves_n_pilots_on_arc(arc_site: Site) -> None:
+    everywhere(arc_site, ARC_EVERY)
