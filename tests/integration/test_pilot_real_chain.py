@@ -10,7 +10,7 @@ import pytest
 from support.dispatcher import job_database, spec, template_database
 from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, wait_for
 from support.node_processes import kill_pilots, processes_of
-from support.pilot_chain import WRAPPER, Chain, chain, myproxy, site
+from support.pilot_chain import WRAPPER, Chain, chain, check_launchers_record, myproxy, site
 from support.postgres import postgres
 
 from airpanda.computing.elements import PilotJobState, make_element
@@ -54,20 +54,6 @@ def test_three_pilots_run_two_owners_jobs_each_exactly_once(chain: Chain) -> Non
     assert events["released"] == events["retrieved"] == 16
     assert chain.pilots_end(handles) == {PilotJobState.DONE}
     show_overhead(chain)
-
-
-def check_launchers_record(chain: Chain, job: dict[str, Any], attempt: dict[str, Any]) -> None:
-    """What the store knows of this run is what the site's own record says of it."""
-    label = f"PandaID={job['panda_id']} attempt={attempt['attempt_nr']}"
-    site = [record for record in chain.site.node.records() if record["id"] == label][-1]
-    told = attempt["launcher"]
-    assert told["dn"] == job["owner_dn"]
-    for name in ("dn", "fqans", "issuer", "serial", "fingerprint", "launcher", "mapping"):
-        assert told[name] == site[name], name
-    assert told["lease"] == (site["lease"] or "")
-    assert (attempt["account_name"], attempt["account_uid"]) == (site["user"], site["uid"])
-    assert (attempt["exit_code"], attempt["wall_s"], attempt["cpu_s"]) == (site["rc"], site["wall"], site["cpu"])
-    assert attempt["max_rss_mib"] * 1024 >= site["maxrss_kb"]  # type: ignore[operator]
 
 
 def show_overhead(chain: Chain) -> None:

@@ -125,6 +125,11 @@ class Chain:
         assert response.is_success, response.text
         return response.json()
 
+    def tell(self, path: str, body: Any) -> None:
+        """A call without an answer."""
+        response = self.http.post(path, json=body)
+        assert response.is_success, response.text
+
     def submit(self, who: str, *jobs: dict[str, Any]) -> dict[str, Any]:
         """Stage the owner's proxy, register it, submit jobs with it."""
         owner = ProxyCredential.from_files(*self.site.pki.user(who))
@@ -194,6 +199,20 @@ class Chain:
         element = self.element()
         wait_for(lambda: all(status.state.is_final for status in element.status(handles).values()), 60)
         return {status.state for status in element.status(handles).values()}
+
+
+def check_launchers_record(chain: Chain, job: dict[str, Any], attempt: dict[str, Any]) -> None:
+    """What the store knows of this run is what the site's own record says of it."""
+    label = f"PandaID={job['panda_id']} attempt={attempt['attempt_nr']}"
+    site = [record for record in chain.site.node.records() if record["id"] == label][-1]
+    told = attempt["launcher"]
+    assert told["dn"] == job["owner_dn"]
+    for name in ("dn", "fqans", "issuer", "serial", "fingerprint", "launcher", "mapping"):
+        assert told[name] == site[name], name
+    assert told["lease"] == (site["lease"] or "")
+    assert (attempt["account_name"], attempt["account_uid"]) == (site["user"], site["uid"])
+    assert (attempt["exit_code"], attempt["wall_s"], attempt["cpu_s"]) == (site["rc"], site["wall"], site["cpu"])
+    assert attempt["max_rss_mib"] * 1024 >= site["maxrss_kb"]  # type: ignore[operator]
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +12,54 @@ from airflow.sdk import conf
 from airpanda.computing.elements import ComputingElement, make_element
 from airpanda.computing.queues import ArcCE, BatchCE, PandaQueue
 from airpanda.core.secret import Secret
+from airpanda.hooks import calls
 from airpanda.hooks.connections import ConnectionHook
 from airpanda.hooks.myproxy import credential_of
+from airpanda.hooks.panda import PandaHook
 
 if TYPE_CHECKING:
     from airpanda.computing.ssh import SshLogin
     from airpanda.x509.credential import ProxyCredential
+
+
+class ComputingElementHook(ConnectionHook):
+    """The computing elements of one PanDA queue, for tasks of one's own: what they run, how busy they are, their logs.
+
+    The dispatcher of ``panda_conn_id`` tells what the queue's file says; its client token must be one that may send
+    pilots to the queue. The Connection that the file names as ``conn_id`` has the login or the robot's credential.
+
+    >>> with ComputingElementHook("DEMO").element() as element:
+    ...     element.find(tag)
+    """
+
+    conn_name_attr = "panda_conn_id"
+    default_conn_name = PandaHook.default_conn_name
+    hook_name = "PanDA computing element"
+
+    def __init__(self, panda_queue: str, panda_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.panda_queue, self.panda_conn_id = panda_queue, panda_conn_id
+
+    def queue(self) -> PandaQueue:
+        """What the queue's file says now.
+
+        Raises:
+            AirpandaError: the dispatcher refuses, does not know the queue, or does not answer.
+        """
+        return PandaQueue.from_wire(PandaHook(self.panda_conn_id).send(calls.factory(self.panda_queue)).queue)
+
+    def get_conn(self, ce: str = "") -> ComputingElement:
+        """One of the queue's elements, by its name in the file; the caller closes it. Empty: that of ``[ce]``.
+
+        Raises as ``queue`` and ``element_of``.
+        """
+        return element_of(self.queue().at(ce), wrapper_path())
+
+    @contextmanager
+    def element(self, ce: str = "") -> Iterator[ComputingElement]:
+        """The same, closed at the end."""
+        with closing(self.get_conn(ce)) as element:
+            yield element
 
 
 def element_of(queue: PandaQueue, wrapper: Path) -> ComputingElement:
