@@ -43,6 +43,11 @@ class AirflowClient(AirflowApi):
         answer = self._client.get(where if map_index < 0 else f"{where}/{map_index}")
         return dict(self._checked(answer))
 
+    def one_try(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> dict[str, Any]:
+        """The task instance as this try was."""
+        where = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/tries/{try_number}"
+        return dict(self._checked(self._client.get(where)))
+
     def wait_for(
         self,
         dag_id: str,

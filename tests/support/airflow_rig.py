@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -74,6 +74,7 @@ class Rig:
     fernet_key: Secret[str]
     environment: dict[str, str]
     client: AirflowClient
+    connections: dict[str, dict[str, object]] = field(default_factory=dict)
     services: dict[str, Service] = field(default_factory=dict)
     pilots: StandInPilots = field(init=False)
 
@@ -131,8 +132,31 @@ class Rig:
         assert done.returncode == 0, f"airflow {' '.join(words)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done.stdout
 
+    def service(
+        self,
+        name: str,
+        words: Sequence[str],
+        ready: Callable[[], bool],
+        environment: Mapping[str, str] | None = None,
+    ) -> Service:
+        """A component, not started: ``airflow`` and these words, with its output in the log of this name."""
+        argv = guarded([sys.executable, "-m", "airflow", *words])
+        return Service(name, argv, self.home / "logs" / f"{name}.log", environment or self.environment, ready, 180)
+
+    def lose(self, name: str) -> None:
+        """End one component as a machine that loses its power: all of its processes in the same moment."""
+        service = self.services[name]
+        assert service.process is not None
+        lost = descendants(service.process.pid)
+        assert lost, f"{name} does not run"
+        for sign in (signal.SIGSTOP, signal.SIGKILL):
+            for process in lost:
+                os.kill(process.pid, sign)
+        service.process.wait(30)
+
     def connect(self, connections: dict[str, dict[str, object]]) -> None:
         """Import Connections; they replace those of the same name."""
+        self.connections |= connections
         path = self.home / "connections.json"
         write_private(path, json.dumps(connections))
         self.airflow("connections", "import", "--overwrite", str(path))
@@ -253,15 +277,12 @@ def _prepare(rig: Rig, myproxy: ServerProcess) -> None:
 
 
 def _services(rig: Rig) -> dict[str, Service]:
-    def service(name: str, words: Sequence[str], ready: Callable[[], bool]) -> Service:
-        argv = guarded([sys.executable, "-m", "airflow", name, *words])
-        return Service(name, argv, rig.home / "logs" / f"{name}.log", rig.environment, ready, timeout_s=180)
-
-    server = ["--host", "127.0.0.1", "--port", str(rig.port)]
+    server = ["api-server", "--host", "127.0.0.1", "--port", str(rig.port)]
     healthy = rig.client.is_healthy
-    return {
-        "api-server": service("api-server", server, rig.client.is_answering),
-        "scheduler": service("scheduler", ["--skip-serve-logs"], lambda: healthy("scheduler")),
-        "triggerer": service("triggerer", ["--skip-serve-logs"], lambda: healthy("triggerer")),
-        "dag-processor": service("dag-processor", [], lambda: healthy("dag_processor")),
-    }
+    services = (
+        rig.service("api-server", server, rig.client.is_answering),
+        rig.service("scheduler", ["scheduler", "--skip-serve-logs"], lambda: healthy("scheduler")),
+        rig.service("triggerer", ["triggerer", "--skip-serve-logs"], lambda: healthy("triggerer")),
+        rig.service("dag-processor", ["dag-processor"], lambda: healthy("dag_processor")),
+    )
+    return {service.name: service for service in services}

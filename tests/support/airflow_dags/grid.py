@@ -20,6 +20,7 @@ PARAMS = {
     "queue": Param("DEMO"),
     "success": Param("all"),
     "credential": Param(None),
+    "hold_in": Param("submit", enum=["submit", "resume"]),
     "hold_s": Param(0, type="number"),
     "pid_file": Param("", type="string"),
 }
@@ -27,18 +28,26 @@ QUICK = PandaRetryPolicy(site_wait=timedelta(seconds=1), system_wait=timedelta(s
 
 
 class HeldTaskOperator(PandaTaskOperator):
-    """Stays a running process for a while after the submission, where a test can kill or clear it."""
+    """Stays a running process for a while where a test can kill or clear it: after the submission, or on resuming."""
 
-    def execute(self, context: Any) -> None:
+    def execute(self, context: Any) -> Any:
         self.params_of_run = context["params"]
-        super().execute(context)
+        return super().execute(context)
 
     def defer(self, **kwargs: Any) -> None:
-        file = Path(self.params_of_run["pid_file"])
-        if not file.exists():
-            file.write_text(str(os.getpid()))
-            time.sleep(self.params_of_run["hold_s"])
+        _hold(self.params_of_run, "submit")
         super().defer(**kwargs)
+
+    def execute_complete(self, context: Any, event: Any) -> dict[str, Any]:
+        _hold(context["params"], "resume")
+        return super().execute_complete(context, event)
+
+
+def _hold(params: Any, phase: str) -> None:
+    file = Path(params["pid_file"])
+    if params["hold_in"] == phase and not file.exists():
+        file.write_text(str(os.getpid()))
+        time.sleep(params["hold_s"])
 
 
 def make(dag_id: str, operator: type[PandaTaskOperator] = PandaTaskOperator, **options: Any) -> None:
