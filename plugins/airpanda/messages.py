@@ -1098,4 +1098,20 @@ class FactoryState(Message):
     cycled_at: datetime | None
 
 
+class QueueView(Message):
+    """GET ``/v1/queue/{queue}``: whether a queue takes jobs, how many wait there, and what its pilots do.
+
+    ``queued`` pilots wait at the site, ``idle`` ones ask for work, ``busy`` ones have it, ``silent`` ones have not been
+    heard of.
+    """
+
+    queue: str
+    state: Literal["online", "offline"]
+    waiting: int
+    queued: int = 0
+    idle: int = 0
+    busy: int = 0
+    silent: int = 0
+
+
 JobView.model_rebuild()

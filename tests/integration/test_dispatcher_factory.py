@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +91,34 @@ async def test_pilots_are_queued_idle_busy_or_silent(world: World) -> None:
     assert found[silent.pilot_id]["unheard_s"] > 1000
     assert found[busy.pilot_id]["unheard_s"] == 0
     assert found[queued.pilot_id]["handle"] == f"h{queued.pilot_id}"
+
+
+async def test_a_queue_is_seen_by_whoever_may_use_it_and_by_nobody_else(world: World) -> None:
+    async def seen() -> dict[str, Any]:
+        found: dict[str, Any] = await world.good(
+            "GET", "/v1/queue/DEMO", headers=world.client_headers(queues=("DEMO",))
+        )
+        return found
+
+    empty = {"queue": "DEMO", "state": "online", "waiting": 0, "queued": 0, "idle": 0, "busy": 0, "silent": 0}
+    assert await seen() == empty
+    _, idle, busy, over = await submitted(world, 4)
+    await started(idle)
+    assert await idle.acquire() == []
+    await world.submit(3)
+    await world.submit(queue="OTHER")
+    for pilot in (busy, over):
+        await started(pilot)
+    assert await busy.acquire()
+    await over.post("update_worker_status", {"status": "finished", "node": "wn"})
+    assert await seen() == empty | {"waiting": 2, "queued": 1, "idle": 1, "busy": 1}
+    world.queues["DEMO"] = replace(world.queues["DEMO"], is_online=False)
+    assert (await seen())["state"] == "offline"
+    other = world.client_headers(queues=("OTHER",), pilots=True)
+    refused = await world.call("GET", "/v1/queue/DEMO", headers=other)
+    assert (refused.status_code, "may not use queue 'DEMO'" in refused.text) == (403, True)
+    unknown = await world.call("GET", "/v1/queue/NONE")
+    assert (unknown.status_code, "there is no queue 'NONE'" in unknown.text) == (400, True)
 
 
 async def test_a_pilot_that_its_element_runs_and_nobody_hears_is_told_by_its_time(world: World) -> None:

@@ -26,6 +26,7 @@ from airpanda.dispatcher.routes import (
     retry_rules,
 )
 from airpanda.dispatcher.routes import pilots as pilot_routes
+from airpanda.dispatcher.routes import queues as queue_routes
 from airpanda.dispatcher.services import Queues, Services, make_services
 from airpanda.dispatcher.watchdog import watch
 
@@ -73,6 +74,7 @@ def create_app(
     app.include_router(jobs.lean)
     for room in (health, description, owners, credentials, bans, retry_rules, lists, jobs, batches, factory):
         app.include_router(room.router)
+    app.include_router(queue_routes.router)
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)
     problems.install(app)
     openapi.install(app)

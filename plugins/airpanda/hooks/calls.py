@@ -49,6 +49,7 @@ _BATCH = TypeAdapter(m.BatchView)
 _TAGS = TypeAdapter(m.KnownTags)
 _FACTORY = TypeAdapter(m.FactoryView)
 _FACTORIES = TypeAdapter(list[m.FactoryState])
+_QUEUE = TypeAdapter(m.QueueView)
 _PROBE = TypeAdapter(m.PilotProbe)
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(list[m.AuditEntry])
@@ -165,6 +166,11 @@ def keep_pilot_log(batch_id: int, pilot_id: int, log: m.PilotLog) -> Call[None]:
 
 def known_tags(wanted: m.KnownTags) -> Call[m.KnownTags]:
     return Call("POST", "/v1/batch/known", _TAGS, wanted)
+
+
+def queue(name: str) -> Call[m.QueueView]:
+    """How a PanDA queue is."""
+    return Call("GET", f"/v1/queue/{quote(name, safe='')}", _QUEUE)
 
 
 def factories() -> Call[list[m.FactoryState]]:

@@ -69,6 +69,11 @@ class FactoryRegistry:
                 "open": [OpenBatch(**row) for row in await connection.fetch(sql.OPEN, queue)],
             }
 
+    async def kinds(self, queue: str) -> dict[str, int]:
+        """How many of the queue's pilots do what; what none does is left out."""
+        async with self._database.connection() as connection:
+            return {row["kind"]: row["n"] for row in await connection.fetch(sql.KINDS, queue)}
+
     async def end(self, queue: str, end: FactoryEnd) -> None:
         """Keep what the cycle decided and let go of the queue.
 

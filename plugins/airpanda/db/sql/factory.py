@@ -89,4 +89,6 @@ WHERE b.queue = $1 AND b.state IN ('intended', 'uncertain') AND b.purpose = 'wor
 
 STATES = "SELECT queue, decisions, cycled_at FROM panda_factory"
 
+KINDS = f"SELECT kind, count(*) AS n FROM ({LIVE}) AS live GROUP BY kind"  # noqa: S608 - a constant
+
 LIVE_BY_QUEUE = "SELECT queue, count(*) AS n FROM panda_pilot WHERE ended_at IS NULL GROUP BY queue"
