@@ -434,7 +434,8 @@ class JobSubmission(Message):
 
     ``generation`` counts how often a person has asked for the key anew (in Airflow: the tries before the last clear).
     With a higher one than is stored, ``start_over`` says whether the jobs are submitted as new ones, and the old ones
-    stopped: never, when they have changed, or always.
+    stopped: never, when they have changed, or always. Unless never, a task instance of another run of the same name
+    gets new jobs, too, once none of the old ones is open.
 
     ``inputs_now``: refuse the submission where an input that is another job's output does not exist yet.
     """

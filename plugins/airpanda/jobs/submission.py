@@ -87,6 +87,8 @@ class Submissions:
         another try it adopts them: what failed or was cancelled gets a new attempt, what finished stays, what runs
         goes on, and everything not yet dispatched uses the credential and the queue given now. Where the submission
         says to start over, the old jobs are stopped and keep their numbers and history; the key names the new ones.
+        So it is where the submitter starts over at all, and a run that was deleted and made anew finds the key with
+        nothing that is still open.
 
         Raises:
             NotFoundError: no such credential of this owner.
@@ -111,7 +113,7 @@ class Submissions:
         content = _content_digest(wanted, specs)
         async with self._database.connection() as connection:
             known = await connection.fetchrow(sql.TASK_IF_KNOWN, _key_digest(wanted, actor))
-            fresh = known is None or _starts_over(known, wanted, content)
+            fresh = known is None or await _starts_over(connection, known, wanted, content)
             first = await connection.fetchval(sql.RESERVE_IDS, len(specs)) if fresh else 0
             async with connection.transaction():
                 credential = await _credential(connection, wanted)
@@ -147,17 +149,27 @@ async def _credential(connection: Any, wanted: JobSubmission) -> Any:
         ) from None
 
 
-def _starts_over(task: Any, wanted: JobSubmission, content: bytes) -> bool:
-    """Whether a person has asked anew for what is stored, and means new jobs by that."""
-    if wanted.generation <= task["generation"] or wanted.start_over == "never":
+async def _starts_over(connection: Any, task: Any, wanted: JobSubmission, content: bytes) -> bool:
+    """Whether new jobs are meant: a person has asked anew; or the run was deleted and made anew, and nothing runs."""
+    if wanted.start_over == "never":
         return False
-    return wanted.start_over == "always" or task["content_digest"] != content
+    if wanted.generation > task["generation"]:
+        return wanted.start_over == "always" or task["content_digest"] != content
+    return _is_of_another_run(task, wanted) and not await connection.fetchval(sql.ANY_OPEN, *job_range(task))
+
+
+def _is_of_another_run(task: Any, wanted: JobSubmission) -> bool:
+    """A later try of a task instance has a higher number; another identity without one is another task instance."""
+    stored = task["ti"]
+    return bool(wanted.ti.ti_id) and (
+        wanted.ti.ti_id != stored["ti_id"] and wanted.ti.try_number <= stored["try_number"]
+    )
 
 
 async def _retire(connection: Any, wanted: JobSubmission, content: bytes, actor: str) -> None:
     """Stop what the key names and take the key from it, unless somebody else did so meanwhile."""
     task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor))
-    if task is not None and _starts_over(task, wanted, content):
+    if task is not None and await _starts_over(connection, task, wanted, content):
         reason = f"started over by try {wanted.ti.try_number}"
         await connection.execute(sql.KILL, *job_range(task), actor, reason)
         await connection.execute(sql.RETIRE_TASK, task["task_id"])
@@ -219,7 +231,7 @@ async def _resume(
             wanted.credential_id,
             actor,
             wanted.queue,
-            max(wanted.generation, task["generation"]),
+            wanted.generation if _is_of_another_run(task, wanted) else max(wanted.generation, task["generation"]),
         )
         reason = f"submitted again by try {wanted.ti.try_number}"
         resumed = await open_new_attempts(

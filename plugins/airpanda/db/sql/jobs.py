@@ -57,6 +57,12 @@ WHERE j.panda_id BETWEEN $1 AND $2 AND j.command = 'tobekilled'
   AND a.panda_id = j.panda_id AND a.attempt_nr = j.attempt_nr AND a.ended_at IS NULL
 """
 
+ANY_OPEN = """
+SELECT EXISTS (
+    SELECT FROM panda_job WHERE panda_id BETWEEN $1 AND $2
+      AND status NOT IN ('finished', 'failed', 'cancelled', 'closed'))
+"""
+
 NEW_ATTEMPTS = """
 UPDATE panda_job
 SET status = 'activated', attempt_nr = attempt_nr + 1, charged = 0, returned = 0, command = '', credential_id = $3,
