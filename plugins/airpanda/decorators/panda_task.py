@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 
+from airpanda.core.errors import ConflictError, NotFoundError
 from airpanda.decorators.function import RUNNER, FunctionError, call_of, result_of, source_of
 from airpanda.decorators.runner import MARK
 from airpanda.hooks.panda import PandaHook
@@ -116,8 +117,16 @@ class PandaFunctionOperator(DecoratedOperator, PandaTaskOperator):
         found = super().conclude(context, task_id)
         outputs = {file["lfn"]: file for file in found["outputs"] if file["lfn"] != RESULT}
         context["ti"].xcom_push(key="outputs", value=list(outputs.values()))
-        text = PandaHook(self.panda_conn_id).get_text(f"/v1/file/{found['first_panda_id']}/{RESULT}")
-        return result_of(text, outputs)
+        return result_of(self._result_of(found["first_panda_id"]), outputs)
+
+    def _result_of(self, panda_id: int) -> str:
+        try:
+            return PandaHook(self.panda_conn_id).get_text(f"/v1/file/{panda_id}/{RESULT}")
+        except (NotFoundError, ConflictError) as error:
+            raise FunctionError(
+                f"the function has run (PandaID {panda_id}), but its result is not there: {error}. To run it again,"
+                ' give the task rerun="all" and clear it'
+            ) from error
 
     def payload_says(self, log: str) -> str:
         """The runner's sentence on what went wrong in the function."""
