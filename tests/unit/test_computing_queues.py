@@ -167,6 +167,7 @@ def test_the_examples_load_and_are_offline() -> None:
     queues = load_queues(EXAMPLES)
     assert {name: queue.is_online for name, queue in queues.items()} == {
         "EXAMPLE_ARC": False,
+        "EXAMPLE_GRAM": False,
         "EXAMPLE_OPTIONAL": False,
         "EXAMPLE_REQUIRED": False,
         "EXAMPLE_SLURM": False,

@@ -8,4 +8,5 @@ processes of an unprivileged account on this machine or on a worker node that a 
 what runs there). ``batch`` runs them on a batch system: a transport (``transports``, ``ssh``) carries the programs of
 ``remote``, which speak one of the ``dialects``. ``arc`` runs them on an ARC CE: ``arc_description`` writes what it is
 told, ``arc_answers`` reads what it says, ``arc_rest`` carries both.
+``gram`` runs them on a Globus GRAM5 CE: ``gram_rsl`` has what is said to it, ``gram_client`` says it.
 """

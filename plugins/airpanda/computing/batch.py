@@ -76,6 +76,8 @@ class BatchElement:
         timeout_s: the longest one call may take.
     """
 
+    _proxy = ""  # in the place of [pilot] proxy
+
     def __init__(
         self, queue: PandaQueue, wrapper: str, transport: Transport, dialect: Dialect, *, timeout_s: float = 120.0
     ) -> None:
@@ -189,13 +191,18 @@ class BatchElement:
         return (batch.tag, identity, str(copies), str(ce.max_pilots), *self._dialect.submit_arguments(spec))
 
     def _pack(self, batch: PilotBatch, identity: str) -> bytes:
-        pilot, ce, tag = self._queue.pilot, self._ce, batch.tag
+        ce, tag = self._ce, batch.tag
         texts = []
         for index, pilot_id in enumerate(sorted(batch.tokens)):
             scratch = f"{ce.scratch}/{tag}-{index}" if ce.scratch else ""
-            texts.append(pilot_json(self._queue, tag, pilot_id, batch.tokens[pilot_id], scratch=scratch))
-        job = remote.job_script(self._dialect, ce.directory, tag, code=pilot.code, python=pilot.python)
-        return remote.pack({"job.sh": job, "wrapper.sh": self._wrapper, "copies": identity + "\n"}, texts)
+            token = batch.tokens[pilot_id]
+            texts.append(pilot_json(self._queue, tag, pilot_id, token, scratch=scratch, proxy=self._proxy))
+        files = {"job.sh": self._job_script(tag), "wrapper.sh": self._wrapper, "copies": identity + "\n"}
+        return remote.pack(files, texts)
+
+    def _job_script(self, tag: str) -> str:
+        pilot = self._queue.pilot
+        return remote.job_script(self._dialect, self._ce.directory, tag, code=pilot.code, python=pilot.python)
 
     def _observe(self, tags: set[str]) -> remote.Observation:
         answer = self._call("observe", (), _lines(sorted(tags)))

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NewType, Protocol, runtime_checkable
 
-from airpanda.computing.queues import BatchCE, LocalCE, PandaQueue
+from airpanda.computing.queues import BatchCE, GramCE, LocalCE, PandaQueue
 from airpanda.core.errors import ServiceError
 from airpanda.core.secret import Secret
 
@@ -281,7 +281,7 @@ def make_element(
     Args:
         wrapper: the file that starts pilots, ``include/pilot/wrapper.sh``.
         login: for a queue with ``[ce] host``: what its ``conn_id`` holds.
-        credential: for an ARC CE: the robot's, which its ``conn_id`` names.
+        credential: for an ARC or GRAM CE: the robot's, which its ``conn_id`` names.
 
     Raises:
         InvalidDescriptionError: the wrapper cannot be read.
@@ -299,6 +299,10 @@ def make_element(
         return LocalElement(queue, text)
     if isinstance(queue.ce, BatchCE):
         return make_batch_element(queue, text, login)
+    if isinstance(queue.ce, GramCE):
+        from airpanda.computing.gram import make_gram_element
+
+        return make_gram_element(queue, text, credential)
     from airpanda.computing.arc import make_arc_element
 
     return make_arc_element(queue, text, credential)

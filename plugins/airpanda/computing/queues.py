@@ -144,22 +144,79 @@ class ArcCE:
         _positive("delegation_s", self.delegation_s)
 
 
-CE = LocalCE | BatchCE | ArcCE
-CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE]] = {
+@dataclass(frozen=True)
+class GramCE:
+    """A GRAM5 CE, reached by ``globusrun`` at the gatekeeper ``contact`` (``host[:port]``).
+
+    ``conn_id`` is the Airflow connection that names the robot's certificate or proxy, and ``ca_dir`` the directory of
+    this machine with the CAs that the gatekeeper's certificate may come from; ``subject`` is its DN where that is not
+    the host's. ``service`` runs the pilots, ``fork_service`` small programs on the CE itself. ``directory`` holds the
+    pilots' directories; the CE and its worker nodes share it. ``rsl`` are further relations of a pilot's job, such as
+    ``(host_count=1)``. ``ports`` (``low,high``) and ``callback_host``: where the CE reaches this machine. ``queue``,
+    ``scratch`` and ``max_pilots`` as for ARC.
+    """
+
+    kind: str
+    contact: str
+    ca_dir: str
+    directory: str
+    conn_id: str = ""
+    subject: str = ""
+    service: str = "jobmanager"
+    fork_service: str = "jobmanager-fork"
+    queue: str = ""
+    project: str = ""
+    rsl: tuple[str, ...] = ()
+    ports: str = ""
+    callback_host: str = ""
+    scratch: str = ""
+    max_pilots: int = 1000
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?", self.contact) is None:
+            raise ValueError(f"contact = {self.contact!r} must be host or host:port")
+        if not self.ca_dir.startswith("/"):
+            raise ValueError(f"ca_dir = {self.ca_dir!r} must be an absolute path on this machine")
+        if self.subject and not self.subject.startswith("/"):
+            raise ValueError(f"subject = {self.subject!r} must be a DN such as /O=Grid/CN=host.example.org")
+        for key in ("service", "fork_service"):
+            if re.fullmatch(r"[A-Za-z0-9_-]+", getattr(self, key)) is None:
+                raise ValueError(f"{key} = {getattr(self, key)!r} must be a service such as jobmanager-pbs")
+        for text in self.rsl:
+            if re.fullmatch(r"\([A-Za-z_]+\s*=[^()\n]*\)", text) is None:
+                raise ValueError(f"rsl = {text!r} must be a relation such as (host_count=1)")
+        if self.ports and re.fullmatch(r"[0-9]{1,5},[0-9]{1,5}", self.ports) is None:
+            raise ValueError(f"ports = {self.ports!r} must be low,high")
+        if self.callback_host and re.fullmatch(r"[A-Za-z0-9.:-]+", self.callback_host) is None:
+            raise ValueError(f"callback_host = {self.callback_host!r} must be a host name or an address")
+        _absolute("directory", self.directory)
+        _absolute("scratch", self.scratch, optional=True)
+        _positive("max_pilots", self.max_pilots)
+        for key in ("directory", "scratch", "queue", "project"):
+            if "\n" in getattr(self, key):
+                raise ValueError(f"{key} must not hold line breaks")
+
+
+CE = LocalCE | BatchCE | ArcCE | GramCE
+CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE] | type[GramCE]] = {
     "local": LocalCE,
     "slurm": BatchCE,
     "gridengine": BatchCE,
     "htcondor": BatchCE,
     "pbs": BatchCE,
     "arc": ArcCE,
+    "gram": GramCE,
 }
+BRINGS_PROXY = (ArcCE, GramCE)
+"""Kinds that give a pilot a proxy of the robot: ``[pilot] proxy`` may be empty."""
 
 
 @dataclass(frozen=True)
 class PilotStart:
     """How the pilot starts on the node. Empty ``python``: the wrapper looks; empty ``glexec``: the pilot looks.
 
-    ``proxy`` is the pilots' credential on the node. An ARC CE brings one along, which its pilots use instead.
+    ``proxy`` is the pilots' credential on the node. An ARC CE brings one along, which its pilots use instead; a GRAM CE
+    brings one along where ``proxy`` is empty.
 
     ``hide``: directories that a payload without a switch of its account must not see; ``show``: what it needs of them.
     ``myproxy`` (``host:port``) is only probed for reachability; the job names the server that is used.
@@ -423,7 +480,7 @@ def _build(document: Mapping[str, Any], wrong: Any) -> PandaQueue:
     ce = _ce("ce", document["ce"], wrong)
     more_ces = _more_ces(document.get("ces", {}), f"{ce.kind}:{name}", wrong)
     pilot = _section(PilotStart, "pilot", document["pilot"], wrong)
-    if not pilot.proxy and not all(isinstance(each, ArcCE) for each in (ce, *more_ces.values())):
+    if not pilot.proxy and not all(isinstance(each, BRINGS_PROXY) for each in (ce, *more_ces.values())):
         raise wrong("[pilot] proxy is missing", "pilot", "proxy")
     return PandaQueue(
         name=name,

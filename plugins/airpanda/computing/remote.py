@@ -155,6 +155,18 @@ cat >"$new" && [ "$(wc -c <"$new")" -eq "$3" ] && chmod 600 "$new" && mv -f -- "
 answer end
 """
 
+# Arguments: directory. Data: "tag/index contact", one a line: jobs that were submitted from elsewhere. A job that has
+# begun has written its own already.
+_RECORD = """\
+cd -- "$directory" || answer unavailable "[ce] directory cannot be entered on the submit host"
+while read -r place contact; do
+    [ -d "$place" ] || continue
+    (set -C; echo "$contact" >"$place/contact") 2>/dev/null || [ -s "$place/contact" ] ||
+        answer unavailable "a contact cannot be put on record"
+done
+answer end
+"""
+
 PROGRAMS = {
     "submit": _SUBMIT,
     "observe": _OBSERVE,
@@ -162,6 +174,7 @@ PROGRAMS = {
     "purge": _PURGE,
     "fetch": _FETCH,
     "renew": _RENEW,
+    "record": _RECORD,
 }
 
 # A caught signal is reset in the pilot; an ignored one would stay ignored, hence the empty command. The shell outlives

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow.sdk import conf
 
 from airpanda.computing.elements import ComputingElement, make_element
-from airpanda.computing.queues import ArcCE, BatchCE, PandaQueue
+from airpanda.computing.queues import ArcCE, BatchCE, GramCE, PandaQueue
 from airpanda.core.secret import Secret
 from airpanda.hooks import calls
 from airpanda.hooks.connections import ConnectionHook
@@ -70,7 +70,7 @@ def element_of(queue: PandaQueue, wrapper: Path) -> ComputingElement:
         ConfigurationError: the Connection names no credential.
         CredentialError: what it names is unreadable or not protected.
     """
-    if isinstance(queue.ce, ArcCE):
+    if isinstance(queue.ce, (ArcCE, GramCE)):
         return make_element(queue, wrapper, credential=robot_credential(queue.ce.conn_id))
     if isinstance(queue.ce, BatchCE) and queue.ce.host:
         return make_element(queue, wrapper, login=ssh_login(queue.ce.conn_id))
