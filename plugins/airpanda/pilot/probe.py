@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from airpanda.pilot import hardware
+from airpanda.pilot.cgroups import core_limit, memory_limit_bytes
 from airpanda.pilot.config import PilotConfig
 from airpanda.pilot.timeleft import run_command, time_left_s
 
@@ -80,19 +81,15 @@ def run_probe(config: PilotConfig) -> Probe:
 
 
 def usable_cores() -> int:
-    """Cores that the scheduler lets this process use, after affinity and the cgroup's quota."""
-    cores = len(os.sched_getaffinity(0))
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return max(1, cores)
+    """Cores that the scheduler lets this process use, after affinity and the cgroups' quotas; at least one."""
+    cores, limit = len(os.sched_getaffinity(0)), core_limit(_read)
+    return max(1, cores if limit is None else min(cores, int(limit)))
 
 
 def usable_memory_mib() -> int:
-    """Memory of the machine or of the cgroup, whichever is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [_read(f"/sys/fs/cgroup/{name}").strip() for name in ("memory.max", "memory/memory.limit_in_bytes")]
-    return max(1, min([total, *(int(limit) for limit in limits if limit.isdigit())]) // _MIB)
+    """Memory of the machine or of its cgroups, whichever is less."""
+    total, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit_bytes(_read)
+    return max(1, (total if limit is None else min(total, limit)) // _MIB)
 
 
 def free_disk_mib(directory: Path) -> int:
