@@ -27,7 +27,8 @@ def this_account() -> Account:
 
 
 class FakePayload:
-    def __init__(self, process: subprocess.Popen[bytes], *, proven: bool) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], copy: Path, *, proven: bool) -> None:
+        self._copy = copy
         self.account = this_account()
         self.record = LaunchRecord("fake")
         self.identity_proven = proven
@@ -39,6 +40,7 @@ class FakePayload:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
+        self._copy.unlink(missing_ok=True)
         wall = time.monotonic() - self._begin
         number = -code if code < 0 else None
         return PayloadOutcome(128 - code if code < 0 else code, number, wall, 0.0, 1024, self.account, False)
@@ -108,7 +110,7 @@ class FakeSwitcher:
         env = {**env, "HOME": str(sandbox), "X509_USER_PROXY": str(copy)}
         with open(stdout, "ab") as out:
             process = subprocess.Popen(argv, cwd=sandbox, env=env, stdout=out, stderr=out, start_new_session=True)
-        payload = FakePayload(process, proven=self.proven)
+        payload = FakePayload(process, copy, proven=self.proven)
         if label.endswith(" pilot"):  # a command of the pilot's own in the sandbox
             return payload
         self.launched.append({"argv": list(argv), "env": env, "proxy": proxy.read_text(), "label": label})
