@@ -49,6 +49,7 @@ directory = "{directory}"
 QUEUE = """
 [queue]
 name = "DEMO"
+identity_policy = "{policy}"
 [ce]
 {ce}
 [pilot]
@@ -65,12 +66,26 @@ benchmark_s = 0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a chain's pilots run: the text of ``[ce]``, how it is reached, and whether it gives pilots their proxy."""
+    """Where a chain's pilots run: the text of ``[ce]``, how it is reached, and whether it gives pilots their proxy.
+
+    ``bare``: there is no launcher, and the policy allows that; it has its own Python, code, CAs and pilots' proxy.
+    """
 
     ce: str
     login: SshLogin | None = None
     credential: ProxyCredential | None = None
     brings_proxy: bool = False
+    bare: Bare | None = None
+
+
+@dataclass(frozen=True)
+class Bare:
+    """What pilots need on a machine that is no worker node of ours."""
+
+    python: str
+    code: Path
+    ca_dir: Path
+    proxy: Path
 
 
 class Gateway:
@@ -81,9 +96,13 @@ class Gateway:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
         self.start()
-        wait_for(lambda: (directory / "port").exists() or not self.is_running, 60)
-        assert self.is_running, self.log
-        self.port = int((directory / "port").read_text())
+        try:
+            wait_for(lambda: (directory / "port").exists() or not self.is_running, 180)
+            assert self.is_running, self.log
+            self.port = int((directory / "port").read_text())
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def is_running(self) -> bool:
@@ -234,14 +253,7 @@ def running_chain(
     settings = make_settings(directory)
     (directory / "queues").mkdir()
     queue_file = directory / "queues" / "DEMO.toml"
-    values = {
-        "ce": place.ce,
-        "python": sys.executable,
-        "code": PLUGINS,
-        "ca_dir": GRID_SECURITY / "certificates",
-        "proxy": "" if place.brings_proxy else site.put_proxy("pilot"),
-        "glexec": glexec or site.glexec,
-    }
+    values = {"ce": place.ce, **_values_of(site, place, glexec)}
     queue_file.write_text(QUEUE.format(port=1, **values))
     environment = os.environ | {
         "PYTHONPATH": str(PLUGINS),
@@ -276,6 +288,19 @@ def running_chain(
                 element.close()
     finally:
         gateway.kill()
+
+
+def _values_of(site: Site, place: Place, glexec: str) -> dict[str, object]:
+    if place.bare is not None:
+        return {"policy": "OPTIONAL", "glexec": "", **vars(place.bare)}
+    return {
+        "policy": "REQUIRED",
+        "python": sys.executable,
+        "code": PLUGINS,
+        "ca_dir": GRID_SECURITY / "certificates",
+        "proxy": "" if place.brings_proxy else site.put_proxy("pilot"),
+        "glexec": glexec or site.glexec,
+    }
 
 
 @pytest.fixture(scope="module")
