@@ -130,6 +130,16 @@ def test_a_node_on_which_nobodys_payload_starts_is_benched(rig: Rig) -> None:
     assert len(rig.fake.jobs) == 1
 
 
+def test_a_node_on_which_everybodys_payload_fails_at_once_is_benched(rig: Rig) -> None:
+    """Each fails by its owner's fault, as far as it can tell: so does what a node has none of the software for."""
+    rig.options["bench_sleep_s"] = 0.1
+    rig.fake.jobs = [make_job(i, owner_dn=dn, argv=["false"]) for i, dn in enumerate((DN, BOB, CAROL, DN + " 2"), 1)]
+    assert rig.run() == errors.EXIT_BENCHED
+    assert "the payloads of 3 owners in a row have failed here at once" in rig.fake.workers[-1].reason
+    assert {error.blame for report in rig.fake.reports for error in report.errors} == {"user"}
+    assert len(rig.fake.jobs) == 1
+
+
 @pytest.mark.parametrize(
     ("retrieve", "code"),
     [

@@ -53,6 +53,37 @@ def test_different_owners_in_a_row_are_the_node_unless_one_payload_has_started()
         seen.note(Verdict("good", ran=True), 0.0)
 
 
+def ended(owner: str, kind: Kind | None = errors.PAYLOAD, wall_s: float = 1.0) -> Verdict:
+    return Verdict(owner, ran=True, failed=None if kind is None else fault(kind), wall_s=wall_s)
+
+
+def test_a_node_on_which_everybodys_payload_fails_at_once_is_bad() -> None:
+    seen = Trust()
+    said = [seen.note(ended(owner, kind), 0.0) for owner, kind in zip("aab", [errors.PAYLOAD] * 3, strict=True)]
+    assert said == ["", "", ""], "one person's payloads may fail as often as they like"
+    assert "of 3 owners in a row have failed here at once" in seen.note(
+        Verdict("c", failed=fault(errors.NOT_EXECUTABLE)), 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    "between",
+    [ended("b", None), ended("b", wall_s=trust.SOON_S + 1)],
+    ids=["one ends well", "one fails later"],
+)
+def test_who_finds_what_is_needed_speaks_for_the_node(between: Verdict) -> None:
+    seen = Trust()
+    for _ in range(5):
+        assert [seen.note(each, 0.0) for each in (ended("a"), ended("c"), between)] == ["", "", ""]
+
+
+def test_what_is_plainly_the_owners_says_nothing_of_the_node() -> None:
+    seen = Trust()
+    for owner in "abcdef":
+        assert seen.note(Verdict(owner, ran=True, failed=None), 0.0) == ""
+        assert seen.note(Verdict(owner), 0.0) == "", "its input does not exist, or a person has killed it"
+
+
 def test_an_offer_names_no_more_owners_than_it_may() -> None:
     seen = Trust()
     for number in range(300):

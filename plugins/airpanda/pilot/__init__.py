@@ -6,7 +6,7 @@ credential or account; every way a job can end is reported with all errors, the 
 stays on the node.
 
 Values and rules: ``config``, ``errors``, ``wire``, ``limits`` (what a payload may use), ``room`` (what is left of the
-slot), ``trust`` (whose jobs to go on taking), ``command``. I/O: ``client`` (dispatcher), ``probe`` and ``cgroups`` (node),
+slot), ``trust`` (whose jobs to go on taking), ``command``, ``cgroups``. I/O: ``client`` (dispatcher), ``probe`` (node),
 ``sitechecks`` (the site's own), ``capture`` (payload output), ``heartbeat``, ``watch`` (measurements against limits),
 ``renewal`` and ``credentials`` (the owner's proxy), ``as_owner`` (small commands in a sandbox), ``staging`` (files),
 ``transfers`` and ``carrier`` (files of URLs, moved by their owner),

@@ -191,7 +191,9 @@ class Course:
         """What this end says about node and owner. A pilot that failed itself may have a bad node, too."""
         telling = (*errors.HANDED_BACK, errors.SWITCH_LATER, errors.LAUNCHER_LOST, errors.PILOT_ERROR)
         fault = next((f for f in self.faults if f.kind in telling), None)
-        return Verdict(self.job.owner_dn, ran=self._has_run(), fault=fault, drain=beat.drain)
+        failed = next((f for f in self.faults if f.kind in errors.THE_PAYLOADS_END), None)
+        wall_s = 0.0 if self.outcome is None else self.outcome.wall_s
+        return Verdict(self.job.owner_dn, self._has_run(), fault, beat.drain, failed, wall_s)
 
     def _patience_s(self) -> float:
         """How long a dispatcher that is not there is waited for; after a signal all steps share one grace time."""

@@ -88,6 +88,8 @@ HANDED_BACK = (GLEXEC, UNPROVEN, MYPROXY_DOWN, NOT_SERVED, OWN_PROXY, NO_SPACE, 
 """Before the payload has run its owner has nothing to regret of these: the job goes back unharmed. What the owner must
 mend (a missing, destroyed, short credential) is not among them: another node would not help."""
 SIGNALS = (SIG_TERM, SIG_INT, SIG_QUIT, SIG_XCPU, SIG_USR)
+THE_PAYLOADS_END = (PAYLOAD, NOT_EXECUTABLE)
+"""What a payload ends with that does not find what it needs: its owner's fault, or that of a node without it."""
 THE_NODES_OWN = (UNPROVEN, OWN_PROXY)
 """No other job would fare better on this node."""
 NOBODYS = (LAUNCHER_LOST,)
