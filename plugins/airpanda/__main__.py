@@ -14,6 +14,7 @@ usage: python -m airpanda COMMAND ...
   proxy stage|info|consent|revoke|destroy   what payload owners do with their staged proxies
   ban add|lift|list                whose jobs are dispatched no more
   job why                          why a job waits, in one sentence
+  retention [--dry-run]            put away what has ended (dispatchers do it by themselves, more slowly)
   queues check|show|test           are the queue files right, and does a queue work
   factory [--dry-run] QUEUE...     what the pilot factory decides, and why
 
@@ -51,6 +52,10 @@ def main(argv: Sequence[str]) -> int:
         from airpanda.hooks.cli import job_main
 
         return job_main(list(argv[1:]))
+    if argv[:1] == ["retention"]:
+        from airpanda.dispatcher.retention_cli import main as retention_main
+
+        return retention_main(list(argv[1:]))
     if argv[:1] == ["factory"]:
         from airpanda.hooks.factory_cli import main as factory_main
 

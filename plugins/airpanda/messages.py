@@ -609,6 +609,7 @@ class TaskView(Message):
     ti: TaskInstanceKey
     submitted_by: str
     created_at: datetime
+    archived_at: datetime | None = Field(default=None, description="since when its jobs are kept for looking at only")
 
 
 class TaskPage(Message):

@@ -12,6 +12,7 @@ from support.dispatcher import World, job_database, template_database, world
 from support.postgres import postgres
 
 from airpanda.db.sql import claims as claims_sql
+from airpanda.db.sql import files, observed, views
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import reports as reports_sql
 
@@ -84,6 +85,49 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
         assert "ROW(activated_xid, panda_id) >=" in scan["Index Cond"]
         sorts = [node for node in claim if node["Node Type"] == "Sort"]
         assert len(sorts) <= 1, "the index gives the order; only the answer is sorted"
+    finally:
+        await connection.close()
+
+
+ARCHIVED = """
+INSERT INTO panda_archived_job
+SELECT n, n, 'job', 'DEMO', 'finished', 1, 1, 1, '', now(), '{}', jsonb_build_array(jsonb_build_object(
+       'attempt_nr', 1, 'status', 'finished', 'credential_id', 1)), '[]', '[]'
+FROM generate_series(1, 20000) AS n WHERE n % 2 = 0
+"""
+HERE = """
+INSERT INTO panda_job (panda_id, task_id, credential_id, queue, lane, status, priority, max_attempt, cores, memory_mib,
+                       disk_mib, walltime_s, changed_by)
+SELECT n, n, 1, 'DEMO', 1, 'finished', 1, 1, 1, 1, 1, 1, 'test' FROM generate_series(1, 20000) AS n WHERE n % 2 = 1
+"""
+
+
+async def test_what_people_look_at_reads_nothing_else(world: World) -> None:
+    """Jobs are here or in the archive: both are found by their number, and pages merge the two in order."""
+    connection = await asyncpg.connect(world.database.url())
+    try:
+        await connection.execute("ALTER TABLE panda_job DISABLE TRIGGER panda_job_inserted")
+        await connection.execute(HERE + ";" + ARCHIVED)
+        await connection.execute("ANALYZE panda_job, panda_archived_job")
+        for statement, values in (
+            (views.JOBS, ([5000, 5001],)),
+            (views.ATTEMPTS, ([5000, 5001],)),
+            (views.STATUSES, ([5000, 5001], None)),
+            (views.JOBS_OF_TASK, (5000, 5010, None, 10, 0)),
+            (views.TASK_OF_JOB, (5000,)),
+            (views.LAST_LOG, (5000,)),
+            (views.PAGE, (10000, 100, None, None, None, 10)),
+            (views.PAGE_END, (10000, 100)),
+            (observed.SAMPLES, (5000,)),
+            (files.OUTPUT, (5000, "x")),
+            (files.OUTPUTS, ([5000, 5001], ["x", "y"])),
+        ):
+            nodes = await explain(connection, statement, *values)
+            read = {node.get("Relation Name"): node["Node Type"] for node in nodes}
+            assert "Seq Scan" not in (read.get("panda_archived_job"), read.get("panda_job")), statement
+        page = await explain(connection, views.PAGE_END, 10000, 100)
+        assert "Merge Append" in [node["Node Type"] for node in page]
+        assert "Sort" not in [node["Node Type"] for node in page]
     finally:
         await connection.close()
 

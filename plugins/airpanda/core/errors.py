@@ -3,8 +3,9 @@
 ::
 
     AirpandaError
-    ├── RequestError            the caller must change the request            → HTTP 400/404/409/422
+    ├── RequestError            the caller must change the request            → HTTP 400/404/409/410/422
     │   ├── NotFoundError                                                     → 404
+    │   │   └── GoneError           it was, and was removed after its time    → 410
     │   ├── ConflictError       the stored state does not allow it            → 409
     │   │   ├── InvalidTransitionError   a job status may not follow the stored one
     │   │   └── StaleReportError         attempt or pilot no longer holds the lease
@@ -40,6 +41,12 @@ class NotFoundError(RequestError):
     """What the request names does not exist, or not for this caller."""
 
     code = "not-found"
+
+
+class GoneError(NotFoundError):
+    """What the request names was there, and has been removed after its time."""
+
+    code = "gone"
 
 
 class ConflictError(RequestError):

@@ -20,6 +20,21 @@ def _seconds(text: str) -> timedelta:
     return timedelta(seconds=value)
 
 
+def _seconds_or_ever(text: str) -> timedelta | None:
+    """0: for ever."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError("must be 0 (for ever) or more seconds")
+    return timedelta(seconds=value) if value else None
+
+
+def _audit(text: str) -> timedelta | None:
+    value = _seconds_or_ever(text)
+    if value is not None and value < SHORTEST_AUDIT:
+        raise ValueError(f"must be 0 (for ever) or at least {int(SHORTEST_AUDIT.total_seconds())} seconds")
+    return value
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value <= 0:
@@ -52,6 +67,9 @@ def _servers(text: str) -> tuple[str, ...]:
     return servers
 
 
+SHORTEST_AUDIT = timedelta(days=90)
+"""The database keeps what is younger, too."""
+
 STATE_TIMEOUTS: Mapping[str, timedelta] = MappingProxyType(
     {
         "activated": timedelta(days=7),
@@ -73,7 +91,8 @@ class Settings:
     ``signing_key`` is a PEM file with the dispatcher's Ed25519 key; ``file_store`` a directory for sandboxes,
     outputs and logs; ``include_dir`` the folder with ``queues/*.toml``. ``myproxy_servers`` (``host:port``):
     where credentials may lie; empty: anywhere. ``*_rate``: requests a second of one caller, 0 for no limit.
-    ``state_timeouts``: how long a job may be in a state.
+    ``state_timeouts``: how long a job may be in a state. ``archive_after``, ``remove_after`` (since the last change of
+    a panda task) and ``audit_after``: how long things are kept and where; None: for ever.
     ``campaign_schedule``: of the DAG production_campaign, which reads it itself.
     """
 
@@ -89,6 +108,9 @@ class Settings:
     client_rate: float = 200.0
     stranger_rate: float = 20.0
     state_timeouts: Mapping[str, timedelta] = field(default_factory=lambda: STATE_TIMEOUTS)
+    archive_after: timedelta | None = timedelta(days=7)
+    remove_after: timedelta | None = timedelta(days=365)
+    audit_after: timedelta | None = timedelta(days=730)
     campaign_schedule: str = ""
 
     @classmethod
@@ -112,7 +134,12 @@ class Settings:
                 values[name] = read(text)
             except ValueError as error:
                 raise ConfigurationError(f"{where} {name} = {text!r}: {error}") from error
-        return cls(**values)
+        made = cls(**values)
+        if made.archive_after and made.remove_after and made.remove_after < made.archive_after:
+            raise ConfigurationError(
+                f"{where} remove_after is shorter than archive_after: only what lies in the archive is removed"
+            )
+        return made
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -128,5 +155,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "client_rate": _rate,
     "stranger_rate": _rate,
     "state_timeouts": _timeouts,
+    "archive_after": _seconds_or_ever,
+    "remove_after": _seconds_or_ever,
+    "audit_after": _audit,
     "campaign_schedule": str,
 }

@@ -208,10 +208,18 @@ class Task(Base):
     """A panda task: jobs ``first_panda_id`` to ``first_panda_id + n_jobs - 1``, owned by one Airflow try.
 
     ``key_digest`` is the SHA-256 of client, owner and the caller's key, ``content_digest`` that of what was submitted.
+    From ``archived_at`` on nothing about its jobs changes any more; they have all left when it is ``in_archive``.
     """
 
     __tablename__ = "panda_task"
-    __table_args__ = (UniqueConstraint("key_digest"), Index(None, "owner", "task_id"))
+    __table_args__ = (
+        UniqueConstraint("key_digest"),
+        Index(None, "owner", "task_id"),
+        Index("panda_task_here_ix", "task_id", postgresql_where=text("NOT in_archive")),
+        Index("panda_task_archived_ix", "ended_at", postgresql_where=text("in_archive")),
+        CheckConstraint("(archived_at IS NULL) = (ended_at IS NULL)", name="archived"),
+        CheckConstraint("archived_at IS NOT NULL OR NOT in_archive", name="in_archive"),
+    )
     task_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     task_key: Mapped[str]
     key_digest: Mapped[bytes]
@@ -228,6 +236,9 @@ class Task(Base):
     owner_ti: Mapped[str] = mapped_column(comment="the try that may cancel; empty: none")
     submitted_by: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None] = mapped_column(comment="the last change of any of its jobs, once archived")
+    in_archive: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class TaskScripts(Base):
@@ -472,6 +483,42 @@ class JobStatusLog(Base):
     new_status: Mapped[str]
     actor: Mapped[str]
     reason: Mapped[str]
+
+
+class ArchivedJob(Base):
+    """A job that has left the tables which are written all the time: all of it in one row, for looking at.
+
+    ``attempts`` are the rows of ``panda_attempt``, ``log`` those of the status log, ``samples`` those of
+    ``panda_sample``, by their columns.
+    """
+
+    __tablename__ = "panda_archived_job"
+    panda_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    task_id: Mapped[int]
+    job_name: Mapped[str]
+    queue: Mapped[str]
+    status: Mapped[str]
+    priority: Mapped[int] = mapped_column(Integer())
+    attempt_nr: Mapped[int] = mapped_column(Integer())
+    max_attempt: Mapped[int] = mapped_column(SmallInteger())
+    change_reason: Mapped[str]
+    changed_at: Mapped[datetime]
+    spec: Mapped[str]
+    attempts: Mapped[list[Any]]
+    log: Mapped[list[Any]]
+    samples: Mapped[list[Any]]
+    archived_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Removed(Base):
+    """Numbers of what retention has removed: from ``first_id`` to ``last_id``, at some time of that day."""
+
+    __tablename__ = "panda_removed"
+    __table_args__ = (_one_of("kind", "job", "task"), CheckConstraint("first_id <= last_id", name="range"))
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    first_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    last_id: Mapped[int]
+    removed_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class File(Base):

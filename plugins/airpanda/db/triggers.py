@@ -1,4 +1,4 @@
-"""What the database enforces itself: job transitions, their log and counts, and logs that only grow.
+"""What the database enforces itself: job transitions, their log and counts, logs that only grow, and what may leave.
 
 The statements hang on the MetaData (``airflow db migrate`` on an empty database runs ``create_all``) and are run by
 the first migration; both take them from here.
@@ -23,12 +23,21 @@ def _array(values: Iterable[str]) -> str:
     return "ARRAY[" + ", ".join(f"'{value}'" for value in sorted(values)) + "]::text[]"
 
 
+NOT_TO_LEAVE = "PA003"
+"""SQLSTATE of a refused removal."""
+
+AUDIT_DAYS = 90
+"""How long the credential log is kept at least, whatever anybody configures."""
+
 _WORDS = {
     "<initial>": _array(states.INITIAL),
     "<new attempt>": _array(states.NEW_ATTEMPT),
     "<pairs>": _array(f"{old}>{new}" for old, after in states.SAME_ATTEMPT.items() for new in after),
     "<illegal>": f"'{ILLEGAL_TRANSITION}'",
     "<append only>": f"'{APPEND_ONLY}'",
+    "<final>": _array(status for status in states.SAME_ATTEMPT if status.is_final),
+    "<stays>": f"'{NOT_TO_LEAVE}'",
+    "<audit days>": f"interval '{AUDIT_DAYS} days'",
 }
 
 
@@ -95,7 +104,53 @@ BEGIN
 END $body$
 """
 
-_FUNCTIONS = {"panda_job_inserted": _INSERTED, "panda_job_changed": _CHANGED, "panda_append_only": _ONLY_GROWS}
+# Only what lies in the archive already, in the same transaction or before it.
+_JOB_LEFT = """
+CREATE OR REPLACE FUNCTION panda_job_left() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    IF EXISTS (SELECT FROM gone WHERE status <> ALL (<final>)) THEN
+        RAISE EXCEPTION 'a job that is not final does not leave' USING ERRCODE = <stays>;
+    END IF;
+    IF EXISTS (SELECT FROM gone g
+               WHERE NOT EXISTS (SELECT FROM panda_archived_job a WHERE a.panda_id = g.panda_id)) THEN
+        RAISE EXCEPTION 'a job leaves into the archive only' USING ERRCODE = <stays>;
+    END IF;
+    RETURN NULL;
+END $body$
+"""
+
+_LOG_LEFT = """
+CREATE OR REPLACE FUNCTION panda_log_left() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    IF EXISTS (SELECT FROM gone g WHERE NOT EXISTS (
+            SELECT FROM panda_archived_job a
+            WHERE a.panda_id = g.panda_id AND a.log @> jsonb_build_array(jsonb_build_object('log_id', g.log_id)))) THEN
+        RAISE EXCEPTION '% only grows: what is not in the archive stays', TG_TABLE_NAME
+            USING ERRCODE = <append only>;
+    END IF;
+    RETURN NULL;
+END $body$
+"""
+
+_AUDIT_LEFT = """
+CREATE OR REPLACE FUNCTION panda_audit_left() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    IF EXISTS (SELECT FROM gone WHERE at > now() - <audit days>) THEN
+        RAISE EXCEPTION '% only grows: what is younger than <audit days> stays', TG_TABLE_NAME
+            USING ERRCODE = <append only>;
+    END IF;
+    RETURN NULL;
+END $body$
+""".replace("than <audit days> stays", f"than {AUDIT_DAYS} days stays")
+
+_FUNCTIONS = {
+    "panda_job_inserted": _INSERTED,
+    "panda_job_changed": _CHANGED,
+    "panda_append_only": _ONLY_GROWS,
+    "panda_job_left": _JOB_LEFT,
+    "panda_log_left": _LOG_LEFT,
+    "panda_audit_left": _AUDIT_LEFT,
+}
 
 _TRIGGERS = [
     """
@@ -109,10 +164,21 @@ CREATE OR REPLACE TRIGGER panda_job_changed BEFORE UPDATE OF status, attempt_nr 
 """,
     *(
         f"""
-CREATE OR REPLACE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
+CREATE OR REPLACE TRIGGER {table}_append_only BEFORE UPDATE OR TRUNCATE ON {table}
     FOR EACH STATEMENT EXECUTE FUNCTION panda_append_only()
 """
         for table in ("panda_credential_audit", "panda_job_status_log")
+    ),
+    *(
+        f"""
+CREATE OR REPLACE TRIGGER {table}_left AFTER DELETE ON {table} REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION {function}()
+"""
+        for table, function in (
+            ("panda_job", "panda_job_left"),
+            ("panda_job_status_log", "panda_log_left"),
+            ("panda_credential_audit", "panda_audit_left"),
+        )
     ),
 ]
 

@@ -28,7 +28,7 @@ from airpanda.dispatcher.routes import (
 from airpanda.dispatcher.routes import pilots as pilot_routes
 from airpanda.dispatcher.routes import queues as queue_routes
 from airpanda.dispatcher.services import Queues, Services, make_services
-from airpanda.dispatcher.watchdog import watch
+from airpanda.dispatcher.watchdog import keep_short, watch
 
 
 def create_app(
@@ -56,14 +56,14 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await services.database.open()
-        task = asyncio.create_task(_watch(services)) if watchdog else None
+        loops = (_watch(services), keep_short(services.retention)) if watchdog else ()
+        tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield
         finally:
-            if task is not None:
+            for task in tasks:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)
             await services.database.close()
 
     # No documentation routes: they would be open to everybody.

@@ -71,7 +71,7 @@ def _security(path: str) -> list[dict[str, list[str]]]:
 
 
 def _refusals(path: str, method: str) -> dict[str, Any]:
-    statuses = {500, 503} if path in _OPEN else {400, 401, 403, 404, 408, 409, 422, 429, 500, 503}
+    statuses = {500, 503} if path in _OPEN else {400, 401, 403, 404, 408, 409, 410, 422, 429, 500, 503}
     if method != "get":
         statuses.add(413)
     schema = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}

@@ -23,6 +23,7 @@ TITLES = {
     405: "Method not allowed",
     408: "Request too slow",
     409: "Conflict",
+    410: "Gone",
     413: "Too large",
     422: "Invalid request",
     429: "Too many requests",
@@ -31,6 +32,7 @@ TITLES = {
 }
 _STATUS: dict[type[errors.AirpandaError], int] = {
     errors.NotFoundError: 404,
+    errors.GoneError: 410,
     errors.ConflictError: 409,
     errors.ConfigurationError: 500,
     errors.RequestError: 400,

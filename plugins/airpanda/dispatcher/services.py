@@ -22,6 +22,7 @@ from airpanda.jobs.factory import FactoryRegistry
 from airpanda.jobs.files import FileStore
 from airpanda.jobs.observed import Observer
 from airpanda.jobs.pilots import PilotRegistry
+from airpanda.jobs.retention import Keep, Retention
 from airpanda.jobs.retry import Needs
 from airpanda.jobs.retry_rules import RetryRules
 from airpanda.jobs.single import SingleJobs
@@ -85,6 +86,7 @@ class Services:
     revocations: Revocations
     retry_rules: RetryRules
     waiting: Waiting
+    retention: Retention
     metrics: Metrics
 
     def queue(self, name: str) -> QueueLike:
@@ -142,6 +144,7 @@ def make_services(
         ),
         retry_rules=RetryRules(database),
         waiting=Waiting(database, boards),
+        retention=Retention(database, settings.file_store, keep_of(settings)),
         metrics=Metrics(),
         submissions=Submissions(database, credentials, boards, most=most),
         reader=JobReader(database),
@@ -152,6 +155,11 @@ def make_services(
         single=SingleJobs(database, boards),
         revocations=Revocations(database),
     )
+
+
+def keep_of(settings: Settings) -> Keep:
+    """What ``[airpanda]`` says of retention."""
+    return Keep(settings.archive_after, settings.remove_after, settings.audit_after)
 
 
 def _most(queue: QueueLike | None) -> Needs | None:

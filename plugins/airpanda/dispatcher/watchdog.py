@@ -1,18 +1,25 @@
-"""The loop that takes jobs from silent pilots and keeps the counts short. Any number of them may run at once."""
+"""The loops that take jobs from silent pilots, keep the counts short, and put away what has ended.
+
+Any number of them may run at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from airpanda.core.errors import ServiceError
 from airpanda.core.settings import STATE_TIMEOUTS
 from airpanda.credentials.registry import CredentialRegistry
+from airpanda.jobs.retention import Retention
 from airpanda.jobs.store import JobStore
 
 PERIOD_S = 3.0
+RETENTION_PERIOD_S = 60.0
+RETENTION_REST = 3.0
 _SELDOM = 10
 _log = logging.getLogger(__name__)
 
@@ -69,3 +76,20 @@ async def _look_closer(jobs: JobStore, longest: Mapping[str, timedelta]) -> None
         _log.warning("%s jobs closed: their owner's credential cannot serve them any more", closed)
     while closed := await jobs.close_overdue(longest["activated"]):
         _log.warning("%s jobs closed: no pilot has taken them in time", closed)
+
+
+async def keep_short(retention: Retention, *, period_s: float = RETENTION_PERIOD_S) -> None:
+    """Run retention for ever, a step at a time; each step is followed by a rest ``RETENTION_REST`` times as long."""
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            began = time.monotonic()
+            while done := await retention.step():
+                _log.info("retention: %s", done)
+                await asyncio.sleep(RETENTION_REST * (time.monotonic() - began))
+                began = time.monotonic()
+        except ServiceError as error:
+            _log.warning("retention: %s", error)
+        except Exception:  # noqa: BLE001
+            # The outermost frame of a loop that must not end.
+            _log.exception("retention: unexpected failure")

@@ -16,6 +16,7 @@ from airpanda.core.errors import (
     BannedError,
     ConflictError,
     CredentialError,
+    GoneError,
     NotAuthorisedError,
     NotFoundError,
     RequestError,
@@ -73,7 +74,7 @@ def read(call: Call[R], response: httpx.Response) -> R:
 
 
 _BY_STATUS: dict[int, type[AirpandaError]] = {404: NotFoundError, 409: ConflictError, 403: NotAuthorisedError}
-_BY_CODE: dict[str, type[AirpandaError]] = {kind.code: kind for kind in (CredentialError, BannedError)}
+_BY_CODE: dict[str, type[AirpandaError]] = {kind.code: kind for kind in (CredentialError, BannedError, GoneError)}
 
 
 def raise_for_problem(response: httpx.Response) -> None:

@@ -16,11 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from airpanda.core.errors import ConflictError, NotAuthorisedError, NotFoundError, RequestError, StaleReportError
+from airpanda.core.errors import (
+    ConflictError,
+    GoneError,
+    NotAuthorisedError,
+    NotFoundError,
+    RequestError,
+    StaleReportError,
+)
 from airpanda.core.identity import Fqan
 from airpanda.db.pool import Database
 from airpanda.db.sql import files as sql
 from airpanda.db.sql import views as views_sql
+from airpanda.jobs.removed import not_found
 from airpanda.jobs.reports import Lease
 from airpanda.messages import LOGS, PILOT_LOG, FileView, InputFile, JobSpec
 
@@ -79,6 +87,9 @@ class FileStore:
             source = _stored_source(lease, lfn, spec.inputs)
             panda_id, _, name = source.removeprefix("panda:").partition("/")
             row = await connection.fetchrow(sql.OUTPUT, int(panda_id), name)
+            gone = None if row else await not_found(connection, "job", int(panda_id))
+        if isinstance(gone, GoneError):
+            raise gone
         if row is None:
             raise NotFoundError(f"{source} does not exist: job {panda_id} has not finished with such an output")
         if not may_read(row, owner_dn=reader["owner_dn"], fqans=reader["fqans"]):
@@ -93,6 +104,9 @@ class FileStore:
         """
         async with self._database.connection() as connection:
             row = await connection.fetchrow(sql.OUTPUT, panda_id, lfn)
+            gone = None if row else await not_found(connection, "job", panda_id)
+        if isinstance(gone, GoneError):
+            raise gone
         if row is None or (owners is not None and row["owner"] not in owners):
             raise NotFoundError(f"there is no finished output {lfn!r} of job {panda_id} for this caller")
         return self._stored(row)
@@ -106,6 +120,9 @@ class FileStore:
         async with self._database.connection() as connection:
             job = await connection.fetchrow(views_sql.JOB_OWNER, panda_id)
             row = await connection.fetchrow(views_sql.LAST_PILOT_LOG, panda_id)
+            gone = None if job else await not_found(connection, "job", panda_id)
+        if isinstance(gone, GoneError):
+            raise gone
         if job is None or row is None or row["blob"] is None or (owners is not None and job["owner"] not in owners):
             raise NotFoundError(f"there is no {PILOT_LOG} of job {panda_id}'s latest attempt for this caller")
         return self._stored(row)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from airpanda.core.errors import NotAuthorisedError, RequestError
+from airpanda.core.errors import GoneError, NotAuthorisedError, RequestError
 from airpanda.db.sql import files as sql
 from airpanda.jobs.files import may_read
+from airpanda.jobs.removed import not_found
 from airpanda.messages import JobSpec
 
 _STORED = "panda:"
@@ -35,6 +36,9 @@ async def demand_inputs(connection: Any, jobs: Iterable[JobSpec], credential: An
     for (source, job_name), row in zip(first.items(), rows, strict=True):
         if row["lfn"] is None:
             number = source.removeprefix(_STORED).partition("/")[0]
+            gone = await not_found(connection, "job", int(number))
+            if isinstance(gone, GoneError):
+                raise RequestError(f"job {job_name}: its input {source} does not exist any more: {gone}")
             raise RequestError(
                 f"job {job_name}: its input {source} does not exist, since job {number} has not finished with such an"
                 " output: name one that has"

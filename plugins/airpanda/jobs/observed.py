@@ -9,6 +9,7 @@ from airpanda.core.errors import ConflictError, NotFoundError, RequestError
 from airpanda.db.pool import Database
 from airpanda.db.sql import observed as sql
 from airpanda.db.sql import views as views_sql
+from airpanda.jobs.removed import not_found
 from airpanda.messages import DebugAsked, DebugWhat, JobReport, JobSpec, Sample, StoredFile
 
 MAX_SAMPLES = 500
@@ -85,7 +86,9 @@ class Observer:
 
 async def _demand(connection: Any, panda_id: int, owners: Collection[str] | None) -> None:
     job = await connection.fetchrow(views_sql.JOB_OWNER, panda_id)
-    if job is None or (owners is not None and job["owner"] not in owners):
+    if job is None:
+        raise await not_found(connection, "job", panda_id)
+    if owners is not None and job["owner"] not in owners:
         raise NotFoundError(f"there is no job {panda_id} for this caller")
 
 

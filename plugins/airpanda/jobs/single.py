@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from airpanda.core.errors import ConflictError, NotFoundError
+from airpanda.core.errors import ConflictError
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import views as views_sql
 from airpanda.jobs.board import Boards
+from airpanda.jobs.removed import not_found
 from airpanda.jobs.store import job_range, open_new_attempts
 from airpanda.messages import JobStatus, JobStatusView
 
@@ -40,13 +41,15 @@ class SingleJobs:
 
         Raises:
             NotFoundError: there is no such job for this caller.
-            ConflictError: the job has finished, or is with a pilot.
+            ConflictError: the job has finished, is with a pilot, or is archived.
         """
         async with self._database.transaction() as connection:
             await _demand(connection, panda_id, owners)
             # Task before job, as everybody locks them who needs both.
             task = await connection.fetchrow(views_sql.LOCK_TASK_OF_JOB, panda_id)
             job = await connection.fetchrow(sql.LOCK_JOB, panda_id)
+            if job is None:
+                raise ConflictError(f"job {panda_id} is in the archive: it can be looked at and is not tried again")
             await connection.execute(sql.DETACH_TASK, task["task_id"], *job_range(task))
             alone = {"first_panda_id": panda_id, "n_jobs": 1}
             done = await open_new_attempts(connection, alone, task["credential_id"], actor, "retry on request")
@@ -60,7 +63,7 @@ class SingleJobs:
 
 async def _demand(connection: Any, panda_id: int, owners: Collection[str] | None) -> None:
     if not await connection.fetch(views_sql.STATUSES, [panda_id], None if owners is None else list(owners)):
-        raise NotFoundError(f"there is no job {panda_id} for this caller")
+        raise await not_found(connection, "job", panda_id)
 
 
 async def _status(connection: Any, panda_id: int) -> JobStatusView:

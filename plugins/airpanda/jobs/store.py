@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from airpanda.core.errors import AirpandaError, NotFoundError, RequestError, StaleReportError
+from airpanda.core.clock import to_wire
+from airpanda.core.errors import AirpandaError, ConflictError, RequestError, StaleReportError
 from airpanda.core.secret import Secret
 from airpanda.credentials.audit import note_use
 from airpanda.credentials.errors import UnreadableCredentialError
@@ -24,6 +25,7 @@ from airpanda.jobs import observed
 from airpanda.jobs.board import Boards
 from airpanda.jobs.claims import Claims
 from airpanda.jobs.lanes import lane_with
+from airpanda.jobs.removed import not_found
 from airpanda.jobs.reports import Lease, Reports, notes
 from airpanda.jobs.retry import Needs, Verdict, bounded, changed, covered, explained, judge, rule_of
 from airpanda.jobs.rules import (
@@ -211,7 +213,7 @@ class JobStore:
         async with self._database.transaction() as connection:
             task = await connection.fetchrow(sql.LOCK_TASK, task_id)
             if task is None:
-                raise NotFoundError(f"there is no panda task {task_id}")
+                raise await not_found(connection, "task", task_id)
             if request.ti is not None and task["owner_ti"] != owner_of(request.ti):
                 return await progress_of(connection, task, note="another try owns these jobs now: nothing was stopped")
             await connection.execute(sql.KILL, *job_range(task), actor, request.reason[:1000])
@@ -225,11 +227,13 @@ class JobStore:
 
         Raises:
             NotFoundError: there is no such panda task.
+            ConflictError: it is archived, and not all of it finished.
         """
         async with self._database.transaction() as connection:
             task = await connection.fetchrow(sql.LOCK_TASK, task_id)
             if task is None:
-                raise NotFoundError(f"there is no panda task {task_id}")
+                raise await not_found(connection, "task", task_id)
+            await demand_here(connection, task)
             await connection.execute(sql.DETACH_TASK, task_id, *job_range(task))
             await open_new_attempts(connection, task, task["credential_id"], actor, "retry on request")
             progress = await progress_of(connection, task)
@@ -406,6 +410,21 @@ class JobStore:
 def job_range(task: Any) -> tuple[int, int]:
     """First and last PandaID of a panda task."""
     return task["first_panda_id"], task["first_panda_id"] + task["n_jobs"] - 1
+
+
+async def demand_here(connection: Any, task: Any) -> None:
+    """Raises:
+    ConflictError: the panda task is archived, and there is something in it that did not finish.
+    """
+    if task["archived_at"] is None:
+        return
+    left = task["n_jobs"] - (await progress_of(connection, task)).counts.get(JobStatus.FINISHED, 0)
+    if left:
+        raise ConflictError(
+            f"panda task {task['task_id']} is in the archive since {to_wire(task['archived_at'])[:10]}: its {left} jobs"
+            " that did not finish can be looked at and are not tried again; submit them under another key (in Airflow:"
+            " clear the task with rerun = 'all')"
+        )
 
 
 async def open_new_attempts(

@@ -19,7 +19,7 @@ from airpanda.jobs.board import Boards
 from airpanda.jobs.inputs import demand_inputs
 from airpanda.jobs.lanes import Shape, follow_credential, gathered, open_lanes, shape_of
 from airpanda.jobs.retry import Needs, raised_s_within
-from airpanda.jobs.store import job_range, open_new_attempts, owner_of
+from airpanda.jobs.store import demand_here, job_range, open_new_attempts, owner_of
 from airpanda.messages import JobSpec, JobSubmission, SubmissionReply
 
 _JOB_COLUMNS = (
@@ -96,7 +96,7 @@ class Submissions:
             NotAuthorisedError: such an input is not this owner's to read.
             CredentialError: the credential cannot cover the jobs, serves another panda task, or its owner has not
                 consented to this client and queue. The refusal stands in the audit log.
-            ConflictError: the key is known with other jobs or another DN.
+            ConflictError: the key is known with other jobs or another DN, or its jobs are archived unfinished.
         """
         try:
             reply = await self._submit(wanted.model_copy(update={"queue": queue}), client, now)
@@ -221,6 +221,7 @@ async def _resume(
         raise ConflictError("this key is known with other jobs or another DN: use another key")
     resumed = 0
     if task["owner_ti"] != owner_of(wanted.ti):
+        await demand_here(connection, task)
         await usable.bind(connection, credential, task_id=task["task_id"], n_jobs=task["n_jobs"])
         new_ti = wanted.ti.model_dump()
         await connection.execute(

@@ -12,6 +12,7 @@ from airpanda.db.pool import Database
 from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import views as sql
+from airpanda.jobs.removed import not_found
 from airpanda.jobs.store import job_range, progress_of
 from airpanda.messages import (
     AttemptView,
@@ -53,7 +54,9 @@ class JobReader:
         """
         async with self._database.connection() as connection:
             views = await _views(connection, [panda_id])
-        if not views or (owners is not None and views[0].owner not in owners):
+            if not views:
+                raise await not_found(connection, "job", panda_id)
+        if owners is not None and views[0].owner not in owners:
             raise _no_job(panda_id)
         return views[0]
 
@@ -111,7 +114,7 @@ class JobReader:
     ) -> TaskPage:
         """Panda tasks with numbers below ``before``, the newest first; looks at ``limit`` of them."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(sql.TASKS, before, _listed(owners), queue, limit, submitted_by)
+            rows = await connection.fetch(sql.TASKS, before, _listed(owners), queue, limit, submitted_by, only_open)
             tasks = await _task_views(connection, rows)
         wanted = [task for task in tasks if not (only_open and task.done)]
         return TaskPage(tasks=wanted, before=tasks[-1].task_id if len(tasks) == limit else None)
@@ -154,7 +157,9 @@ class JobReader:
         """
         async with self._database.connection() as connection:
             job = await connection.fetchrow(sql.JOB_OWNER, panda_id)
-            if job is None or (owners is not None and job["owner"] not in owners):
+            if job is None:
+                raise await not_found(connection, "job", panda_id)
+            if owners is not None and job["owner"] not in owners:
                 raise _no_job(panda_id)
             row = await connection.fetchrow(sql.LAST_LOG, panda_id)
         if row is None:
@@ -163,7 +168,9 @@ class JobReader:
 
     async def _task(self, connection: Any, task_id: int, owners: Collection[str] | None) -> Any:
         task = await connection.fetchrow(jobs_sql.TASK_BY_ID, task_id)
-        if task is None or (owners is not None and task["owner"] not in owners):
+        if task is None:
+            raise await not_found(connection, "task", task_id)
+        if owners is not None and task["owner"] not in owners:
             raise NotFoundError(f"there is no panda task {task_id} for this caller")
         return task
 

@@ -11,6 +11,7 @@ from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import waiting as sql
 from airpanda.jobs.board import Boards, QueueBoard
 from airpanda.jobs.matching import Candidate, Lack, Offered, Refusal, ban_of, ranked, refusal, room, user_priority
+from airpanda.jobs.removed import not_found
 from airpanda.messages import JobStatus, WaitingView
 
 
@@ -33,7 +34,7 @@ class Waiting:
             NotFoundError: no such job for this caller.
         """
         row = await self.job(panda_id, owners=owners)
-        says = _of_status(row) or _of_credential(row)
+        says = _of_status(row) or _of_credential(row)  # archived jobs are final: of them nothing else is asked
         if not says and slot is None:
             says = f"queue {row['queue']} is offline or not configured any more: submit again to another one"
         if not says and slot is not None:
@@ -44,7 +45,10 @@ class Waiting:
         """What is asked of; its ``queue`` says which slot counts. Raises as ``why``."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow(sql.JOB, panda_id)
-        if row is None or (owners is not None and row["owner"] not in owners):
+            row = row or await connection.fetchrow(sql.ARCHIVED_JOB, panda_id)
+            if row is None:
+                raise await not_found(connection, "job", panda_id)
+        if owners is not None and row["owner"] not in owners:
             raise NotFoundError(f"there is no job {panda_id} for this caller")
         return row
 

@@ -1,5 +1,7 @@
 """Statements of the file store."""
 
+from airpanda.db.sql import anywhere
+
 LEASE = """
 SELECT j.panda_id, j.status, s.spec, c.owner_dn, c.fqans
 FROM panda_job j JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
@@ -21,16 +23,16 @@ SET size = excluded.size, sha256 = excluded.sha256, adler32 = excluded.adler32, 
 """
 
 # With the owner and the VOMS attributes that the job had, for the decision who may read it.
-OUTPUT = """
+OUTPUT = f"""
 SELECT f.*, t.owner, c.owner_dn, c.fqans
 FROM panda_file f
-JOIN panda_attempt a USING (panda_id, attempt_nr)
-JOIN panda_job j USING (panda_id)
+JOIN {anywhere.ATTEMPT} AS a USING (panda_id, attempt_nr)
+JOIN {anywhere.JOB} AS j USING (panda_id)
 JOIN panda_task t USING (task_id)
 JOIN panda_credential c ON c.credential_id = a.credential_id
 WHERE f.panda_id = $1 AND f.lfn = $2 AND a.status = 'finished'
 ORDER BY f.attempt_nr DESC LIMIT 1
-"""
+"""  # noqa: S608 - constants
 
 # Of many at once, a row for each in their order; ``lfn`` is NULL where there is none.
 OUTPUTS = f"""
@@ -38,4 +40,4 @@ SELECT o.lfn, o.access, o.owner_dn, o.fqans
 FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS w (panda_id, lfn, nr)
 LEFT JOIN LATERAL ({OUTPUT.replace("$1", "w.panda_id").replace("$2", "w.lfn")}) AS o ON true
 ORDER BY w.nr
-"""  # noqa: S608 - constants
+"""  # noqa: S608

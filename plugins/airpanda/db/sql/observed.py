@@ -1,5 +1,7 @@
 """Statements of what is seen of attempts: samples, answers to debug requests, outputs that lie elsewhere."""
 
+from airpanda.db.sql import anywhere
+
 # A repeat of a report writes nothing.
 ADD_SAMPLES = """
 INSERT INTO panda_sample (panda_id, attempt_nr, at_s, cpu_s, rss_mib, read_mib, written_mib, disk_mib, pss_mib,
@@ -20,11 +22,11 @@ DELETE FROM panda_sample s USING (
 WHERE s.panda_id = $1 AND s.attempt_nr = $2 AND s.at_s = spans.at_s AND spans.nr > 1 AND s.at_s < spans.high
 """
 
-SAMPLES = """
-SELECT at_s, cpu_s, rss_mib, read_mib, written_mib, disk_mib, pss_mib, processes FROM panda_sample
-WHERE panda_id = $1 AND attempt_nr = (SELECT max(attempt_nr) FROM panda_attempt WHERE panda_id = $1)
+SAMPLES = f"""
+SELECT at_s, cpu_s, rss_mib, read_mib, written_mib, disk_mib, pss_mib, processes FROM {anywhere.SAMPLE} AS s
+WHERE panda_id = $1 AND attempt_nr = (SELECT max(attempt_nr) FROM {anywhere.ATTEMPT} AS a WHERE panda_id = $1)
 ORDER BY at_s
-"""
+"""  # noqa: S608 - constants
 
 # The same question again, not answered yet, stays as it is.
 ASK = """

@@ -10,6 +10,11 @@ FROM panda_job j JOIN panda_task t USING (task_id) JOIN panda_credential c ON c.
 WHERE j.panda_id = $1
 """  # noqa: S608 - constants
 
+ARCHIVED_JOB = """
+SELECT j.panda_id, j.status, j.queue, NULL::bigint AS pilot_id, j.change_reason, t.owner
+FROM panda_archived_job j JOIN panda_task t USING (task_id) WHERE j.panda_id = $1
+"""
+
 BEFORE_IN_LANE = """
 SELECT count(*) FROM (SELECT FROM panda_job WHERE lane = $1 AND status = 'activated'
                       AND (activated_xid, panda_id) >= ($4, $5) AND (activated_xid, panda_id) < ($2, $3)

@@ -504,10 +504,55 @@ def upgrade() -> None:
         sa.Column("owner_ti", sa.Text(), nullable=False, comment="the try that may cancel; empty: none"),
         sa.Column("submitted_by", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("archived_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "ended_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="the last change of any of its jobs, once archived",
+        ),
+        sa.Column("in_archive", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.CheckConstraint("(archived_at IS NULL) = (ended_at IS NULL)", name=op.f("panda_task_archived_check")),
+        sa.CheckConstraint("archived_at IS NOT NULL OR NOT in_archive", name=op.f("panda_task_in_archive_check")),
         sa.PrimaryKeyConstraint("task_id", name=op.f("panda_task_pkey")),
         sa.UniqueConstraint("key_digest", name=op.f("panda_task_key_digest_key")),
     )
     op.create_index(op.f("panda_task_owner_task_id_ix"), "panda_task", ["owner", "task_id"], unique=False)
+    op.create_index(
+        "panda_task_here_ix", "panda_task", ["task_id"], unique=False, postgresql_where=sa.text("NOT in_archive")
+    )
+    op.create_index(
+        "panda_task_archived_ix", "panda_task", ["ended_at"], unique=False, postgresql_where=sa.text("in_archive")
+    )
+    op.create_table(
+        "panda_archived_job",
+        sa.Column("panda_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("task_id", sa.BigInteger(), nullable=False),
+        sa.Column("job_name", sa.Text(), nullable=False),
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("attempt_nr", sa.Integer(), nullable=False),
+        sa.Column("max_attempt", sa.SmallInteger(), nullable=False),
+        sa.Column("change_reason", sa.Text(), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("spec", sa.Text(), nullable=False),
+        sa.Column("attempts", JSON_B, nullable=False),
+        sa.Column("log", JSON_B, nullable=False),
+        sa.Column("samples", JSON_B, nullable=False),
+        sa.Column("archived_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("panda_id", name=op.f("panda_archived_job_pkey")),
+    )
+    op.create_table(
+        "panda_removed",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("first_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("last_id", sa.BigInteger(), nullable=False),
+        sa.Column("removed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("kind IN ('job', 'task')", name=op.f("panda_removed_kind_check")),
+        sa.CheckConstraint("first_id <= last_id", name=op.f("panda_removed_range_check")),
+        sa.PrimaryKeyConstraint("kind", "first_id", name=op.f("panda_removed_pkey")),
+    )
     op.create_table(
         "panda_task_scripts",
         sa.Column("task_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -547,6 +592,10 @@ def downgrade() -> None:
     op.drop_table("panda_lane")
     op.drop_table("panda_task_count")
     op.drop_table("panda_task_scripts")
+    op.drop_table("panda_removed")
+    op.drop_table("panda_archived_job")
+    op.drop_index("panda_task_archived_ix", table_name="panda_task", postgresql_where=sa.text("in_archive"))
+    op.drop_index("panda_task_here_ix", table_name="panda_task", postgresql_where=sa.text("NOT in_archive"))
     op.drop_index(op.f("panda_task_owner_task_id_ix"), table_name="panda_task")
     op.drop_table("panda_task")
     op.drop_table("panda_sample")

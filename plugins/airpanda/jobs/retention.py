@@ -1,0 +1,173 @@
+"""Storage that does not grow for ever: what has ended goes into the archive, and after long from there.
+
+Step by step, each of them one short transaction, so that a kill at any moment loses nothing and the next run goes on.
+One process at a time; others find the lock taken and do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airpanda.core.errors import ServiceError
+from airpanda.db.pool import Database
+from airpanda.db.sql import retention as sql
+from airpanda.jobs.store import job_range
+
+BATCH = 500
+AUDIT_BATCH = 5000
+
+
+@dataclass(frozen=True)
+class Keep:
+    """For how long: ``archive_after`` and ``remove_after`` since the last change of a panda task; None: for ever.
+
+    ``remove_after`` is for batches of pilots that are over, too; ``audit_after`` for the credential log.
+    """
+
+    archive_after: timedelta | None
+    remove_after: timedelta | None
+    audit_after: timedelta | None
+
+
+@dataclass
+class Done:
+    """What was done, or would be."""
+
+    tasks_archived: int = 0
+    jobs_archived: int = 0
+    tasks_removed: int = 0
+    jobs_removed: int = 0
+    batches_removed: int = 0
+    audit_removed: int = 0
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, each.name) for each in fields(self))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tasks_archived} panda tasks and {self.jobs_archived} jobs to the archive;"
+            f" {self.tasks_removed} panda tasks, {self.jobs_removed} jobs, {self.batches_removed} batches of pilots and"
+            f" {self.audit_removed} rows of the credential log removed"
+        )
+
+
+class Retention:
+    """Moves and removes. ``root`` is that of the file store, whose files go with their jobs."""
+
+    def __init__(self, database: Database, root: Path, keep: Keep) -> None:
+        self._database = database
+        self._root = root
+        self._keep = keep
+        self._passed = 0
+
+    async def step(self) -> Done:
+        """The next batch of everything that is due. Falsy: nothing is left to do, or somebody else is at it."""
+        done = Done()
+        if self._keep.archive_after is not None:
+            await self._archive(self._keep.archive_after, done)
+        if self._keep.remove_after is not None:
+            await self._remove(self._keep.remove_after, done)
+            await self._remove_batches(self._keep.remove_after, done)
+        if self._keep.audit_after is not None:
+            await self._remove_audit(self._keep.audit_after, done)
+        return done
+
+    async def would(self) -> Done:
+        """What is due, in whole; changes nothing."""
+        done = Done()
+        async with self._database.connection() as connection:
+            if self._keep.archive_after is not None:
+                row = await connection.fetchrow(sql.WOULD_ARCHIVE, self._keep.archive_after)
+                done.tasks_archived, done.jobs_archived = row["tasks"], int(row["jobs"])
+            if self._keep.remove_after is not None:
+                row = await connection.fetchrow(sql.WOULD_REMOVE, self._keep.remove_after)
+                done.tasks_removed, done.jobs_removed = row["tasks"], int(row["jobs"])
+                done.batches_removed = await connection.fetchval(sql.WOULD_REMOVE_BATCHES, self._keep.remove_after)
+            if self._keep.audit_after is not None:
+                done.audit_removed = await connection.fetchval(sql.WOULD_REMOVE_AUDIT, self._keep.audit_after)
+        return done
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[Any]:
+        """A transaction that no other process has at the same time; None: somebody has."""
+        async with self._database.transaction() as connection:
+            yield connection if await connection.fetchval(sql.LOCK) else None
+
+    async def _archive(self, after: timedelta, done: Done) -> None:
+        """Begin with the next panda task that is due, or move some more jobs of one that is begun."""
+        async with self._alone() as connection:
+            if connection is None:
+                return
+            task = await connection.fetchrow(sql.DUE, after, self._passed)
+            if task is None:
+                self._passed = 0
+                return
+            if task["archived_at"] is None and await connection.fetchval(sql.BEGIN, after, task["task_id"]) is None:
+                self._passed = task["task_id"]  # somebody has just opened it again
+                return
+            moved = await self._move(connection, task)
+            done.jobs_archived += moved
+            if await connection.fetchval(sql.DONE, task["task_id"], *job_range(task)) is not None:
+                done.tasks_archived += 1
+                self._passed = task["task_id"]
+            elif not moved:
+                self._passed = task["task_id"]
+                raise ServiceError(
+                    f"panda task {task['task_id']} was begun to be archived and has jobs that are not final: its rows"
+                    " were changed by hand; set its archived_at and ended_at to NULL",
+                    transient=False,
+                )
+
+    async def _move(self, connection: Any, task: Any) -> int:
+        panda_ids = [row["panda_id"] for row in await connection.fetch(sql.ARCHIVE, *job_range(task), BATCH)]
+        for statement in sql.LEAVE:
+            await connection.execute(statement, panda_ids)
+        return len(panda_ids)
+
+    async def _remove(self, after: timedelta, done: Done) -> None:
+        async with self._alone() as connection:
+            task = None if connection is None else await connection.fetchrow(sql.OLD, after)
+            if task is None:
+                return
+            rows = await connection.fetch(sql.ARCHIVED_IDS, *job_range(task), BATCH)
+            panda_ids = [row["panda_id"] for row in rows]
+            await self._remove_jobs(connection, panda_ids)
+            done.jobs_removed += len(panda_ids)
+            if len(panda_ids) < BATCH:
+                for statement in sql.REMOVE_TASK:
+                    await connection.execute(statement, task["task_id"])
+                await _note(connection, "task", task["task_id"], task["task_id"])
+                done.tasks_removed += 1
+
+    async def _remove_jobs(self, connection: Any, panda_ids: list[int]) -> None:
+        """Files before their names: after a kill in between they are named still, and removed by the next run."""
+        for row in await connection.fetch(sql.BLOBS, panda_ids):
+            (self._root / row["blob"]).unlink(missing_ok=True)
+        for statement in sql.REMOVE:
+            await connection.execute(statement, panda_ids)
+        if panda_ids:
+            await _note(connection, "job", panda_ids[0], panda_ids[-1])
+
+    async def _remove_batches(self, after: timedelta, done: Done) -> None:
+        async with self._alone() as connection:
+            rows = [] if connection is None else await connection.fetch(sql.OLD_BATCHES, after, BATCH)
+            batch_ids = [row["batch_id"] for row in rows]
+            for statement in sql.REMOVE_BATCHES if batch_ids else ():
+                await connection.execute(statement, batch_ids)
+            done.batches_removed += len(batch_ids)
+
+    async def _remove_audit(self, after: timedelta, done: Done) -> None:
+        async with self._alone() as connection:
+            if connection is not None:
+                text = await connection.execute(sql.REMOVE_AUDIT, after, AUDIT_BATCH)
+                done.audit_removed += int(text.split()[-1])
+
+
+async def _note(connection: Any, kind: str, first: int, last: int) -> None:
+    if await connection.fetchval(sql.EXTEND, kind, first, last) is None:
+        await connection.execute(sql.NOTE_REMOVED, kind, first, last)
