@@ -27,7 +27,7 @@ def pilot_json(
     ``sealed``, the token for the key of the pilot's proxy, the text holds that instead and no secret. ``proxy`` is
     that proxy where the CE brings it along, in the place of ``[pilot] proxy``.
     """
-    wire = queue.to_wire()
+    wire = queue.wire
     pilot = wire["pilot"]
     return json.dumps(
         {

@@ -14,6 +14,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 from urllib.parse import urlsplit
@@ -353,7 +354,7 @@ class PandaQueue:
     @property
     def fingerprint(self) -> str:
         """Changes when the queue's file does in any way that matters."""
-        return hashlib.sha256(json.dumps(self.to_wire(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.wire, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_online(self) -> bool:
@@ -366,6 +367,11 @@ class PandaQueue:
     @property
     def features(self) -> tuple[str, ...]:
         return self.pilot.features
+
+    @cached_property
+    def wire(self) -> Mapping[str, Any]:
+        """What ``to_wire`` gives, made once: to be read only."""
+        return self.to_wire()
 
     def to_wire(self) -> dict[str, Any]:
         """Plain JSON values, for ``IntendedBatch.queue``."""
