@@ -11,7 +11,7 @@ from airpanda.core.clock import to_wire
 from airpanda.core.errors import ConflictError
 from airpanda.db.pool import Database
 from airpanda.db.sql import factory as sql
-from airpanda.messages import Demand, FactoryEnd, LivePilot, NodeBench, OpenBatch, RecentBatch, RecentNode
+from airpanda.messages import Demand, FactoryEnd, NodeBench, OpenBatch, RecentBatch, RecentNode
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class FactoryRegistry:
         return {} if row is None else row["memory"]
 
     async def look(self, queue: str, slot: SlotNeeds) -> dict[str, Any]:
-        """The fields of a ``FactoryView`` that come from the tables."""
+        """The fields of a ``FactoryView`` that come from the tables; ``pilots`` is the text of a JSON list."""
         needs = (slot.cores, slot.memory_mib, slot.disk_mib, slot.walltime_s, list(slot.features))
         async with self._database.transaction() as connection:
             demand = await connection.fetchrow(sql.DEMAND, queue, *needs)
             recent = await connection.fetchrow(sql.RECENT, queue)
             return {
                 "demand": Demand(**demand),
-                "pilots": [LivePilot.model_construct(**row) for row in await connection.fetch(sql.LIVE, queue)],
+                "pilots": await connection.fetchval(sql.LIVE_JSON, queue),
                 "batches": [RecentBatch(**row) for row in recent["batches"]],
                 "queue_s": recent["queue_s"],
                 "nodes": [RecentNode(**row) for row in recent["nodes"]],

@@ -54,6 +54,9 @@ FROM panda_pilot p LEFT JOIN panda_batch b USING (batch_id)
 WHERE p.queue = $1 AND ended_at IS NULL ORDER BY pilot_id
 """
 
+# There can be thousands: their JSON is made here and handed through as it is.
+LIVE_JSON = f"SELECT coalesce(json_agg(live), '[]')::text FROM ({LIVE}) AS live"  # noqa: S608 - a constant
+
 # One look at the latest pilots for all that is counted of them. What the element never took (no handle) says nothing
 # about its pilots; a benched pilot is as good as eaten.
 RECENT = """
