@@ -68,6 +68,26 @@ def test_kill_9_of_a_worker_between_submission_and_deferral(grid: Grid, tmp_path
         grid.assert_never_doubled(run, "grid_held_retry")
 
 
+def test_of_a_dag_that_is_deleted_while_its_jobs_run_the_watchdog_cancels_the_jobs(grid: Grid) -> None:
+    """Its runs, task instances and triggers are gone; nobody calls on_kill."""
+    dag = "grid_deleted"
+    run = grid.start(dag, n=2)
+    grid.watched(run, dag)
+    (job,) = grid.rig.pilots.claim(grid.dn, n=1)
+    grid.rig.pilots.run(grid.dn, job)
+    bystander = grid.start(n=1)
+    deleted = grid.rig.client.http.delete(f"/api/v2/dags/{dag}")
+    assert deleted.is_success, deleted.text
+    watch = grid.rig.client.start("panda_watchdog")
+    grid.rig.client.wait_for("panda_watchdog", watch, "stop_orphans", "success")
+    (stopped,) = grid.rig.client.value("panda_watchdog", watch, "stop_orphans")
+    assert (stopped["owner"], stopped["state"]) == ("alice", None)
+    assert sorted(status for status, _ in grid.states(run, dag).values()) == ["cancelled", "running"]
+    reply = grid.rig.pilots.do(grid.rig.pilots.pilot(grid.dn).good_report(job, "running"))
+    assert reply["command"] == "tobekilled"
+    assert {status for status, _ in grid.states(bystander).values()} == {"activated"}
+
+
 @pytest.mark.parametrize("state", ["success", "failed"])
 def test_marked_with_the_triggerer_down_the_watchdog_cancels_the_jobs(grid: Grid, state: str) -> None:
     """Nobody calls on_kill, and no other try comes: the DAG panda_watchdog finds what nobody waits for."""
