@@ -68,7 +68,7 @@ def test_kill_9_of_a_worker_between_submission_and_deferral(grid: Grid, tmp_path
         grid.assert_never_doubled(run, "grid_held_retry")
 
 
-def test_of_a_dag_that_is_deleted_while_its_jobs_run_the_watchdog_cancels_the_jobs(grid: Grid) -> None:
+def test_jobs_of_a_dag_that_is_deleted_while_they_run_are_stopped_by_the_watchdog(grid: Grid) -> None:
     """Its runs, task instances and triggers are gone; nobody calls on_kill."""
     dag = "grid_deleted"
     run = grid.start(dag, n=2)
