@@ -94,6 +94,20 @@ def test_workers_have_no_database_and_none_of_the_installations_keys(airflow_rig
             assert secret not in seen
 
 
+def test_a_queue_is_waited_for_until_it_has_room_in_both_ways(death: Death) -> None:
+    """In the triggerer and by being rescheduled, with what the templates say."""
+    grid, rig, dag_id = death.grid, death.grid.rig, "queue_sensors"
+    full = grid.start(DAG, n=2, queue="OTHER")
+    run = rig.client.start(dag_id, queue="OTHER", at_most_waiting=1)
+    rig.client.wait_for(dag_id, run, "deferred", "deferred")
+    rig.client.wait_for(dag_id, run, "rescheduled", "up_for_reschedule")
+    grid.finish(*grid.claim(full, DAG, "OTHER"), queue="OTHER")
+    for task_id in ("deferred", "rescheduled"):
+        rig.client.wait_for(dag_id, run, task_id, "success")
+        seen = rig.client.value(dag_id, run, task_id)
+        assert (seen["queue"], seen["state"], seen["waiting"]) == ("OTHER", "online", 0)
+
+
 def test_two_schedulers_and_two_triggerers_and_one_of_each_dies(death: Death) -> None:
     """Those that are left take over what waits: nothing is lost, nothing is done twice."""
     grid, rig = death.grid, death.grid.rig
