@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -249,7 +250,11 @@ def test_the_wait_ends_when_enough_have_registered_or_none_can_any_more(view: An
         assert "0 of 2 ever registered: broken" in found[1]
 
 
-async def test_the_trigger_outlasts_an_absent_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_trigger_outlasts_an_absent_dispatcher_and_fires_when_the_deferral_has_been_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("airpanda.triggers.settling.SETTLE_S", 0.5)
+    began = time.monotonic()
     away = Answer(503, json.dumps({"detail": "restarting"}).encode())
     with http_stub(away, answer(batch_view("submitted")), answer(batch_view("started", registered=1))) as stub:
         connect(monkeypatch, port=stub.port)
@@ -258,6 +263,7 @@ async def test_the_trigger_outlasts_an_absent_dispatcher(monkeypatch: pytest.Mon
         )
         events = [event.payload async for event in trigger.run()]
     assert [(event["batch_id"], event["good"]) for event in events] == [(4, True)]
+    assert time.monotonic() - began >= 0.5
 
 
 @pytest.mark.parametrize("is_mine", [True, False])

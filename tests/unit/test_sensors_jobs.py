@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from support.airflow_connection import connect
 from support.http_stub import Answer, http_stub
 
 from airpanda.core.errors import NotFoundError
 from airpanda.sensors.jobs import PandaJobSensor, PandaTaskSensor
+from airpanda.triggers.panda_task import PandaTaskTrigger
 
 
 def progress(**counts: int) -> Answer:
@@ -52,6 +53,30 @@ def test_a_panda_task(monkeypatch: pytest.MonkeyPatch, answer: Answer, at_least:
 def test_a_panda_task_that_ended_badly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AirflowFailException, match="ended with 1 finished jobs of 2 that must"):
         poke(monkeypatch, progress(finished=1, failed=1), PandaTaskSensor(task_id="t", panda_task_id=7))
+
+
+def test_a_panda_task_is_waited_for_in_the_triggerer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    sensor = PandaTaskSensor(task_id="t", panda_task_id="7", deferrable=True, poke_interval=9)
+    with http_stub(progress(running=1), progress(running=2), progress(finished=2)) as stub:
+        connect(monkeypatch, port=stub.port)
+        with pytest.raises(TaskDeferred) as first:
+            sensor.execute({})
+        with pytest.raises(TaskDeferred):
+            sensor.execute_complete({}, {"done": True, "note": ""})  # somebody has re-opened a job meanwhile
+        assert sensor.execute_complete({}, {"done": True, "note": ""}) == {"finished": 2}
+    path, arguments = first.value.trigger.serialize()
+    trigger = PandaTaskTrigger(**arguments)
+    assert trigger.serialize() == (path, arguments)
+    assert (trigger.panda_task_id, trigger.poll_s) == (7, 9)
+    with pytest.raises(AirflowFailException, match="could not be followed: no such task"):
+        sensor.execute_complete({}, {"done": False, "note": "no such task"})
+
+
+async def test_a_cleared_sensor_kills_nobodys_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(progress(running=1)) as stub:
+        connect(monkeypatch, port=stub.port)
+        await PandaTaskTrigger(panda_task_id=7, ti=None, panda_conn_id="panda_default").on_kill()
+    assert stub.seen == []
 
 
 def test_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -112,6 +113,15 @@ async def test_the_pause_grows_while_nobody_answers(monkeypatch: pytest.MonkeyPa
     assert pauses == [200.0, 300.0, 300.0, 100.0]
 
 
+async def test_it_never_fires_before_the_scheduler_can_have_seen_the_deferral(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airpanda.triggers.settling.SETTLE_S", 0.3)
+    for answer in (queue(), Answer(404, b"{}")):
+        began = time.monotonic()
+        await fired(monkeypatch, [answer])
+        assert time.monotonic() - began >= 0.3
+
+
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(panda_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr("airpanda.triggers.settling.SETTLE_S", 0.0)

@@ -20,7 +20,7 @@ TI = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airpanda.triggers.panda_task.SETTLE_S", 0.0)
+    monkeypatch.setattr("airpanda.triggers.settling.SETTLE_S", 0.0)
 
 
 def progress(done: bool) -> Answer:
@@ -134,7 +134,7 @@ async def test_a_connection_that_cannot_be_read_ends_the_wait_instead_of_hanging
 async def test_it_never_fires_before_the_scheduler_can_have_seen_the_deferral(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("airpanda.triggers.panda_task.SETTLE_S", 0.3)
+    monkeypatch.setattr("airpanda.triggers.settling.SETTLE_S", 0.3)
     for answer in (progress(True), refusal(404)):
         with http_stub(answer) as stub:
             connect(monkeypatch, port=stub.port)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
 from airflow.sdk.exceptions import AirflowFailException
 
 from airpanda.hooks import calls
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import JobStatus
-from airpanda.triggers.panda_task import describe
+from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
 
 class PandaTaskSensor(BaseSensorOperator):
@@ -19,7 +20,9 @@ class PandaTaskSensor(BaseSensorOperator):
 
     Args:
         panda_task_id: its number, for example another task's ``.output["task_id"]`` (templated).
-        at_least: how many jobs must have finished; all by default.
+        at_least: how many jobs must have finished; all by default (templated).
+        deferrable: wait in the triggerer, together with the tasks that wait for their own jobs, instead of being
+            rescheduled each ``poke_interval`` seconds; Airflow's ``[operators] default_deferrable`` by default.
     """
 
     template_fields: Sequence[str] = ("panda_task_id", "at_least")
@@ -30,6 +33,7 @@ class PandaTaskSensor(BaseSensorOperator):
         *,
         panda_task_id: Any,
         at_least: Any = None,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         panda_conn_id: str = PandaHook.default_conn_name,
         mode: str = "reschedule",
         **kwargs: Any,
@@ -37,7 +41,33 @@ class PandaTaskSensor(BaseSensorOperator):
         super().__init__(mode=mode, **kwargs)
         self.panda_task_id = panda_task_id
         self.at_least = at_least
+        self.deferrable = deferrable
         self.panda_conn_id = panda_conn_id
+
+    def execute(self, context: Any) -> Any:
+        """Raises as :meth:`poke`."""
+        if not self.deferrable:
+            return super().execute(context)
+        seen = self.poke(context)
+        if seen.is_done:
+            return seen.xcom_value
+        self.defer(
+            trigger=PandaTaskTrigger(
+                panda_task_id=int(self.panda_task_id),
+                ti=None,
+                poll_s=self.poke_interval,
+                panda_conn_id=self.panda_conn_id,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
+        raise AssertionError("unreachable: defer raises")
+
+    def execute_complete(self, context: Any, event: Mapping[str, Any]) -> Any:
+        """Resume; what somebody has re-opened meanwhile is waited for again. Raises as :meth:`poke`."""
+        if not event["done"]:
+            raise AirflowFailException(f"panda task {self.panda_task_id} could not be followed: {event['note']}")
+        return self.execute(context)
 
     def poke(self, context: Any) -> PokeReturnValue:
         """Raises:

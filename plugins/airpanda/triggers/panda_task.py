@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,11 +13,7 @@ from airpanda.hooks import calls
 from airpanda.hooks.board import board_of
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import KillRequest, TaskInstanceKey, TaskProgress
-
-SETTLE_S = 4.0
-"""No trigger fires sooner after its start. Airflow 3.3.2 marks a task as failed that is queued again before the
-scheduler has seen the end of its first process ("finished with state success, but the task instance's state attribute
-is queued"), and on a busy machine that is seen seconds later."""
+from airpanda.triggers.settling import settled
 
 
 class PandaTaskTrigger(BaseTrigger):
@@ -30,14 +25,21 @@ class PandaTaskTrigger(BaseTrigger):
 
     Args:
         panda_task_id: the panda task.
-        ti: the task instance on whose behalf the jobs run; only what it still owns is cancelled by a kill.
+        ti: the task instance on whose behalf the jobs run; only what it still owns is cancelled by a kill. None: of who
+            only watches, and whose kill is nothing to the jobs.
         poll_s: seconds between two questions.
         panda_conn_id: Airflow Connection of the dispatcher.
         returns: how often the resumed task has gone back to waiting.
     """
 
     def __init__(
-        self, *, panda_task_id: int, ti: dict[str, Any], poll_s: float = 2.0, panda_conn_id: str, returns: int = 0
+        self,
+        *,
+        panda_task_id: int,
+        ti: dict[str, Any] | None,
+        poll_s: float = 2.0,
+        panda_conn_id: str,
+        returns: int = 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.panda_task_id = panda_task_id
@@ -61,14 +63,13 @@ class PandaTaskTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event."""
-        settled_at = time.monotonic() + SETTLE_S
+        started = time.monotonic()
         try:
             progress = await self._wait()
             said = {"done": progress.done, "note": progress.note}
         except AirpandaError as error:
             said = {"done": False, "note": str(error)}
-        if (rest_s := settled_at - time.monotonic()) > 0:
-            await asyncio.sleep(rest_s)
+        await settled(started)
         yield TriggerEvent({"panda_task_id": self.panda_task_id, **said, "returns": self.returns})
 
     async def _wait(self) -> TaskProgress:
@@ -90,6 +91,8 @@ class PandaTaskTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """A user cleared or marked the waiting task: cancel what this try still owns, and nothing else."""
+        if self.ti is None:
+            return
         request = KillRequest(
             reason="the waiting Airflow task was cleared or marked", ti=TaskInstanceKey.model_validate(self.ti)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from airpanda.hooks.computing import element_of, wrapper_path
 from airpanda.hooks.panda import PandaHook
 from airpanda.hooks.submission import cancel_pilots
 from airpanda.messages import BatchView, TaskInstanceKey
+from airpanda.triggers.settling import settled
 
 _SLOWEST_POLL_S = 60.0
 
@@ -57,10 +59,12 @@ class PilotBatchTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event."""
+        started = time.monotonic()
         try:
             good, note = await self._wait()
         except AirpandaError as error:
             good, note = False, str(error)
+        await settled(started)
         yield TriggerEvent({"batch_id": self.batch_id, "good": good, "note": note})
 
     async def _wait(self) -> tuple[bool, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from airpanda.core.errors import AirpandaError, ServiceError
 from airpanda.hooks import calls
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import QueueView
+from airpanda.triggers.settling import settled
 
 _SLOWEST_POLL_S = 300.0
 
@@ -78,10 +80,12 @@ class PandaQueueTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event."""
+        started = time.monotonic()
         try:
             said: dict[str, Any] = {"view": (await self._wait()).model_dump(mode="json")}
         except AirpandaError as error:
             said = {"note": str(error)}
+        await settled(started)
         yield TriggerEvent(said)
 
     async def _wait(self) -> QueueView:
