@@ -83,7 +83,7 @@ def wrapper_path() -> Path:
 
 
 def ssh_login(conn_id: str) -> SshLogin:
-    """The login of a Connection of type SSH.
+    """The login of a Connection, of any type.
 
     Its login is the user; its password, or in its extra ``private_key`` (text), ``key_file`` (path on the worker),
     ``private_key_passphrase`` and ``allow_agent`` say with what. The extra's names are those of Airflow's SSH provider.

@@ -26,7 +26,7 @@ _FIRST_PAUSE_S = 0.5
 class PandaHook(ConnectionHook):
     """Talks to the dispatcher named by an Airflow Connection.
 
-    The Connection (type HTTP) has host, port, schema (``http`` or ``https``), the client token as its password, and
+    The Connection (any type) has host, port, schema (``http`` or ``https``), the client token as its password, and
     may have ``{"base_path": "/panda", "ca_file": "/path"}`` as extra. The environment (proxies, CA bundles)
     does not change where requests go or whom they trust. A token that is refused is read again from the Connection:
     tokens are changed there, and nowhere else.
