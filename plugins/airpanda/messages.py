@@ -117,6 +117,9 @@ class JobStatus(StrEnum):
         return self in _FINAL
 
 
+NOBODY_TOOK_IT = "no pilot has taken it within"
+"""How the reason of a job begins that was closed because its queue had no pilot for it."""
+
 _FINAL = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.CLOSED})
 
 

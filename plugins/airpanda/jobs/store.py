@@ -40,6 +40,7 @@ from airpanda.jobs.rules import (
     took_too_long,
 )
 from airpanda.messages import (
+    NOBODY_TOOK_IT,
     AcquiredJob,
     DebugWhat,
     JobError,
@@ -278,7 +279,7 @@ class JobStore:
 
     async def close_overdue(self, longest: timedelta) -> int:
         """Close jobs that have waited for too long; answer how many, at most some of each lane."""
-        says = f"no pilot has taken it within {int(longest.total_seconds())} s"
+        says = f"{NOBODY_TOOK_IT} {int(longest.total_seconds())} s"
         async with self._database.transaction() as connection:
             done = await connection.execute(sql.CLOSE_OVERDUE, says, BATCH, longest)
         return int(done.split()[-1])

@@ -20,7 +20,7 @@ from airpanda.jobs.inputs import demand_inputs
 from airpanda.jobs.lanes import Shape, follow_credential, gathered, open_lanes, shape_of
 from airpanda.jobs.retry import Needs, raised_s_within
 from airpanda.jobs.store import demand_here, job_range, open_new_attempts, owner_of
-from airpanda.messages import JobSpec, JobSubmission, SubmissionReply
+from airpanda.messages import NOBODY_TOOK_IT, JobSpec, JobSubmission, SubmissionReply
 
 _JOB_COLUMNS = (
     "panda_id",
@@ -42,7 +42,7 @@ _JOB_COLUMNS = (
 
 @dataclass(frozen=True)
 class Known:
-    """Where a panda task's jobs are now, and the queues where one of them failed for a reason of the site."""
+    """Where a panda task's jobs are now, and the queues where a site failed one of them, or no pilot took one."""
 
     queue: str
     failed_at: frozenset[str]
@@ -70,7 +70,7 @@ class Submissions:
             task = await connection.fetchrow(sql.TASK_IF_KNOWN, _key_digest(wanted, f"client:{client}"))
             if task is None:
                 return None
-            failed = await connection.fetch(sql.FAILED_BY_SITE, *job_range(task))
+            failed = await connection.fetch(sql.FAILED_BY_SITE, *job_range(task), NOBODY_TOOK_IT)
         return Known(task["queue"], frozenset(row["queue"] for row in failed))
 
     async def waiting(self, queues: Collection[str]) -> dict[str, int]:

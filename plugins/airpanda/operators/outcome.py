@@ -9,7 +9,7 @@ from typing import Literal
 
 from airflow.sdk.exceptions import AirflowException
 
-from airpanda.messages import Blame, JobStatus, JobView
+from airpanda.messages import NOBODY_TOOK_IT, Blame, JobStatus, JobView
 
 Fault = Literal["user", "site", "system", "credential", "cancelled"]
 _WHO: Mapping[Fault, str] = {
@@ -96,7 +96,7 @@ def fault_of(job: JobView) -> Fault:
     if job.status is JobStatus.CANCELLED:
         return "cancelled"
     if job.status is JobStatus.CLOSED:
-        return "credential"
+        return "site" if job.reason.startswith(NOBODY_TOOK_IT) else "credential"
     if not errors:
         return "user"
     return {Blame.USER: "user", Blame.SITE: "site", Blame.SYSTEM: "system"}[errors[0].blame]  # type: ignore[return-value]

@@ -33,6 +33,9 @@ RETIRE_TASK = "UPDATE panda_task SET key_digest = sha256(key_digest || int8send(
 FAILED_BY_SITE = """
 SELECT DISTINCT j.queue FROM panda_job j JOIN panda_attempt a USING (panda_id, attempt_nr)
 WHERE j.panda_id BETWEEN $1 AND $2 AND j.status = 'failed' AND a.errors->0->>'blame' = 'site'
+UNION
+SELECT queue FROM panda_job
+WHERE panda_id BETWEEN $1 AND $2 AND status = 'closed' AND starts_with(change_reason, $3)
 """
 
 ADOPT_TASK = """
