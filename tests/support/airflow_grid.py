@@ -36,6 +36,11 @@ class Grid:
         self.waits(run_id, dag_id=dag_id)
         return run_id
 
+    def adopt(self, dag_id: str, run_id: str) -> str:
+        """A run that somebody else has started ends with the test, too; its id."""
+        self._runs.append((dag_id, run_id))
+        return run_id
+
     def start_held(self, dag_id: str, *, pid_file: str, **conf: Any) -> str:
         """A run whose task ``work`` has submitted and stays a running process, whose pid is in the file."""
         run_id = self.rig.client.start(dag_id, pid_file=pid_file, **conf)
@@ -71,9 +76,9 @@ class Grid:
         for job in jobs:
             self.rig.pilots.fail(self.dn, job, error=error, log=log)
 
-    def states(self, run_id: str, dag_id: str = "grid") -> dict[int, tuple[str, int]]:
+    def states(self, run_id: str, dag_id: str = "grid", task_id: str = "work") -> dict[int, tuple[str, int]]:
         """PandaID → status and attempt."""
-        return {row[0]: (row[1], row[2]) for row in self.rig.jobs_of(run_id, "work", dag_id)}
+        return {row[0]: (row[1], row[2]) for row in self.rig.jobs_of(run_id, task_id, dag_id)}
 
     def log(self, run_id: str, tries: int = 1, dag_id: str = "grid") -> str:
         return self.rig.client.log(dag_id, run_id, "work", tries)
