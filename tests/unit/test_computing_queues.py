@@ -168,7 +168,46 @@ def test_the_examples_load_and_are_offline() -> None:
     assert {name: queue.is_online for name, queue in queues.items()} == {
         "EXAMPLE_ARC": False,
         "EXAMPLE_GRAM": False,
+        "EXAMPLE_KUBERNETES": False,
         "EXAMPLE_OPTIONAL": False,
         "EXAMPLE_REQUIRED": False,
         "EXAMPLE_SLURM": False,
     }
+
+
+KUBERNETES = """\
+[queue]
+name = "K"
+[ce]
+kind = "kubernetes"
+url = "https://kube.example.org:6443"
+ca_file = "/etc/kube-ca.pem"
+namespace = "pilots"
+image = "wn:1"
+[pilot]
+code = "/opt/airpanda/plugins"
+dispatcher_url = "https://panda.example.org"
+ca_dir = "/etc/grid-security/certificates"
+proxy = "/etc/grid-security/pilot.proxy"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("https://kube", "http://kube", 5, "must be https://"),
+        ('"/etc/kube-ca.pem"', '"kube-ca.pem"', 6, "absolute path on this machine"),
+        ('"pilots"', '"Pilots"', 7, "lower-case"),
+        ('"wn:1"', '"wn 1"', 8, "container image"),
+        ('image = "wn:1"', "", 3, "image is missing"),
+        ("[pilot]", 'node_selector = ["pool"]\n[pilot]', 9, "must be name=value"),
+        ("[pilot]", 'host_paths = ["cvmfs"]\n[pilot]', 9, "absolute path"),
+        ("[pilot]", "uid = 0\n[pilot]", 9, "uid = 0 must be more than 0"),
+        ("proxy = ", "#", 9, "proxy is missing"),
+    ],
+)
+def test_errors_of_a_cluster_name_file_line_and_what_is_wrong(old: str, new: str, line: int, words: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_queue(KUBERNETES.replace(old, new, 1), "K.toml")
+    assert str(caught.value).startswith(f"K.toml:{line}: ")
+    assert words in str(caught.value)

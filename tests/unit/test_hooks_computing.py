@@ -13,6 +13,8 @@ from support.pki import Pki, pki
 
 from airpanda.computing.arc import ArcElement
 from airpanda.computing.elements import CECredentialError
+from airpanda.computing.gram import GramElement
+from airpanda.computing.kube import KubernetesElement
 from airpanda.computing.queues import load_queue
 from airpanda.core.errors import ConfigurationError, CredentialError
 from airpanda.hooks.computing import element_of, ssh_login
@@ -59,6 +61,29 @@ def test_an_arc_ce_is_met_as_the_robot_that_the_connection_names(monkeypatch: py
     element = arc_element(monkeypatch, certificate_file=certificate, key_file=key)
     assert isinstance(element, ArcElement)
     assert element._rest.credential.identity == pki.dn("pilot")
+
+
+def element_with(monkeypatch: pytest.MonkeyPatch, example: str, **values: Any) -> Any:
+    there = connection(**values)
+    monkeypatch.setattr(BaseHook, "get_connection", classmethod(lambda _cls, _id: there))
+    return element_of(load_queue(ROOT / f"include/queues/{example}.toml"), ROOT / "include/pilot/wrapper.sh")
+
+
+def test_a_gram_ce_is_met_as_the_robot_too(monkeypatch: pytest.MonkeyPatch, pki: Pki) -> None:
+    certificate, key = map(str, pki.user("pilot"))
+    extra = {"certificate_file": certificate, "key_file": key}
+    element = element_with(monkeypatch, "EXAMPLE_GRAM", extra_dejson=extra)
+    assert isinstance(element, GramElement)
+    assert element._gram.credential.identity == pki.dn("pilot")
+
+
+def test_a_cluster_takes_the_connections_password_as_token(monkeypatch: pytest.MonkeyPatch, canaries: Canaries) -> None:
+    token = canaries.plant("token")
+    element = element_with(monkeypatch, "EXAMPLE_KUBERNETES", password=token)
+    assert isinstance(element, KubernetesElement)
+    assert element._api._token.reveal() == token
+    with pytest.raises(CECredentialError, match="'example_kubernetes'"):
+        element_with(monkeypatch, "EXAMPLE_KUBERNETES", password=None)
 
 
 def test_a_robot_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, pki: Pki, tmp_path: Path) -> None:

@@ -9,4 +9,5 @@ what runs there). ``batch`` runs them on a batch system: a transport (``transpor
 ``remote``, which speak one of the ``dialects``. ``arc`` runs them on an ARC CE: ``arc_description`` writes what it is
 told, ``arc_answers`` reads what it says, ``arc_rest`` carries both.
 ``gram`` runs them on a Globus GRAM5 CE: ``gram_rsl`` has what is said to it, ``gram_client`` says it.
+``kube`` runs them on a Kubernetes cluster: ``kube_objects`` has its objects, ``kube_api`` carries them.
 """

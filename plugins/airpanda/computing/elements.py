@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NewType, Protocol, runtime_checkable
 
-from airpanda.computing.queues import BatchCE, GramCE, LocalCE, PandaQueue
+from airpanda.computing.queues import BatchCE, GramCE, KubernetesCE, LocalCE, PandaQueue
 from airpanda.core.errors import ServiceError
 from airpanda.core.secret import Secret
 
@@ -274,7 +274,12 @@ class NotFoundAtCEError(ComputingElementError):
 
 
 def make_element(
-    queue: PandaQueue, wrapper: Path, *, login: SshLogin | None = None, credential: ProxyCredential | None = None
+    queue: PandaQueue,
+    wrapper: Path,
+    *,
+    login: SshLogin | None = None,
+    credential: ProxyCredential | None = None,
+    token: Secret[str] | None = None,
 ) -> ComputingElement:
     """The computing element of a queue.
 
@@ -282,6 +287,7 @@ def make_element(
         wrapper: the file that starts pilots, ``include/pilot/wrapper.sh``.
         login: for a queue with ``[ce] host``: what its ``conn_id`` holds.
         credential: for an ARC or GRAM CE: the robot's, which its ``conn_id`` names.
+        token: for a Kubernetes cluster: the password of its ``conn_id``.
 
     Raises:
         InvalidDescriptionError: the wrapper cannot be read.
@@ -303,6 +309,10 @@ def make_element(
         from airpanda.computing.gram import make_gram_element
 
         return make_gram_element(queue, text, credential)
+    if isinstance(queue.ce, KubernetesCE):
+        from airpanda.computing.kube import make_kubernetes_element
+
+        return make_kubernetes_element(queue, text, token)
     from airpanda.computing.arc import make_arc_element
 
     return make_arc_element(queue, text, credential)

@@ -198,8 +198,48 @@ class GramCE:
                 raise ValueError(f"{key} must not hold line breaks")
 
 
-CE = LocalCE | BatchCE | ArcCE | GramCE
-CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE] | type[GramCE]] = {
+@dataclass(frozen=True)
+class KubernetesCE:
+    """A namespace of a Kubernetes cluster, whose API server is at ``url``.
+
+    ``conn_id`` is the Airflow connection with the account's token as password, and ``ca_file`` the CA on this machine
+    that the API server's certificate must come from. Pilots run in ``image`` as ``uid``; ``host_paths`` of the nodes,
+    such as ``/cvmfs``, are there read-only. ``node_selector`` holds labels as ``name=value``. ``max_pilots``: all that
+    have not ended in the namespace.
+    """
+
+    kind: str
+    url: str
+    ca_file: str
+    namespace: str
+    image: str
+    conn_id: str = ""
+    uid: int = 1000
+    host_paths: tuple[str, ...] = ()
+    node_selector: tuple[str, ...] = ()
+    max_pilots: int = 1000
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.url)
+        if url.scheme != "https" or not url.hostname or url.query or url.fragment or "@" in url.netloc:
+            raise ValueError(f"url = {self.url!r} must be https://host[:port]")
+        if not self.ca_file.startswith("/"):
+            raise ValueError(f"ca_file = {self.ca_file!r} must be an absolute path on this machine")
+        if re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", self.namespace) is None:
+            raise ValueError(f"namespace = {self.namespace!r} must be lower-case letters, digits and '-'")
+        if not self.image or any(c.isspace() for c in self.image):
+            raise ValueError(f"image = {self.image!r} must be the name of a container image")
+        for path in self.host_paths:
+            _absolute("host_paths", path)
+        for pair in self.node_selector:
+            if re.fullmatch(r"[A-Za-z0-9./_-]+=[A-Za-z0-9._-]*", pair) is None:
+                raise ValueError(f"node_selector = {pair!r} must be name=value")
+        _positive("uid", self.uid)
+        _positive("max_pilots", self.max_pilots)
+
+
+CE = LocalCE | BatchCE | ArcCE | GramCE | KubernetesCE
+CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE] | type[GramCE] | type[KubernetesCE]] = {
     "local": LocalCE,
     "slurm": BatchCE,
     "gridengine": BatchCE,
@@ -207,6 +247,7 @@ CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE] | type[GramCE
     "pbs": BatchCE,
     "arc": ArcCE,
     "gram": GramCE,
+    "kubernetes": KubernetesCE,
 }
 BRINGS_PROXY = (ArcCE, GramCE)
 """Kinds that give a pilot a proxy of the robot: ``[pilot] proxy`` may be empty."""

@@ -1,0 +1,239 @@
+"""What a Kubernetes cluster is told of pilots and what it says of them: objects of its API as plain values. No I/O.
+
+A batch is one Indexed Job and one Secret with a file for each index. A pod mounts the one file of its own index: the
+container sees no other pilot's secret. The tag is an annotation, as labels take fewer characters; a digest of it names
+the Job, so the API server itself refuses to make a batch twice.
+
+Source: Kubernetes 1.33, batch/v1 (Indexed Jobs with backoffLimitPerIndex) and v1.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airpanda.computing.elements import InvalidDescriptionError, PilotJobState, Status
+from airpanda.computing.queues import KubernetesCE, PandaQueue
+
+MANAGED = "app.kubernetes.io/managed-by=airpanda"
+BATCH = "airpanda/batch"
+TAG = "airpanda/tag"
+PILOTS = "airpanda/pilots"
+CANCELLED = "airpanda/cancelled"
+JOB_NAME = "batch.kubernetes.io/job-name"
+INDEX = "batch.kubernetes.io/job-completion-index"
+MAX_SECRET_BYTES = 1024 * 1024
+_KEPT_S = 2 * 86400  # a Job that nobody purges
+_GRACE_S = 60
+_START_AT, _WORK_AT = "/airpanda", "/airpanda-work"
+_STUCK = re.compile(r"Err|BackOff|Invalid|CreateContainer")
+
+# The mounted file cannot be removed, and is readable for the container's group: the pilot gets a 0600 copy of its own.
+_START = """\
+umask 077
+cd {work} && mkdir -p tmp && cat {start}/pilot.json >pilot.json ||
+    {{ echo "airpanda: the pilot's files cannot be put in place"; exit 71; }}
+run() {{
+    exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
+        sh {start}/wrapper.sh --code {code} --python {python} "$@"
+}}
+(run pilot.json) &
+pilot=$!
+trap 'kill -TERM "$pilot" 2>/dev/null' TERM INT HUP QUIT
+while :; do
+    wait "$pilot"
+    code=$?
+    kill -0 "$pilot" 2>/dev/null || break
+done
+rm -f pilot.json
+[ ! -f sweep.json ] || (run sweep.json --sweep)
+exit "$code"
+"""
+
+
+def job_name(tag: str) -> str:
+    """The name of a batch's Job and Secret. Tags may hold what names may not."""
+    return f"airpanda-{batch_label(tag)}"
+
+
+def batch_label(tag: str) -> str:
+    return hashlib.sha256(tag.encode()).hexdigest()[:40]
+
+
+def job(queue: PandaQueue, tag: str, copies: int, identity: str) -> dict[str, Any]:
+    """The Job of a batch.
+
+    Without ``backoffLimitPerIndex`` the first pilot that fails would end all others; a pilot's secret is used up by its
+    first start, so none is started twice.
+    """
+    ce = _ce(queue)
+    labels = {"app.kubernetes.io/managed-by": "airpanda", BATCH: batch_label(tag)}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": job_name(tag), "labels": labels, "annotations": {TAG: tag, PILOTS: identity}},
+        "spec": {
+            "completions": copies,
+            "parallelism": copies,
+            "completionMode": "Indexed",
+            "backoffLimitPerIndex": 0,
+            "podReplacementPolicy": "Failed",
+            "ttlSecondsAfterFinished": _KEPT_S,
+            "template": {"metadata": {"labels": labels}, "spec": _pod(queue, ce, tag)},
+        },
+    }
+
+
+def _pod(queue: PandaQueue, ce: KubernetesCE, tag: str) -> dict[str, Any]:
+    slot = queue.slot
+    amounts = {"cpu": str(slot.cores), "memory": f"{slot.memory_mib}Mi"}
+    paths = {f"host-{number}": path for number, path in enumerate(ce.host_paths)}
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "activeDeadlineSeconds": slot.walltime_s,
+        "terminationGracePeriodSeconds": _GRACE_S,
+        "securityContext": {"runAsUser": ce.uid, "runAsGroup": ce.uid, "fsGroup": ce.uid, "runAsNonRoot": True},
+        **({"nodeSelector": dict(pair.split("=", 1) for pair in ce.node_selector)} if ce.node_selector else {}),
+        "containers": [
+            {
+                "name": "pilot",
+                "image": ce.image,
+                "command": ["/bin/sh", f"{_START_AT}/start.sh"],
+                "env": [
+                    {
+                        "name": "AIRPANDA_INDEX",
+                        "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}},
+                    }
+                ],
+                "resources": {"requests": amounts, "limits": amounts},
+                "volumeMounts": [
+                    _file("start.sh", subPath="start.sh"),
+                    _file("wrapper.sh", subPath="wrapper.sh"),
+                    _file("pilot.json", subPathExpr="$(AIRPANDA_INDEX).json"),
+                    {"name": "work", "mountPath": _WORK_AT},
+                    *({"name": name, "mountPath": path, "readOnly": True} for name, path in paths.items()),
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "start", "secret": {"secretName": job_name(tag), "defaultMode": 0o440}},
+            {"name": "work", "emptyDir": {"sizeLimit": f"{slot.disk_mib}Mi"}},
+            *({"name": name, "hostPath": {"path": path}} for name, path in paths.items()),
+        ],
+    }
+
+
+def _file(name: str, **where: str) -> dict[str, Any]:
+    return {"name": "start", "mountPath": f"{_START_AT}/{name}", "readOnly": True, **where}
+
+
+def secret(queue: PandaQueue, tag: str, owner_uid: str, wrapper: str, pilots: Iterable[str]) -> dict[str, Any]:
+    """The Secret of a batch: it ends with the Job that owns it.
+
+    Raises:
+        InvalidDescriptionError: more than a Secret can hold.
+    """
+    start = _START.format(
+        work=_WORK_AT,
+        start=_START_AT,
+        code=shlex.quote(queue.pilot.code),
+        python=shlex.quote(queue.pilot.python),
+    )
+    files = {"start.sh": start, "wrapper.sh": wrapper, **{f"{i}.json": text for i, text in enumerate(pilots)}}
+    if sum(len(text.encode()) for text in files.values()) > MAX_SECRET_BYTES:
+        raise InvalidDescriptionError(f"a Secret holds {MAX_SECRET_BYTES} bytes, too few for so many pilots")
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job_name(tag), "uid": owner_uid}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": {
+            "name": job_name(tag),
+            "labels": {"app.kubernetes.io/managed-by": "airpanda", BATCH: batch_label(tag)},
+            "ownerReferences": [owner],
+        },
+        "data": {name: base64.b64encode(text.encode()).decode() for name, text in files.items()},
+    }
+
+
+def _ce(queue: PandaQueue) -> KubernetesCE:
+    if not isinstance(queue.ce, KubernetesCE):
+        raise InvalidDescriptionError(f"the queue {queue.name} is not of a Kubernetes cluster")
+    return queue.ce
+
+
+# --- states --------------------------------------------------------------------------------------------------
+
+
+def indices(text: object) -> set[int]:
+    """``1,3-5`` of a Job's status or of our annotation, as numbers; anything else is none."""
+    found: set[int] = set()
+    for part in str(text or "").split(","):
+        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part)
+        if match:
+            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return found
+
+
+def status(job: Mapping[str, Any] | None, pod: Mapping[str, Any] | None, index: int) -> Status:
+    """What Job and pod say of one pilot. Pods go; a Job knows the ends of its indices for as long as it is there."""
+    if job is None:
+        return Status(PilotJobState.UNKNOWN, None, "the cluster does not have the Job")
+    of_job = job.get("status") or {}
+    asked = index in indices((job["metadata"].get("annotations") or {}).get(CANCELLED))
+    seen = _of_pod(pod) if pod is not None else None
+    if index in indices(of_job.get("completedIndexes")):
+        return Status(PilotJobState.DONE, 0)
+    failed = index in indices(of_job.get("failedIndexes"))
+    if seen is None:
+        if asked:
+            return Status(PilotJobState.CANCELLED, None, "cancelled on request")
+        if failed:
+            return Status(PilotJobState.FAILED, None, "the Job says that its pod failed; the pod is gone")
+        return Status(PilotJobState.QUEUED, None, "the Job has no pod for it yet")
+    if asked and (seen.state in (PilotJobState.FAILED, PilotJobState.PREEMPTED) or failed):
+        return Status(PilotJobState.CANCELLED, seen.exit_code, "cancelled on request")
+    return seen
+
+
+def _of_pod(pod: Mapping[str, Any]) -> Status:
+    of_pod = pod.get("status") or {}
+    phase, why = of_pod.get("phase"), f"{of_pod.get('reason') or ''} {of_pod.get('message') or ''}".strip()
+    container = (of_pod.get("containerStatuses") or [{}])[0].get("state") or {}
+    code = (container.get("terminated") or {}).get("exitCode")
+    if phase == "Succeeded":
+        return Status(PilotJobState.DONE, 0)
+    if phase == "Failed":
+        return Status(_failure(of_pod), code, why or f"the pilot ended with exit code {code}")
+    if phase == "Running":
+        ends = (pod.get("metadata") or {}).get("deletionTimestamp")
+        return Status(PilotJobState.COMPLETING if ends else PilotJobState.RUNNING, None, "Kubernetes says Running")
+    if phase == "Pending":
+        waiting = (container.get("waiting") or {}).get("reason") or ""
+        if _STUCK.search(waiting):
+            return Status(PilotJobState.HELD, None, f"Kubernetes says {waiting}: its administrator must look")
+        placed = _condition(of_pod, "PodScheduled").get("status") == "True"
+        return Status(
+            PilotJobState.STAGING if placed else PilotJobState.QUEUED, None, f"Kubernetes says {waiting or phase}"
+        )
+    return Status(PilotJobState.UNKNOWN, None, f"Kubernetes says {phase}")
+
+
+def _failure(of_pod: Mapping[str, Any]) -> PilotJobState:
+    reason = of_pod.get("reason")
+    if reason == "DeadlineExceeded":
+        return PilotJobState.TIMEOUT
+    if reason in ("Evicted", "Preempting", "Shutdown", "NodeLost", "Terminated"):
+        return PilotJobState.PREEMPTED
+    disrupted = _condition(of_pod, "DisruptionTarget").get("status") == "True"
+    return PilotJobState.PREEMPTED if disrupted else PilotJobState.FAILED
+
+
+def _condition(of_pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    return next((one for one in of_pod.get("conditions") or [] if one.get("type") == kind), {})

@@ -1,0 +1,268 @@
+"""The contract of ``ComputingElement`` over a stub of Kubernetes' API server; no cluster was there to run against."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from support.batch_rig import SLEEP, batch, until
+from support.kube_stub import TOKEN, Kube, running_kube
+from support.need import absent
+from support.pki import Pki, pki  # noqa: F401 - a fixture
+
+from airpanda.computing.elements import (
+    CECredentialError,
+    CEUnavailableError,
+    ComputingElementError,
+    Handle,
+    HasOutput,
+    InvalidDescriptionError,
+    ListsTags,
+    NotFoundAtCEError,
+    Outcome,
+    PilotJobState,
+    Purgeable,
+    ReportsLoad,
+    Status,
+    SubmitUncertainError,
+    ThrottledError,
+    make_element,
+)
+from airpanda.computing.kube import KubernetesElement
+from airpanda.computing.queues import parse_queue
+from airpanda.core.secret import Secret
+
+UNKNOWN = Handle("k8s_0@never")
+_QUEUE = """
+[queue]
+name = "TEST"
+identity_policy = "NEVER"
+[slot]
+memory_mib = 1000
+walltime_s = 600
+[ce]
+kind = "kubernetes"
+{ce}
+[pilot]
+code = "/nowhere"
+dispatcher_url = "http://localhost:1"
+ca_dir = "/nowhere"
+proxy = "/nowhere"
+"""
+Make = Callable[..., KubernetesElement]
+
+
+@pytest.fixture
+def kube(pki: Pki, tmp_path: Path) -> Iterator[Kube]:  # noqa: F811
+    if find_spec("kubernetes") is None:
+        absent("NOT TESTED: the Kubernetes client is missing; pip install -r requirements-kubernetes.txt")
+    with running_kube(pki, tmp_path / "pods") as stub:
+        yield stub
+
+
+@pytest.fixture
+def make(kube: Kube, tmp_path: Path) -> Iterator[Make]:
+    made: list[KubernetesElement] = []
+
+    def factory(wrapper: str, *, token: str = TOKEN, **ce: object) -> KubernetesElement:
+        values = {"url": kube.url, "ca_file": kube.ca_file, "namespace": "ns", "image": "none", "conn_id": "c", **ce}
+        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+        file = tmp_path / "wrapper.sh"
+        file.write_text(wrapper)
+        element = make_element(parse_queue(_QUEUE.format(ce=lines), "test.toml"), file, token=Secret(token))
+        assert isinstance(element, KubernetesElement)
+        made.append(element)
+        return element
+
+    yield factory
+    for element in made:
+        element.close()
+
+
+def states(statuses: Mapping[Handle, Status]) -> set[PilotJobState]:
+    return {status.state for status in statuses.values()}
+
+
+def test_a_handle_of_another_kind_is_refused_before_it_travels(make: Make) -> None:
+    element = make(SLEEP)
+    for handle in ("k8s_1", "k8s_x@t", "k8s_1@t,a=b", "k8s_1@t\n", "gram_1@t", ""):
+        for call in (element.status, element.cancel, element.purge):
+            with pytest.raises(InvalidDescriptionError, match="no handle"):
+                call([Handle(handle)])
+        with pytest.raises(InvalidDescriptionError, match="no handle"):
+            element.fetch(Handle(handle))
+    assert element.requests == 0
+
+
+def test_unknown_handles_and_tags_are_told_apart_from_failures(make: Make) -> None:
+    element = make(SLEEP)
+    assert element.status([UNKNOWN])[UNKNOWN].state is PilotJobState.UNKNOWN
+    assert element.status([]) == {}
+    assert element.find("never") == {}
+    assert element.cancel([UNKNOWN]) == element.purge([UNKNOWN]) == {UNKNOWN: Outcome.NOT_FOUND}
+    with pytest.raises(NotFoundAtCEError):
+        element.fetch(UNKNOWN)
+
+
+def test_a_batch_runs_is_found_and_a_repeat_adopts(make: Make, kube: Kube) -> None:
+    first = make(SLEEP).submit(batch("a", 31, 30, 32))
+    assert set(first.handles) == {30, 31, 32}
+    assert not first.adopted
+    element = make(SLEEP)
+    again = element.submit(batch("a", 30, 31, 32))
+    assert again.handles == first.handles
+    assert again.adopted == {30, 31, 32}
+    element.submit(batch("a-", 1))
+    element.submit(batch("A" * 64, 1))
+    until(lambda: states(element.find("a")) == {PilotJobState.RUNNING})
+    assert set(element.find("a")) == set(make(SLEEP).find("a")) == set(first.handles.values())
+    assert isinstance(element, ListsTags)
+    assert {tag: set(handles) for tag, handles in make(SLEEP).tagged("a").items()} == {
+        "a": set(first.handles.values()),
+        "a-": {Handle("k8s_0@a-")},
+    }
+    assert isinstance(element, ReportsLoad)
+    until(lambda: element.load().running == 5)
+    with pytest.raises(InvalidDescriptionError, match="other pilots"):
+        element.submit(batch("a", 30, 33))
+    assert len(kube.objects["pods"]) == 5
+
+
+def test_exit_codes_become_states_and_one_failure_ends_no_other(make: Make) -> None:
+    script = "is() { grep -q '\"pilot_id\": '$1, pilot.json; }\nis 4 && sleep 60\nis 2 && echo why && exit 7\nexit 0\n"
+    element = make(script)
+    handles = element.submit(batch("mixed", 1, 2, 4)).handles
+    until(lambda: [element.status([handles[p]])[handles[p]].state.is_final for p in (1, 2)] == [True, True])
+    seen = element.status(list(handles.values()))
+    assert (seen[handles[1]].state, seen[handles[1]].exit_code) == (PilotJobState.DONE, 0)
+    assert (seen[handles[2]].state, seen[handles[2]].exit_code) == (PilotJobState.FAILED, 7)
+    assert seen[handles[4]].state is PilotJobState.RUNNING
+    assert isinstance(element, HasOutput)
+    assert element.fetch(handles[2]) == b"why\n"
+    assert element.fetch(handles[2], tail_bytes=2) == b"y\n"
+    assert element.cancel([handles[2]]) == {handles[2]: Outcome.ALREADY_OVER}
+    assert isinstance(element, Purgeable)
+    assert element.purge(list(handles.values())) == {
+        handles[1]: Outcome.ACCEPTED,
+        handles[2]: Outcome.ACCEPTED,
+        handles[4]: Outcome.STILL_RUNNING,
+    }
+    assert element.status([handles[4]])[handles[4]].state is PilotJobState.RUNNING
+
+
+def test_cancel_ends_some_or_all_and_a_repeat_does_without_grace(make: Make, kube: Kube) -> None:
+    element = make(SLEEP)
+    handles = list(element.submit(batch("c", 1, 2)).handles.values())
+    (deaf,) = make("trap '' TERM; while :; do sleep 0.2; done\n").submit(batch("k", 1)).handles.values()
+    until(lambda: states(element.status([deaf, *handles])) == {PilotJobState.RUNNING})
+    assert element.cancel(handles[:1]) == {handles[0]: Outcome.ACCEPTED}
+    until(lambda: element.status(handles)[handles[0]].state is PilotJobState.CANCELLED)
+    assert element.status(handles)[handles[1]].state is PilotJobState.RUNNING
+    assert set(element.cancel([deaf, *handles]).values()) == {Outcome.ACCEPTED, Outcome.ALREADY_OVER}
+    until(lambda: states(element.status(handles)) == {PilotJobState.CANCELLED})
+    assert element.status([deaf])[deaf].state is PilotJobState.COMPLETING
+    assert make(SLEEP).cancel([deaf]) == {deaf: Outcome.ACCEPTED}
+    until(lambda: element.status([deaf])[deaf].state is PilotJobState.CANCELLED)
+    assert element.purge([deaf, *handles]) == dict.fromkeys([deaf, *handles], Outcome.ACCEPTED)
+    assert kube.objects == {"jobs": {}, "pods": {}, "secrets": {}}
+    assert states(element.status(handles)) == {PilotJobState.UNKNOWN}
+
+
+def test_each_pod_gets_the_secret_of_its_own_index_and_nothing_shows_it(make: Make, kube: Kube) -> None:
+    element = make("cat /proc/self/environ pilot.json; stat -c %a pilot.json; " + SLEEP)
+    handles = element.submit(batch("s", 7, 8)).handles
+    until(lambda: all(element.fetch(handle).endswith(b"}600\n") for handle in handles.values()))
+    assert b"token-of-7" in element.fetch(handles[7])
+    assert b"token-of-8" not in element.fetch(handles[7])
+    shown = json.dumps([kube.objects["jobs"], kube.objects["pods"]])
+    assert "token-of" not in shown
+    assert b"token-of" not in subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, check=True).stdout
+    (job,) = kube.objects["jobs"].values()
+    (secret,) = kube.objects["secrets"].values()
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    assert job["spec"]["backoffLimitPerIndex"] == 0
+    pod = job["spec"]["template"]["spec"]
+    assert pod["activeDeadlineSeconds"] == 600
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    mounts = {m["mountPath"]: m.get("subPathExpr") for m in pod["containers"][0]["volumeMounts"]}
+    assert mounts["/airpanda/pilot.json"] == "$(AIRPANDA_INDEX).json"
+
+
+def test_limits_and_a_large_batch_in_few_requests(make: Make, kube: Kube) -> None:
+    small = make(SLEEP, max_pilots=2)
+    with pytest.raises(ThrottledError, match="max_pilots") as caught:
+        small.submit(batch("m", 1, 2, 3))
+    assert caught.value.retry_after_s
+    assert kube.objects["jobs"] == {}
+    element = make("exit 0\n")
+    with pytest.raises(InvalidDescriptionError, match="limit"):
+        element.submit(batch("n", *range(501)))
+    kube.answer["POST", "secrets"] = (201, b"{}")  # no pod starts
+    before = element.requests
+    handles = list(element.submit(batch("big", *range(500))).handles.values())
+    assert element.requests - before <= 5
+    before = element.requests
+    assert states(element.status(handles)) == {PilotJobState.QUEUED}
+    assert element.requests - before <= 3
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind"),
+    [
+        (401, "Unauthorized", CECredentialError),
+        (403, 'jobs.batch is forbidden: User "x" cannot create resource', CECredentialError),
+        (403, "jobs.batch is forbidden: exceeded quota: pilots", ThrottledError),
+        (404, 'namespaces "ns" not found', InvalidDescriptionError),
+        (422, "spec.template: Invalid value", InvalidDescriptionError),
+        (429, "too many requests", ThrottledError),
+        (500, "etcdserver: request timed out", SubmitUncertainError),
+        (201, "no JSON", SubmitUncertainError),
+    ],
+)
+def test_refusals_say_who_must_act(make: Make, kube: Kube, code: int, text: str, kind: type[Exception]) -> None:
+    body = text if code == 201 else json.dumps({"kind": "Status", "message": text})
+    kube.answer["POST", "jobs"] = (code, body.encode())
+    with pytest.raises(ComputingElementError) as caught:
+        make(SLEEP).submit(batch("r", 1))
+    assert type(caught.value) is kind, caught.value
+    assert kube.objects["jobs"] == {}
+
+
+def test_a_broken_off_submission_is_adopted_with_its_secret(make: Make, kube: Kube) -> None:
+    kube.answer["POST", "secrets"] = (500, b"{}")
+    with pytest.raises(SubmitUncertainError, match="a repeat adds that"):
+        make(SLEEP).submit(batch("half", 1, 2))
+    kube.answer.clear()
+    element = make(SLEEP)
+    assert states(element.find("half")) == {PilotJobState.QUEUED}
+    submission = element.submit(batch("half", 1, 2))
+    assert submission.adopted == {1, 2}
+    until(lambda: states(element.find("half")) == {PilotJobState.RUNNING})
+    assert len(kube.objects["pods"]) == 2
+
+
+def test_a_cluster_that_is_down_hangs_or_is_another(make: Make, kube: Kube, tmp_path: Path) -> None:
+    with pytest.raises(CEUnavailableError, match="cannot be reached"):
+        make(SLEEP, url="https://localhost:1").find("t")
+    other = Pki(tmp_path / "other").ca.cert
+    with pytest.raises(CECredentialError, match="ca_file"):
+        make(SLEEP, ca_file=str(other)).find("t")
+    with pytest.raises(CECredentialError, match="401"):
+        make(SLEEP, token="wrong").find("t")
+    kube.hang_s = 3
+    element = make(SLEEP)
+    element._api._timeout_s = 0.5
+    with pytest.raises(CEUnavailableError, match="no whole answer"):
+        element.find("t")
+
+
+def test_a_machine_without_the_client_says_what_to_install(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes.client", None)
+    with pytest.raises(CEUnavailableError, match=r"requirements-kubernetes\.txt"):
+        make(SLEEP).find("t")
