@@ -171,6 +171,7 @@ def test_the_examples_load_and_are_offline() -> None:
         "EXAMPLE_KUBERNETES": False,
         "EXAMPLE_OPTIONAL": False,
         "EXAMPLE_REQUIRED": False,
+        "EXAMPLE_SCHEDD": False,
         "EXAMPLE_SLURM": False,
     }
 
@@ -210,4 +211,20 @@ def test_errors_of_a_cluster_name_file_line_and_what_is_wrong(old: str, new: str
     with pytest.raises(ConfigurationError) as caught:
         parse_queue(KUBERNETES.replace(old, new, 1), "K.toml")
     assert str(caught.value).startswith(f"K.toml:{line}: ")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('collector = "https://ce"', "collector = 'https://ce' must be host or host:port"),
+        ('collector = "ce"\nschedd = "a b"', "schedd = 'a b' must be letters"),
+        ('collector = "ce"\noptions = ["a = b\\nqueue 5"]', "must not hold line breaks"),
+        ('colector = "ce"', "did you mean 'collector'?"),
+    ],
+)
+def test_errors_of_a_schedd_name_what_is_wrong(line: str, words: str) -> None:
+    ours = re.sub(r"(?ms)^url.*?(?=^\[pilot\])", line.replace("\\", "\\\\") + "\n", KUBERNETES)
+    with pytest.raises(ConfigurationError, match=r"^K\.toml:") as caught:
+        parse_queue(ours.replace('"kubernetes"', '"schedd"'), "K.toml")
     assert words in str(caught.value)

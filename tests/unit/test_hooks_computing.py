@@ -16,6 +16,7 @@ from airpanda.computing.elements import CECredentialError
 from airpanda.computing.gram import GramElement
 from airpanda.computing.kube import KubernetesElement
 from airpanda.computing.queues import load_queue
+from airpanda.computing.schedd import ScheddElement
 from airpanda.core.errors import ConfigurationError, CredentialError
 from airpanda.hooks.computing import element_of, ssh_login
 
@@ -77,13 +78,19 @@ def test_a_gram_ce_is_met_as_the_robot_too(monkeypatch: pytest.MonkeyPatch, pki:
     assert element._gram.credential.identity == pki.dn("pilot")
 
 
-def test_a_cluster_takes_the_connections_password_as_token(monkeypatch: pytest.MonkeyPatch, canaries: Canaries) -> None:
+def test_a_cluster_and_a_schedd_take_the_connections_password_as_token(
+    monkeypatch: pytest.MonkeyPatch, canaries: Canaries
+) -> None:
     token = canaries.plant("token")
     element = element_with(monkeypatch, "EXAMPLE_KUBERNETES", password=token)
     assert isinstance(element, KubernetesElement)
     assert element._api._token.reveal() == token
-    with pytest.raises(CECredentialError, match="'example_kubernetes'"):
-        element_with(monkeypatch, "EXAMPLE_KUBERNETES", password=None)
+    schedd = element_with(monkeypatch, "EXAMPLE_SCHEDD", password=token)
+    assert isinstance(schedd, ScheddElement)
+    assert schedd._token.reveal() == token
+    for example in ("KUBERNETES", "SCHEDD"):
+        with pytest.raises(CECredentialError, match=f"'example_{example.lower()}'"):
+            element_with(monkeypatch, f"EXAMPLE_{example}", password=None)
 
 
 def test_a_robot_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, pki: Pki, tmp_path: Path) -> None:

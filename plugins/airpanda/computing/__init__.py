@@ -10,4 +10,5 @@ what runs there). ``batch`` runs them on a batch system: a transport (``transpor
 told, ``arc_answers`` reads what it says, ``arc_rest`` carries both.
 ``gram`` runs them on a Globus GRAM5 CE: ``gram_rsl`` has what is said to it, ``gram_client`` says it.
 ``kube`` runs them on a Kubernetes cluster: ``kube_objects`` has its objects, ``kube_api`` carries them.
+``schedd`` hands them to an HTCondor schedd elsewhere, by bindings that ``schedd_agent`` uses in a process of its own.
 """

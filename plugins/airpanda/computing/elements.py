@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NewType, Protocol, runtime_checkable
 
-from airpanda.computing.queues import BatchCE, GramCE, KubernetesCE, LocalCE, PandaQueue
+from airpanda.computing.queues import BatchCE, GramCE, KubernetesCE, LocalCE, PandaQueue, ScheddCE
 from airpanda.core.errors import ServiceError
 from airpanda.core.secret import Secret
 
@@ -287,7 +287,7 @@ def make_element(
         wrapper: the file that starts pilots, ``include/pilot/wrapper.sh``.
         login: for a queue with ``[ce] host``: what its ``conn_id`` holds.
         credential: for an ARC or GRAM CE: the robot's, which its ``conn_id`` names.
-        token: for a Kubernetes cluster: the password of its ``conn_id``.
+        token: for a Kubernetes cluster or a schedd: the password of its ``conn_id``.
 
     Raises:
         InvalidDescriptionError: the wrapper cannot be read.
@@ -313,6 +313,10 @@ def make_element(
         from airpanda.computing.kube import make_kubernetes_element
 
         return make_kubernetes_element(queue, text, token)
+    if isinstance(queue.ce, ScheddCE):
+        from airpanda.computing.schedd import make_schedd_element
+
+        return make_schedd_element(queue, text, token)
     from airpanda.computing.arc import make_arc_element
 
     return make_arc_element(queue, text, credential)

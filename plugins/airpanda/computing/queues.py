@@ -238,8 +238,38 @@ class KubernetesCE:
         _positive("max_pilots", self.max_pilots)
 
 
-CE = LocalCE | BatchCE | ArcCE | GramCE | KubernetesCE
-CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE] | type[GramCE] | type[KubernetesCE]] = {
+@dataclass(frozen=True)
+class ScheddCE:
+    """An HTCondor schedd elsewhere, such as an HTCondor-CE, by the bindings; ``collector`` (``host:port``) knows it.
+
+    ``schedd`` is its name there; empty: the collector's own. ``conn_id`` is the Airflow connection with an IDTOKEN as
+    password, and ``trust_domain`` that of the token where it is not the collector's. ``options`` are further lines of
+    the submit description. ``max_pilots``: all that have not ended there.
+    """
+
+    kind: str
+    collector: str
+    schedd: str = ""
+    conn_id: str = ""
+    trust_domain: str = ""
+    options: tuple[str, ...] = ()
+    max_pilots: int = 1000
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?", self.collector) is None:
+            raise ValueError(f"collector = {self.collector!r} must be host or host:port")
+        for key in ("schedd", "trust_domain"):
+            if re.fullmatch(r"[A-Za-z0-9.:@_-]*", getattr(self, key)) is None:
+                raise ValueError(f"{key} = {getattr(self, key)!r} must be letters, digits and .:@_- only")
+        if any("\n" in line for line in self.options):
+            raise ValueError("options must not hold line breaks")
+        _positive("max_pilots", self.max_pilots)
+
+
+CE = LocalCE | BatchCE | ArcCE | GramCE | KubernetesCE | ScheddCE
+CE_KINDS: Mapping[
+    str, type[LocalCE] | type[BatchCE] | type[ArcCE] | type[GramCE] | type[KubernetesCE] | type[ScheddCE]
+] = {
     "local": LocalCE,
     "slurm": BatchCE,
     "gridengine": BatchCE,
@@ -248,6 +278,7 @@ CE_KINDS: Mapping[str, type[LocalCE] | type[BatchCE] | type[ArcCE] | type[GramCE
     "arc": ArcCE,
     "gram": GramCE,
     "kubernetes": KubernetesCE,
+    "schedd": ScheddCE,
 }
 BRINGS_PROXY = (ArcCE, GramCE)
 """Kinds that give a pilot a proxy of the robot: ``[pilot] proxy`` may be empty."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow.sdk import conf
 
 from airpanda.computing.elements import ComputingElement, make_element
-from airpanda.computing.queues import ArcCE, BatchCE, GramCE, KubernetesCE, PandaQueue
+from airpanda.computing.queues import ArcCE, BatchCE, GramCE, KubernetesCE, PandaQueue, ScheddCE
 from airpanda.core.secret import Secret
 from airpanda.hooks import calls
 from airpanda.hooks.connections import ConnectionHook
@@ -72,7 +72,7 @@ def element_of(queue: PandaQueue, wrapper: Path) -> ComputingElement:
     """
     if isinstance(queue.ce, (ArcCE, GramCE)):
         return make_element(queue, wrapper, credential=robot_credential(queue.ce.conn_id))
-    if isinstance(queue.ce, KubernetesCE):
+    if isinstance(queue.ce, (KubernetesCE, ScheddCE)):
         return make_element(queue, wrapper, token=_secret(ConnectionHook.get_connection(queue.ce.conn_id).password))
     if isinstance(queue.ce, BatchCE) and queue.ce.host:
         return make_element(queue, wrapper, login=ssh_login(queue.ce.conn_id))

@@ -1,0 +1,251 @@
+"""The contract of ``ComputingElement`` over HTCondor's bindings and a stub of a schedd; over a real one, if named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from support.batch_rig import SLEEP, batch, until
+from support.condor_stub import BOOT, TOKEN
+from support.need import absent
+
+from airpanda.computing.elements import (
+    CECredentialError,
+    CEUnavailableError,
+    Handle,
+    InvalidDescriptionError,
+    ListsTags,
+    Outcome,
+    PilotJobState,
+    Purgeable,
+    ReportsLoad,
+    Status,
+    SubmitUncertainError,
+    ThrottledError,
+    make_element,
+)
+from airpanda.computing.queues import ScheddCE, parse_queue
+from airpanda.computing.schedd import ScheddElement, describe
+from airpanda.core.secret import Secret
+
+UNKNOWN = Handle("99.0@never")
+_QUEUE = """
+[queue]
+name = "TEST"
+[slot]
+memory_mib = 1000
+walltime_s = 600
+[ce]
+kind = "schedd"
+{ce}
+[pilot]
+code = "/nowhere"
+dispatcher_url = "http://localhost:1"
+ca_dir = "/nowhere"
+proxy = "/nowhere"
+"""
+Make = Callable[..., ScheddElement]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    if find_spec("htcondor2") is None:
+        absent("NOT TESTED: HTCondor's bindings are missing; pip install -r requirements-htcondor.txt")
+    directory = tmp_path / "schedd"
+    directory.mkdir()
+    yield directory
+    jobs = directory / "jobs.json"
+    for job in json.loads(jobs.read_text()) if jobs.exists() else []:
+        with suppress(ProcessLookupError, KeyError):
+            os.killpg(job["Pid"], signal.SIGKILL)
+
+
+def queue_text(**ce: object) -> str:
+    values = {"collector": "ce.example.org:9619", "schedd": "ce.example.org", "conn_id": "c", **ce}
+    return _QUEUE.format(ce="\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items()))
+
+
+@pytest.fixture
+def make(place: Path, tmp_path: Path) -> Make:
+    def factory(wrapper: str, *, token: str = TOKEN, **ce: object) -> ScheddElement:
+        file = tmp_path / "wrapper.sh"
+        file.write_text(wrapper)
+        element = make_element(parse_queue(queue_text(**ce), "test.toml"), file, token=Secret(token))
+        assert isinstance(element, ScheddElement)
+        element._python = (sys.executable, "-I", "-c", BOOT, str(place))
+        return element
+
+    return factory
+
+
+def states(statuses: Mapping[Handle, Status]) -> set[PilotJobState]:
+    return {status.state for status in statuses.values()}
+
+
+def test_a_handle_of_another_kind_is_refused_before_it_travels(make: Make) -> None:
+    element = make(SLEEP)
+    element._python = ("/nonexistent/python",)
+    for handle in ("1@t", "1.x@t", '1.0@t" || true', "1.0@t\n", "gram_1@t", ""):
+        for call in (element.status, element.cancel, element.purge):
+            with pytest.raises(InvalidDescriptionError, match="no handle"):
+                call([Handle(handle)])
+
+
+def test_unknown_handles_and_tags_are_told_apart_from_failures(make: Make) -> None:
+    element = make(SLEEP)
+    assert element.status([UNKNOWN])[UNKNOWN].state is PilotJobState.UNKNOWN
+    assert element.find("never") == {}
+    assert element.cancel([UNKNOWN]) == element.purge([UNKNOWN]) == {UNKNOWN: Outcome.NOT_FOUND}
+
+
+def test_a_batch_runs_is_found_and_a_repeat_adopts(make: Make, place: Path) -> None:
+    first = make(SLEEP).submit(batch("a", 31, 30, 32))
+    assert set(first.handles) == {30, 31, 32}
+    assert not first.adopted
+    element = make(SLEEP)
+    again = element.submit(batch("a", 30, 31, 32))
+    assert again.handles == first.handles
+    assert again.adopted == {30, 31, 32}
+    element.submit(batch("A", 1))
+    assert set(element.find("a")) == set(first.handles.values())
+    assert states(element.find("a")) == {PilotJobState.RUNNING}
+    assert isinstance(element, ListsTags)
+    assert set(element.tagged("a")["a"]) == set(first.handles.values())
+    assert isinstance(element, ReportsLoad)
+    assert (element.load().queued, element.load().running) == (0, 4)
+    with pytest.raises(InvalidDescriptionError, match="other pilots"):
+        element.submit(batch("a", 30, 33))
+    with pytest.raises(ThrottledError, match="max_pilots"):
+        make(SLEEP, max_pilots=5).submit(batch("m", 1, 2))
+
+
+def test_ends_become_states_and_purged_jobs_are_in_the_history(make: Make) -> None:
+    script = "is() { grep -q '\"pilot_id\": '$1, pilot.json; }\nis 4 && sleep 60\nis 2 && exit 7\nexit 0\n"
+    element = make(script)
+    handles = element.submit(batch("mixed", 1, 2, 4)).handles
+    until(lambda: [element.status([handles[p]])[handles[p]].state.is_final for p in (1, 2)] == [True, True])
+    seen = element.status(list(handles.values()))
+    assert (seen[handles[1]].state, seen[handles[1]].exit_code) == (PilotJobState.DONE, 0)
+    assert (seen[handles[2]].state, seen[handles[2]].exit_code) == (PilotJobState.FAILED, 7)
+    assert seen[handles[4]].state is PilotJobState.RUNNING
+    assert isinstance(element, Purgeable)
+    assert element.purge(list(handles.values())) == {
+        handles[1]: Outcome.ACCEPTED,
+        handles[2]: Outcome.ACCEPTED,
+        handles[4]: Outcome.STILL_RUNNING,
+    }
+    assert set(element.find("mixed")) == {handles[4]}
+    assert element.status([handles[2]])[handles[2]].exit_code == 7
+    assert element.cancel(list(handles.values())) == {
+        handles[1]: Outcome.ALREADY_OVER,
+        handles[2]: Outcome.ALREADY_OVER,
+        handles[4]: Outcome.ACCEPTED,
+    }
+    assert element.status([handles[4]])[handles[4]].state is PilotJobState.CANCELLED
+
+
+def test_each_job_gets_its_own_secret_and_nothing_shows_it(make: Make, place: Path, tmp_path: Path) -> None:
+    element = make("cat /proc/self/environ pilot.json; stat -c %a pilot.json; " + SLEEP)
+    element.submit(batch("s", 7, 8))
+    logs = [place / f"1.{proc}" / "pilot.log" for proc in (0, 1)]
+    until(lambda: all(log.read_bytes().endswith(b"}600\n") for log in logs))
+    assert b"token-of-7" in logs[0].read_bytes()
+    assert b"token-of-8" not in logs[0].read_bytes()
+    shown = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, check=True).stdout
+    assert b"token-of" not in shown + (place / "jobs.json").read_bytes()
+    assert TOKEN.encode() not in shown
+    assert list(Path("/tmp").glob("airpanda-schedd-*/files")) == []
+
+
+def test_files_that_never_came_are_sent_again_with_a_cluster_of_their_own(make: Make, place: Path) -> None:
+    (place / "cut").write_text("Failed to spool: connection closed")
+    with pytest.raises(SubmitUncertainError):
+        make(SLEEP).submit(batch("half", 1, 2))
+    (place / "cut").unlink()
+    element = make(SLEEP)
+    assert states(element.find("half")) == {PilotJobState.STAGING}
+    submission = element.submit(batch("half", 1, 2))
+    assert not submission.adopted
+    assert states(element.status(list(submission.handles.values()))) == {PilotJobState.RUNNING}
+    assert element.load().running == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "kind"),
+    [
+        ("refuse", "Number of submitted jobs would exceed MAX_JOBS_SUBMITTED", ThrottledError),
+        ("refuse", "Parse error in expression", InvalidDescriptionError),
+        ("refuse", "Failed to commit and disconnect from queue", SubmitUncertainError),
+        ("down", "Failed to connect to schedd", CEUnavailableError),
+    ],
+)
+def test_refusals_say_who_must_act(make: Make, place: Path, file: str, said: str, kind: type[Exception]) -> None:
+    (place / file).write_text(said)
+    with pytest.raises(kind, match=said):
+        make(SLEEP).submit(batch("r", 1))
+
+
+def test_what_the_real_bindings_and_their_process_can_do_wrong(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(CECredentialError, match="authenticate"):
+        make(SLEEP, token="wrong").find("t")
+    real = make(SLEEP, collector="127.0.0.1:1")
+    real._python = (sys.executable, "-I")
+    with pytest.raises(CEUnavailableError, match="collector"):
+        real.find("t")
+    slow = make(SLEEP)
+    slow._python, slow._timeout_s = ("/bin/sh", "-c", "sleep 60"), 0.5
+    with pytest.raises(CEUnavailableError, match="did not answer"):
+        slow.find("t")
+    crash = make(SLEEP)
+    crash._python = ("/bin/sh", "-c", "cat >/dev/null; kill -SEGV $$")
+    with pytest.raises(CEUnavailableError, match="ended with -11"):
+        crash.find("t")
+    bare = make(SLEEP)
+    bare._python = (sys.executable, "-I", "-S")
+    with pytest.raises(CEUnavailableError, match=r"requirements-htcondor\.txt"):
+        bare.find("t")
+
+
+def test_the_real_bindings_read_the_description_as_it_is_meant(place: Path) -> None:
+    import htcondor2
+
+    queue = parse_queue(queue_text(options=["accounting_group = group_atlas", "getenv = True"]), "test.toml")
+    assert isinstance(queue.ce, ScheddCE)
+    submit = htcondor2.Submit(describe(queue, queue.ce, "ap-1", "3 abc"))
+    assert submit["getenv"] == "False"
+    assert submit["accounting_group"] == "group_atlas"
+    assert submit["My.AirpandaTag"] == '"ap-1"'
+    assert submit.expand("transfer_input_files") == "wrapper.sh, 0/pilot.json"
+    assert submit["request_memory"] == "1000MB"
+
+
+@pytest.mark.integration
+def test_a_real_schedd(tmp_path: Path) -> None:
+    """A batch runs, is found, adopted and ends, at the schedd that the token in AIRPANDA_CONDOR_TOKEN_FILE is for."""
+    if not (os.environ.get("CONDOR_HOST") and os.environ.get("AIRPANDA_CONDOR_TOKEN_FILE")):
+        pytest.skip("NOT TESTED: CONDOR_HOST names no pool, or AIRPANDA_CONDOR_TOKEN_FILE no file with a token for it")
+    token = Path(os.environ["AIRPANDA_CONDOR_TOKEN_FILE"]).read_text().strip()
+    ce = {"collector": os.environ["CONDOR_HOST"], "schedd": os.environ.get("AIRPANDA_CONDOR_SCHEDD", "")}
+    file = tmp_path / "wrapper.sh"
+    file.write_text("exit 7\n")
+    element = make_element(parse_queue(queue_text(**ce), "test.toml"), file, token=Secret(token))
+    assert isinstance(element, ScheddElement)
+    pilots = batch(f"ap-test-{os.getpid()}", 1, 2)
+    handles = list(element.submit(pilots).handles.values())
+    assert element.submit(pilots).adopted == {1, 2}
+    assert set(element.find(pilots.tag)) == set(handles)
+    end = time.monotonic() + 240
+    while not all(status.state.is_final for status in element.status(handles).values()):
+        assert time.monotonic() < end, element.status(handles)
+        time.sleep(5)
+    assert {status.exit_code for status in element.status(handles).values()} == {7}
+    element.purge(handles)
