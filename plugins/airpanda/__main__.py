@@ -13,6 +13,7 @@ usage: python -m airpanda COMMAND ...
   token key|client|revoke|revoked  the dispatcher's signing key, tokens for Airflow Connections, and their end
   proxy stage|info|consent|revoke|destroy   what payload owners do with their staged proxies
   ban add|lift|list                whose jobs are dispatched no more
+  share list|set|end               who gets how much of the pilots, who comes first, who may have no more
   job why                          why a job waits, in one sentence
   retention [--dry-run]            put away what has ended (dispatchers do it by themselves, more slowly)
   queues check|show|test           are the queue files right, and does a queue work
@@ -44,6 +45,10 @@ def main(argv: Sequence[str]) -> int:
         from airpanda.hooks.cli import main as ban_main
 
         return ban_main(list(argv[1:]))
+    if argv[:1] == ["share"]:
+        from airpanda.hooks.shares_cli import main as share_main
+
+        return share_main(list(argv[1:]))
     if argv[:1] == ["queues"]:
         from airpanda.hooks.queues_cli import main as queues_main
 

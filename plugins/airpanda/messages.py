@@ -400,7 +400,8 @@ class JobSpec(Message):
     """One payload. ``argv[0]`` is looked up on the node's PATH; nothing here ever meets a shell.
 
     ``scripts`` maps a file name to text that is put into the sandbox before the start. ``features``: what a node must
-    offer, all of them. ``working_group`` is kept with the job and decides nothing yet.
+    offer, all of them. ``working_group``: whose share the job counts for; the owner's credential must show a VOMS group
+    of this name, in the organisation of its first attribute.
     """
 
     job_name: Name
@@ -657,6 +658,74 @@ class RetryRuleView(RetryRuleSet):
     rule_id: int
     set_by: str
     set_at: datetime
+
+
+class ShareKey(Message):
+    """Of whom something is said: an organisation (the first component of VOMS attributes), a working group, an owner.
+
+    ``*``: each that nothing else is said of. Empty: jobs without an organisation, or without a working group.
+    """
+
+    kind: Literal["vo", "working_group", "owner"]
+    name: Name | Literal["*", ""]
+
+    @model_validator(mode="after")
+    def _owners_have_names(self) -> ShareKey:
+        if self.kind == "owner" and not self.name:
+            raise ValueError("every job has an owner: name one, or * for each that is not named")
+        return self
+
+
+class ShareSet(ShareKey):
+    """POST ``/v1/shares``: in whole; what is left out has its default.
+
+    ``weight``: among its siblings; working groups share what their organisation gets, owners what their group gets.
+    The others are an owner's: what it may have with pilots at once (None: any number), what is added to the priority
+    that its jobs ask for.
+    """
+
+    weight: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+    max_jobs: Annotated[int, Field(strict=True, ge=0, le=2**53)] | None = None
+    max_cores: Annotated[int, Field(strict=True, ge=0, le=2**53)] | None = None
+    priority_offset: Annotated[int, Field(strict=True, ge=-10_000, le=10_000)] = 0
+
+    @model_validator(mode="after")
+    def _of_owners(self) -> ShareSet:
+        if self.kind != "owner" and (self.max_jobs, self.max_cores, self.priority_offset) != (None, None, 0):
+            raise ValueError("caps and priorities are an owner's: name one, or * for each that is not named")
+        return self
+
+
+class ShareView(ShareSet):
+    """A share on record."""
+
+    set_by: str
+    set_at: datetime
+
+
+class ShareNode(Message):
+    """A node of the tree with jobs that wait or run; ``working_group`` and ``owner`` are None above their level.
+
+    ``target`` and ``actual``: parts of the cores that its parent's jobs have with pilots now; the targets of siblings
+    with jobs add up to 1.
+    """
+
+    vo: str
+    working_group: str | None
+    owner: str | None
+    weight: float
+    target: float
+    actual: float
+    jobs: int
+    cores: int
+    waiting: int
+
+
+class SharesView(Message):
+    """GET ``/v1/shares``: what was told, and what comes of it."""
+
+    told: list[ShareView]
+    nodes: list[ShareNode]
 
 
 class JobKill(Message):

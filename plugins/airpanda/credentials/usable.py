@@ -5,12 +5,14 @@ The claim asks all of it again (``db.sql.jobs.ACQUIRE``), so that what changes l
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
 from airpanda.core.errors import BannedError, CredentialError
+from airpanda.core.identity import Fqan
 from airpanda.db.sql import credentials as sql
+from airpanda.messages import JobSpec
 
 
 def demand_readable(row: Any, key_ids: Collection[str]) -> None:
@@ -53,6 +55,27 @@ async def demand_allowed(connection: Any, row: Any, *, client: str, queue: str, 
             f"{row['owner_dn']} has not consented to client {client!r} using credential {row['credential_id']} on queue"
             f" {queue!r}, or no longer: the owner must consent (airpanda proxy consent)"
         )
+
+
+def demand_groups(row: Any, jobs: Iterable[JobSpec]) -> None:
+    """Whether the credential shows the working groups that its jobs name.
+
+    A group is one component of an attribute's group, whole, below the organisation that the jobs count for: that of the
+    first attribute. Every member counts, in whatever role.
+
+    Raises:
+        CredentialError: one is not shown.
+    """
+    shown = [Fqan.parse(text) for text in row["fqans"]]
+    held = {name for fqan in shown if fqan.vo == shown[0].vo for name in fqan.group.split("/")[2:]}
+    for job in jobs:
+        if job.working_group and job.working_group not in held:
+            has = ", ".join(map(str, shown)) or "no VOMS attribute"
+            raise CredentialError(
+                f"job {job.job_name} names the working group {job.working_group!r}, which credential"
+                f" {row['credential_id']} of {row['owner_dn']} does not show ({has}): its owner must stage a proxy of a"
+                " member of that group, or the job name none"
+            )
 
 
 async def bind(connection: Any, row: Any, *, task_id: int, n_jobs: int) -> None:

@@ -310,12 +310,21 @@ class ShareRow(Base):
     """What operators say of an organisation, a working group or an owner (``*``: of each that is not named)."""
 
     __tablename__ = "panda_share"
-    __table_args__ = (_one_of("kind", "vo", "working_group", "owner"), CheckConstraint("weight > 0", name="weight"))
+    __table_args__ = (
+        _one_of("kind", "vo", "working_group", "owner"),
+        CheckConstraint("weight > 0", name="weight"),
+        CheckConstraint(
+            "kind = 'owner' OR max_jobs IS NULL AND max_cores IS NULL AND priority_offset = 0", name="of_owners"
+        ),
+    )
     kind: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     weight: Mapped[float] = mapped_column(server_default=text("1"), comment="among its siblings")
     max_jobs: Mapped[int | None] = mapped_column(comment="of an owner: with pilots at once")
     max_cores: Mapped[int | None] = mapped_column(comment="of an owner: with pilots at once")
+    priority_offset: Mapped[int] = mapped_column(
+        Integer(), server_default=text("0"), comment="of an owner: added to what its jobs ask for"
+    )
     set_by: Mapped[str]
     set_at: Mapped[datetime] = mapped_column(server_default=NOW)
 

@@ -24,6 +24,7 @@ from airpanda.dispatcher.routes import (
     lists,
     owners,
     retry_rules,
+    shares,
 )
 from airpanda.dispatcher.routes import pilots as pilot_routes
 from airpanda.dispatcher.routes import queues as queue_routes
@@ -72,7 +73,7 @@ def create_app(
     if pilots:  # the first ones are found first
         app.include_router(pilot_routes.lean)
     app.include_router(jobs.lean)
-    for room in (health, description, owners, credentials, bans, retry_rules, lists, jobs, batches, factory):
+    for room in (health, description, owners, credentials, bans, retry_rules, shares, lists, jobs, batches, factory):
         app.include_router(room.router)
     app.include_router(queue_routes.router)
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)

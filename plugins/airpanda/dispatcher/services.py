@@ -25,6 +25,7 @@ from airpanda.jobs.pilots import PilotRegistry
 from airpanda.jobs.retention import Keep, Retention
 from airpanda.jobs.retry import Needs
 from airpanda.jobs.retry_rules import RetryRules
+from airpanda.jobs.shares import Shares
 from airpanda.jobs.single import SingleJobs
 from airpanda.jobs.store import JobStore
 from airpanda.jobs.submission import Submissions
@@ -85,6 +86,7 @@ class Services:
     single: SingleJobs
     revocations: Revocations
     retry_rules: RetryRules
+    shares: Shares
     waiting: Waiting
     retention: Retention
     metrics: Metrics
@@ -143,6 +145,7 @@ def make_services(
             most=most,
         ),
         retry_rules=RetryRules(database),
+        shares=Shares(database, boards),
         waiting=Waiting(database, boards),
         retention=Retention(database, settings.file_store, keep_of(settings)),
         metrics=Metrics(),

@@ -53,6 +53,8 @@ _QUEUE = TypeAdapter(m.QueueView)
 _PROBE = TypeAdapter(m.PilotProbe)
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(list[m.AuditEntry])
+_SHARE = TypeAdapter(m.ShareView)
+_SHARES = TypeAdapter(m.SharesView)
 
 
 def register_credential(registration: m.CredentialRegistration) -> Call[m.CredentialView]:
@@ -85,6 +87,18 @@ def lift_ban(wanted: m.BanRequest) -> Call[m.BanView]:
 
 def bans() -> Call[list[m.BanView]]:
     return Call("GET", "/v1/bans", _BANS)
+
+
+def shares() -> Call[m.SharesView]:
+    return Call("GET", "/v1/shares", _SHARES)
+
+
+def set_share(wanted: m.ShareSet) -> Call[m.ShareView]:
+    return Call("POST", "/v1/shares", _SHARE, wanted)
+
+
+def end_share(wanted: m.ShareKey) -> Call[m.ShareView]:
+    return Call("POST", "/v1/shares/end", _SHARE, wanted)
 
 
 def audit(owner_dn: str, *, limit: int = 100) -> Call[list[m.AuditEntry]]:

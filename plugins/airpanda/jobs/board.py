@@ -237,7 +237,10 @@ def rules_of(bans: Iterable[Any], shares: Iterable[Any]) -> Rules:
     for row in bans:
         banned[row["kind"]][row["name"]] = row["reason"]
     return Rules(
-        shares={(row["kind"], row["name"]): Share(row["weight"], row["max_jobs"], row["max_cores"]) for row in shares},
+        shares={
+            (row["kind"], row["name"]): Share(row["weight"], row["max_jobs"], row["max_cores"], row["priority_offset"])
+            for row in shares
+        },
         banned_dns=banned["dn"],
         banned_fqans=banned["fqan"],
     )

@@ -72,11 +72,15 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """What operators say of a node: its weight among its siblings, and what its jobs may use at once."""
+    """What operators say of a node: its weight among its siblings.
+
+    Of an owner also what its jobs may use at once, and what is added to the priority they ask for.
+    """
 
     weight: float = 1.0
     max_jobs: int | None = None
     max_cores: int | None = None
+    priority_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,14 +111,15 @@ class Usage:
     def add(self, lane: Lane, n: int, cores: int | None = None) -> None:
         """Count n jobs of this lane."""
         cores = n * lane.shape.cores if cores is None else cores
-        for node in _path(lane):
+        for node in path_of(lane):
             self.jobs[node] += n
             self.cores[node] += cores
         self.owner_jobs[lane.owner] += n
         self.owner_cores[lane.owner] += cores
 
 
-def _path(lane: Lane) -> tuple[Path, Path, Path]:
+def path_of(lane: Lane) -> tuple[Path, Path, Path]:
+    """The nodes that a lane's jobs count for, the outermost first."""
     vo, group = lane.vo, lane.shape.working_group
     return (vo,), (vo, group), (vo, group, lane.owner)
 
@@ -181,11 +186,12 @@ def ranked(candidates: Collection[Candidate], rules: Rules, usage: Usage, *, by_
     """In the order of dispatch."""
     if by_age:
         return sorted(candidates, key=lambda each: each.head)
-    over = _over_share({node for each in candidates for node in _path(each.lane)}, rules, usage)
+    over = over_shares({node for each in candidates for node in path_of(each.lane)}, rules, usage)
 
     def key(each: Candidate) -> tuple[object, ...]:
-        vo, group, owner = _path(each.lane)
-        priority = user_priority(each.lane.shape.priority, usage.jobs.get(owner, 0), over[owner])
+        vo, group, owner = path_of(each.lane)
+        asked_for = each.lane.shape.priority + rules.share("owner", each.lane.owner).priority_offset
+        priority = user_priority(asked_for, usage.jobs.get(owner, 0), over[owner])
         return over[vo], over[group], -priority, not each.is_retry, each.head
 
     return sorted(candidates, key=key)
@@ -196,14 +202,19 @@ def user_priority(asked_for: int, n_jobs: int, over_share: float) -> int:
     return asked_for - n_jobs // 5 - int(100 * max(0.0, over_share))
 
 
-def _over_share(waiting: Iterable[Path], rules: Rules, usage: Usage) -> dict[Path, float]:
+def share_of(path: Path, rules: Rules) -> Share:
+    """What operators say of this node."""
+    return rules.share(_KINDS[len(path) - 1], path[-1])
+
+
+def over_shares(waiting: Iterable[Path], rules: Rules, usage: Usage) -> dict[Path, float]:
     """By how much of its parent's cores each node uses more than its share; below 0: less."""
     siblings: dict[Path, set[Path]] = defaultdict(set)
     for node in {*waiting, *(node for node, cores in usage.cores.items() if cores > 0)}:
         siblings[node[:-1]].add(node)
     over: dict[Path, float] = {}
     for nodes in siblings.values():
-        weights = {node: rules.share(_KINDS[len(node) - 1], node[-1]).weight for node in nodes}
+        weights = {node: share_of(node, rules).weight for node in nodes}
         total, used = sum(weights.values()), sum(usage.cores.get(node, 0) for node in nodes)
         for node in nodes:
             target = weights[node] / total if total else 0.0

@@ -118,6 +118,7 @@ class Submissions:
             async with connection.transaction():
                 credential = await _credential(connection, wanted)
                 usable.demand_readable(credential, self._credentials.key_ids)
+                usable.demand_groups(credential, wanted.jobs)
                 usable.demand_lasting(credential, walltime_s=max(spec.walltime_s for spec in wanted.jobs), now=now)
                 await usable.demand_allowed(connection, credential, client=client, queue=str(wanted.queue), now=now)
                 task_id = None

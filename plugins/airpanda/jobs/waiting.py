@@ -89,7 +89,8 @@ def in_turn(mine: Candidate, before: int, board: QueueBoard, slot: Offered, coun
     ahead = {each.lane.lane_id for each in order[: order.index(mine)]} - {mine.lane.lane_id}
     jobs = before + sum(counts.get(lane_id, 0) for lane_id in ahead)
     with_pilots = board.usage.owner_jobs.get(mine.lane.owner, 0)
-    priority = user_priority(mine.lane.shape.priority, with_pilots, 0.0)
+    offset = board.rules.share("owner", mine.lane.owner).priority_offset
+    priority = user_priority(mine.lane.shape.priority + offset, with_pilots, 0.0)
     return (
         f"it waits for its turn: {jobs} jobs stand before it at {mine.lane.queue}; {mine.lane.owner} has {with_pilots}"
         f" jobs with pilots, which makes its priority {priority}"
