@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from airpanda.core.errors import ConfigurationError
+from airpanda.dispatcher import access_log
 from airpanda.dispatcher.mtls import protocol_for, server_context
 from airpanda.x509.trust import TrustDirectory
 
@@ -57,9 +58,7 @@ def serve(app: FastAPI, options: argparse.Namespace) -> None:
         raise ConfigurationError(f"--cert, --key or --ca-dir cannot be used: {error}") from error
     listener = _listen(options.host, options.port)
     if options.access_log:
-        access = logging.getLogger("uvicorn.access")  # Airflow's own logging silences it
-        access.setLevel(logging.INFO)
-        access.propagate = True
+        access_log.switch_on()
     config = uvicorn.Config(
         app,
         http=protocol_for(trust),
@@ -126,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="after a signal, say at /v1/ready that this one ends, and serve on for so long (default: %(default)s)",
     )
-    parser.add_argument("--access-log", action="store_true", help="log each request (never its headers or body)")
+    parser.add_argument("--access-log", action="store_true", help="log each request (never its query, headers or body)")
     return parser
 
 
