@@ -72,13 +72,18 @@ class RunningGateway:
         """A submitting client."""
         return self.http(token=self.client_token(name, owners))
 
-    def as_pilot(self) -> httpx.Client:
-        """A fresh pilot that shows the pilots' certificate."""
+    def as_pilot(self, token: str | None = None) -> httpx.Client:
+        """A pilot, a fresh one unless its token is given, that shows the pilots' certificate."""
+        return self.http(self.pilots_certificate, token or self.pilot()["token"])
+
+    @property
+    def pilots_certificate(self) -> Path:
+        """Certificate and key of the pilots in one file."""
         shown = self.log.with_name("pilot.pem")
         if not shown.exists():
             cert, key = self.pki.user("pilot")
             write_private(shown, cert.read_bytes() + key.read_bytes())
-        return self.http(shown, self.pilot()["token"])
+        return shown
 
     def as_pilot_async(self, token: str) -> httpx.AsyncClient:
         """A pilot with this token that shows the pilots' certificate, at whatever port of this machine."""
