@@ -46,6 +46,7 @@ from airpanda.hooks.address import Address
 from airpanda.hooks.computing import ComputingElementHook
 from airpanda.hooks.panda import PandaHook
 from airpanda.operators.pilots import PilotSubmitOperator
+from airpanda.triggers import pilots as triggers
 
 __all__ = ["job_database", "myproxy", "postgres", "site", "template_database"]
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(600)]
@@ -221,7 +222,7 @@ def test_the_example_dag_s_tasks_do_it_by_their_connections(chain: Chain, capsys
 
 @pytest.mark.usefixtures("airflow")
 def test_pilots_that_never_register_fail_the_task_with_their_own_words(
-    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pilot's standard output comes from the computing element into the task's log, and stays behind the link."""
     good = (tmp_path / "queues" / "DEMO.toml").read_text()
@@ -229,10 +230,7 @@ def test_pilots_that_never_register_fail_the_task_with_their_own_words(
     (tmp_path / "queues" / "BROKEN.toml").write_text(broken)
     pilots = Task(PilotSubmitOperator(task_id="pilots", panda_queue="BROKEN", n_pilots=1, wait_for=1))
     pilots.begin()
-    (handle,) = (row[0] for row in chain.sql("SELECT ce_job_id FROM panda_pilot"))
-    chain.pilots_end([handle])
-    seen = {"queue": "BROKEN", "pilots": [{"pilot_id": 1, "ce_state": "failed", "reason": "exit code"}]}
-    chain.tell("/v1/batch/observed", seen)  # as the factory does, once a minute
+    monkeypatch.setattr(triggers, "LOOK_S", 1.0)  # no factory serves the queue: the wait itself finds out
     with pytest.raises(AirflowException, match="0 of 1 ever registered"):
         pilots.resume()
     assert "/nonexistent/plugins" in capsys.readouterr().out, "the task's log has the pilot's own words"

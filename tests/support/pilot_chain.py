@@ -144,11 +144,6 @@ class Chain:
         assert response.is_success, response.text
         return response.json()
 
-    def tell(self, path: str, body: Any) -> None:
-        """A call without an answer."""
-        response = self.http.post(path, json=body)
-        assert response.is_success, response.text
-
     def submit(self, who: str, *jobs: dict[str, Any]) -> dict[str, Any]:
         """Stage the owner's proxy, register it, submit jobs with it."""
         owner = ProxyCredential.from_files(*self.site.pki.user(who))

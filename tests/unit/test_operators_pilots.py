@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,7 @@ from airpanda.computing.elements import (
     CEUnavailableError,
     ComputingElementError,
     Handle,
+    Limits,
     Outcome,
     PilotBatch,
     PilotJobState,
@@ -26,8 +29,11 @@ from airpanda.computing.elements import (
     SubmitUncertainError,
 )
 from airpanda.computing.queues import parse_queue
+from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.errors import AirpandaError, ConflictError, NotFoundError
 from airpanda.hooks import submission
+from airpanda.hooks.panda import PandaHook
+from airpanda.hooks.submission import observe_pilots
 from airpanda.messages import BatchView
 from airpanda.operators import pilots
 from airpanda.operators.pilots import PilotSubmitOperator
@@ -60,6 +66,7 @@ class Element:
     """Stands in for a computing element; takes or refuses a batch."""
 
     name = "local:DEMO"
+    limits = Limits(max_batch=10, max_handles=10, min_interval_s=0)
 
     def __init__(self, error: ComputingElementError | None) -> None:
         self.error = error
@@ -70,6 +77,9 @@ class Element:
     def cancel(self, handles: list[Handle]) -> dict[Handle, Outcome]:
         self.cancelled += handles
         return dict.fromkeys(handles, Outcome.ACCEPTED)
+
+    def status(self, handles: list[Handle]) -> dict[Handle, Status]:
+        return dict.fromkeys(handles, Status(PilotJobState.FAILED, 1))
 
     def find(self, tag: str) -> dict[Handle, Status]:
         return {Handle("found"): Status(PilotJobState.RUNNING)}
@@ -281,6 +291,25 @@ async def test_a_cleared_waiting_task_ends_its_pilots_unless_a_newer_try_has_the
     assert json.loads(stub.seen[1].body)["ti"]["ti_id"] == "u"
     assert element.cancelled == ([Handle("h-8"), Handle("h-9")] if is_mine else [])
     assert element.closed is is_mine
+
+
+@pytest.mark.parametrize(("cycled_s_ago", "asked"), [(60, False), (600, True), (None, True)])
+def test_a_wait_asks_the_element_for_silent_pilots_where_no_factory_does(
+    monkeypatch: pytest.MonkeyPatch, cycled_s_ago: int | None, asked: bool
+) -> None:
+    element = Element(None)
+    cycled_at = None if cycled_s_ago is None else to_wire(utcnow() - timedelta(seconds=cycled_s_ago))
+    state = {"queue": "DEMO", "state": "online", "live_pilots": 1, "decisions": [], "cycled_at": cycled_at}
+    view = BatchView.model_validate(batch_view("started", "submitted", "submitted", registered=1))
+    with http_stub(Answer(200, json.dumps([state]).encode()), factory_view(), Answer(204)) as stub:
+        connect(monkeypatch, port=stub.port)
+        observe_pilots(PandaHook().send, lambda _queue, _wrapper: element, Path("w"), view)
+    assert element.closed is asked
+    if asked:
+        (told,) = [json.loads(seen.body) for seen in stub.seen if seen.path == "/v1/batch/observed"]
+        assert [(p["pilot_id"], p["ce_state"]) for p in told["pilots"]] == [(9, "failed"), (10, "failed")]
+    else:
+        assert len(stub.seen) == 1
 
 
 def test_pilots_that_never_registered_show_their_logs_and_the_task_fails(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -30,6 +31,7 @@ from airpanda.computing.elements import (
     SubmitUncertainError,
 )
 from airpanda.computing.queues import PandaQueue
+from airpanda.core.clock import utcnow
 from airpanda.core.errors import ConflictError, ServiceError
 from airpanda.core.secret import Secret
 from airpanda.hooks import calls
@@ -40,6 +42,7 @@ from airpanda.messages import (
     BatchRecord,
     BatchView,
     CeState,
+    FactoryState,
     IntendedBatch,
     PilotSeen,
     PilotsSeen,
@@ -52,6 +55,8 @@ ElementOf = Callable[[PandaQueue, Path], ComputingElement]
 SUBMIT_LIMIT_S = 150.0
 """No submission begins that could outlast the hold: elements bound one call to 120 s."""
 HOLD_S = 180
+FACTORY_IS_ALIVE = timedelta(minutes=3)
+"""So long after its last cycle a queue's factory is taken to be at work."""
 _ASK_AGAIN_S = 5.0
 _CE_STATE: TypeAdapter[CeState] = TypeAdapter(CeState)
 log = logging.getLogger(__name__)
@@ -150,6 +155,35 @@ def cancel_pilots(
         element.close()
     send(calls.observed(PilotsSeen(queue=view.queue, pilots=[_asked(pilot, outcomes) for pilot in live])))
     return len(handles)
+
+
+def observe_pilots(send: Send, element_of: ElementOf, wrapper: Path, view: BatchView) -> None:
+    """Put on record what its element says of a batch's pilots that have not been heard of; the factory does so, too.
+
+    Nothing is done where the queue's factory has lately been at it. A repeat is no error. Raises as ``send_pilots``.
+    """
+    silent = {Handle(p.ce_job_id): p for p in view.pilots if p.registered_at is None and p.ended_at is None}
+    silent.pop(Handle(""), None)
+    if not silent or _has_a_factory(send(calls.factories()), view.queue):
+        return
+    queue = PandaQueue.from_wire(send(calls.factory(view.queue)).queue)
+    element = element_of(queue.at(view.ce if view.ce in queue.ces else ""), wrapper)
+    seen: list[PilotSeen] = []
+    try:
+        handles, step = list(silent), element.limits.max_handles
+        for start in range(0, len(handles), step):
+            for handle, status in element.status(handles[start : start + step]).items():
+                word = ce_state(status.state)
+                seen.append(PilotSeen(pilot_id=silent[handle].pilot_id, ce_state=word, reason=status.reason[:4000]))
+    finally:
+        element.close()
+    send(calls.observed(PilotsSeen(queue=view.queue, pilots=seen)))
+
+
+def _has_a_factory(states: list[FactoryState], queue: str) -> bool:
+    """Whether the queue's factory looks at its pilots: once a minute, as it is shipped."""
+    cycled_at = next((state.cycled_at for state in states if state.queue == queue), None)
+    return cycled_at is not None and utcnow() - cycled_at < FACTORY_IS_ALIVE
 
 
 def failed_submission(ce: str, error: ComputingElementError, fence: int) -> BatchRecord:

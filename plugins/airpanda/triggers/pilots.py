@@ -14,17 +14,20 @@ from airpanda.core.errors import AirpandaError, ServiceError
 from airpanda.hooks import calls
 from airpanda.hooks.computing import element_of, wrapper_path
 from airpanda.hooks.panda import PandaHook
-from airpanda.hooks.submission import cancel_pilots
+from airpanda.hooks.submission import cancel_pilots, observe_pilots
 from airpanda.messages import BatchView, TaskInstanceKey
 from airpanda.triggers.settling import settled
 
 _SLOWEST_POLL_S = 60.0
+LOOK_S = 60.0
+"""How often the element itself is asked for pilots that say nothing, where no factory does so."""
 
 
 class PilotBatchTrigger(BaseTrigger):
     """Fires once, with ``{"batch_id": n, "good": bool, "note": sentence}``.
 
-    The dispatcher's absence is waited out with a growing pause; a refusal ends the wait with the reason.
+    The dispatcher's absence is waited out with a growing pause; a refusal ends the wait with the reason. Where no
+    factory serves the queue, its element is asked for pilots that say nothing.
 
     Args:
         batch_id: the pilots that were submitted together.
@@ -69,7 +72,7 @@ class PilotBatchTrigger(BaseTrigger):
 
     async def _wait(self) -> tuple[bool, str]:
         hook = PandaHook(self.panda_conn_id)
-        pause_s, last = self.poll_s, ""
+        pause_s, last, looked = self.poll_s, "", time.monotonic()
         async with await hook.aclient() as client:
             while True:
                 try:
@@ -87,7 +90,17 @@ class PilotBatchTrigger(BaseTrigger):
                     verdict = judge(view, self.wanted)
                     if verdict is not None:
                         return verdict
+                    if time.monotonic() - looked >= LOOK_S:
+                        await self._look(hook, view)
+                        looked = time.monotonic()
                 await asyncio.sleep(pause_s)
+
+    async def _look(self, hook: PandaHook, view: BatchView) -> None:
+        """Pilots that ended before they could speak are known by their element alone."""
+        try:
+            await asyncio.to_thread(observe_pilots, hook.send, element_of, wrapper_path(), view)
+        except AirpandaError as error:
+            self.log.warning("what became of the pilots cannot be told now: %s", error)
 
     async def on_kill(self) -> None:
         """A user cleared or marked the waiting task: end its pilots, unless a new try has adopted them."""
