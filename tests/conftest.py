@@ -9,6 +9,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.canary import CANARIES, Canaries, watch_secrets
 
 pytest_plugins = ["support.places"]
@@ -25,6 +26,9 @@ os.environ.update(
     }
 )
 watch_secrets()
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

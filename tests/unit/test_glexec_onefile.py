@@ -32,7 +32,7 @@ class Place:
         start = f"import sys; sys.path[:0] = [{PLUGINS!r}, {str(self.root)!r}]\n"
         start += "from airpanda.glexec.launcher import onefile\n"
         command = [sys.executable, "-B", "-IS", "-c", start + program, str(self.file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
 
