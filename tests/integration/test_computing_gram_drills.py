@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from support.batch_rig import SLEEP, batch, until
 from support.gram_rig import GramRig, make_gram_rig
+from support.need import need_program
 from support.pki import Pki
+from support.slurm import running_slurm
 
 from airpanda.computing import gram_client
 from airpanda.computing.elements import (
@@ -112,6 +114,27 @@ def test_lost_answers_double_nothing_and_a_repeat_sends_what_is_missing(
     assert set(element.find("lost")) == set(handles)
     written = {path.name: path.read_text() for path in rig.site.node.path(marks).iterdir()}
     assert written == dict.fromkeys("012", "x\n")
+
+
+def test_pilots_run_on_slurm_behind_gram(rig: GramRig) -> None:
+    """Waiting and running pilots, ends and cancels, as Slurm, GRAM's script for it and the files tell them."""
+    if not Path("/usr/share/perl5/Globus/GRAM/JobManager/slurm.pm").exists():
+        need_program("globus-job-manager-slurm", "globus-gram-job-manager-slurm")
+    with running_slurm(rig.site.node, cpus=2) as slurm:
+        element = rig.element("is() { grep -q '\"pilot_id\": '$1, pilot.json; }\nis 1 && exit 7\n" + SLEEP,
+                              service="jobmanager-slurm", queue="grid")  # fmt: skip
+        handles = element.submit(batch("slurm", 1, 2, 3, 4)).handles
+        until(lambda: element.status([handles[1]])[handles[1]].exit_code == 7, 60)
+
+        def states() -> list[str]:
+            return sorted(status.state.value for status in element.status(list(handles.values())).values())
+
+        until(lambda: states() == ["failed", "queued", "running", "running"], 60)
+        assert len(slurm.root("squeue", "-h", "-t", "all").splitlines()) == 4
+        assert slurm.root("squeue", "-h", "-o", "%u %P").split() == ["pilot", "grid"] * 3
+        element.cancel(list(handles.values()))
+        until(lambda: states() == ["cancelled", "cancelled", "cancelled", "failed"], 60)
+        until(lambda: slurm.root("squeue", "-h").strip() == "", 60)
 
 
 def test_renewal_reaches_pilots_that_run(rig: GramRig) -> None:

@@ -1,4 +1,4 @@
-"""A real GRAM5 gatekeeper on the worker node of a test, with the fork job manager.
+"""A real GRAM5 gatekeeper on the worker node of a test, with the fork job manager, and one for Slurm.
 
 ``with running_gram(site) as gram``. The gatekeeper runs as the node's root, job managers as the mapped account, and all
 end with the node. The robot of the site's PKI is mapped to the pilots' account. The gatekeeper has no option for an
@@ -38,7 +38,8 @@ _GATEKEEPER = (
     " -grid_services {root}/services -pidfile {root}/gatekeeper.pid"
 )
 _SERVICE = (
-    "stderr_log,local_cred - /usr/sbin/globus-job-manager globus-job-manager -conf {root}/job-manager.conf -type fork\n"
+    "stderr_log,local_cred - /usr/sbin/globus-job-manager globus-job-manager"
+    " -conf {root}/job-manager.conf -type {kind}\n"
 )
 _PREPARE = """\
 set -eu
@@ -63,9 +64,11 @@ class Gram:
         for name, text in {
             "job-manager.conf": _JOB_MANAGER,
             "services/jobmanager-fork": _SERVICE,
+            "services/jobmanager-slurm": _SERVICE,
             "services/jobmanager": _SERVICE,
         }.items():
-            self.path(name).write_text(text.format(**values))
+            kind = "slurm" if name.endswith("slurm") else "fork"
+            self.path(name).write_text(text.format(**values, kind=kind))
         self.path("grid-mapfile").write_text(f'"{site.pki.dn("pilot")}" pilot\n')
         certificate, key = site.pki.host()
         self.path("host.pem").write_bytes(certificate.read_bytes())

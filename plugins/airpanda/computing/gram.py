@@ -190,7 +190,10 @@ class GramElement(BatchElement):
         return self._gram.submit(self._rsl(tag, index), timeout_s=min(_ONE_JOB_S, left))
 
     def _rsl(self, tag: str, index: int) -> str:
-        """One pilot's job. It holds no secret: GRAM keeps it in files and shows it."""
+        """One pilot's job. It holds no secret: GRAM keeps it in files and shows it.
+
+        No ``directory``: the scripts of GRAM's batch systems write it without quotes. The pilot finds its own.
+        """
         slot, ce, place = self._queue.slot, self._gram_ce, f"{self._ce.directory}/{tag}"
         return "".join(
             (
@@ -198,7 +201,6 @@ class GramElement(BatchElement):
                 *ce.rsl,
                 relation("executable", "/bin/sh"),
                 relation("arguments", f"{place}/job.sh", str(index)),
-                relation("directory", f"{place}/{index}"),
                 relation("count", str(slot.cores)),
                 relation("job_type", "single"),
                 relation("max_wall_time", str(math.ceil(slot.walltime_s / 60))),
