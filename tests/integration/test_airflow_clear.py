@@ -41,11 +41,17 @@ def test_the_log_of_a_failure_begins_with_what_failed_whose_fault_it_is_and_what
     grid.fail(two, log=b"the payload's own words")
     grid.ends(run, "failed")
     log = grid.log(run)
-    said = log.index(f"1 of 2 jobs did not finish (failed 1); all must finish. PandaID {two['panda_id']}")
-    assert "exe error 65, the payload exited with 1" in log
-    assert "its owner must act" in log
-    assert "When it is put right, clear this task: only what is not finished runs again." in log
-    assert said < log.index("the payload's own words")
+    first = [
+        "1 of 2 jobs did not finish (failed 1); all must finish.",
+        f"PandaID {two['panda_id']} (job-1) is failed: exe error 65, the payload exited with 1.",
+        "At fault is the payload or its description: its owner must act, trying again changes nothing.",
+        "When it is put right, clear this task: only what is not finished runs again.",
+    ]
+    lines = log.splitlines()
+    said = lines.index(first[0])
+    assert lines[said : said + 4] == first, "a line each: the web UI cuts what is longer than the page is wide"
+    assert lines[said + 4].startswith("Look at its log below (attempt 1, pilot ")
+    assert said < lines.index("the payload's own words")
 
 
 def test_clearing_a_failed_job_takes_a_fresh_credential_when_the_old_one_cannot_serve(grid: Grid) -> None:

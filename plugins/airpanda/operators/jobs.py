@@ -225,7 +225,8 @@ class PandaTaskOperator(BaseOperator):
                 rule=f"enough, since {rule}",
                 next_step="This task succeeds; clear it to run again what did not finish.",
             )
-            self.log.warning("%s", said)
+            for sentence in said:
+                self.log.warning("%s", sentence)
         jobs = _jobs(hook, task_id, progress.total if progress.total <= MAX_OUTPUTS_IN_XCOM else _SHOWN)
         self._show(jobs[:_SHOWN], jobs[:1], {job.panda_id: self._log_of(hook, job) for job in jobs[:1]})
         result = self.result(progress, jobs, failed)
@@ -358,11 +359,12 @@ class PandaTaskOperator(BaseOperator):
         logs = {job.panda_id: self._log_of(hook, job) for job in worst}
         says = " ".join(filter(None, map(self.payload_says, logs.values())))
         said = outcome.paragraph(failed, counts=progress.counts, rule=str(rule), says=says, next_step=next_step)
-        self.log.error("%s", said)
+        for sentence in said:
+            self.log.error("%s", sentence)
         for job in worst:
             context["ti"].xcom_push(key="panda_job_id", value=job.panda_id)
         self._show(failed[:_SHOWN], worst, logs)
-        raise outcome.PandaJobsFailed(said, faults)
+        raise outcome.PandaJobsFailed(" ".join(said), faults)
 
     def payload_says(self, log: str) -> str:
         """A sentence from the log of a failed payload for the first paragraph; empty where nobody can tell."""

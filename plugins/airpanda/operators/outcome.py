@@ -114,8 +114,10 @@ def most_telling(jobs: Sequence[JobView]) -> JobView:
 
 def paragraph(
     failed: Sequence[JobView], *, counts: Mapping[JobStatus, int], rule: str, next_step: str, says: str = ""
-) -> str:
+) -> list[str]:
     """What failed, whose fault it is, what happens now, where to look: what a person reads first.
+
+    A sentence each, since Airflow's web UI cuts a line of a log where the page ends.
 
     Args:
         says: what the payload itself has to say, a sentence.
@@ -124,7 +126,7 @@ def paragraph(
     others = ", ".join(f"{status.value} {n}" for status, n in counts.items() if n and status != JobStatus.FINISHED)
     what = f"{total - finished} of {total} jobs did not finish ({others}); {rule}."
     if not failed:
-        return f"{what} {next_step}"
+        return [what, next_step]
     job = most_telling(failed)
     fault = fault_of(job)
     faults = faults_of(failed)
@@ -133,8 +135,8 @@ def paragraph(
         whose = f"At fault is, in {faults[fault]} cases, {_WHO[fault]}; others: " + (
             ", ".join(f"{name} {n}" for name, n in faults.items() if name != fault) + "."
         )
-    parts = (what, cause(job), says, whose, next_step or _REMEDY[fault], where(job))
-    return " ".join(part for part in parts if part)
+    parts = (what, cause(job), says, whose, next_step or _REMEDY[fault], *where(job))
+    return [part for part in parts if part]
 
 
 def cause(job: JobView) -> str:
@@ -146,15 +148,15 @@ def cause(job: JobView) -> str:
     return f"{name}: {job.reason.rstrip('.') or 'no reason was given'}."
 
 
-def where(job: JobView) -> str:
-    """Where to look."""
+def where(job: JobView) -> list[str]:
+    """Where to look, a sentence each."""
     last = job.attempts[0] if job.attempts else None
     if last is None:
-        return "It never started, so it has no log."
-    return (
-        f"Look at its log below (attempt {last.attempt_nr}, pilot {last.pilot_id} on {last.node or 'an unknown node'}),"
-        f" then at the pilot's: /panda/v1/job/{job.panda_id}/pilot_log."
-    )
+        return ["It never started, so it has no log."]
+    return [
+        f"Look at its log below (attempt {last.attempt_nr}, pilot {last.pilot_id} on {last.node or 'a node unknown'}).",
+        f"The pilot's own log of it: /panda/v1/job/{job.panda_id}/pilot_log.",
+    ]
 
 
 def remedy(faults: Mapping[Fault, int]) -> str:
