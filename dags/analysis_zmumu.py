@@ -75,7 +75,13 @@ def analysis_zmumu() -> None:
         return {"argv": argv, "scripts": {"zmumu_peak.py": script}, "inputs": named}
 
     job = choose()
-    proxy = MyProxyStageOperator(task_id="stage_proxy", payload_owner=OWNER, lifetime=timedelta(hours=12), scope="user")
+    proxy = MyProxyStageOperator(
+        task_id="stage_proxy",
+        payload_owner=OWNER,
+        lifetime=timedelta(hours=12),
+        scope="user",
+        doc_md="Leaves a proxy of the payload owner in MyProxy, where pilots fetch it for her jobs.",
+    )
     peak = PandaJobOperator(
         task_id="peak",
         argv=job["argv"],
@@ -85,8 +91,14 @@ def analysis_zmumu() -> None:
         payload_owner=OWNER,
         credential=proxy.output,
         panda_queue=QUEUE,
+        doc_md="One job that draws the events and fits the mass peak.",
     )
-    pilots = PilotSubmitOperator(task_id="send_pilots", panda_queue=QUEUE, n_pilots="{{ params.n_pilots }}")
+    pilots = PilotSubmitOperator(
+        task_id="send_pilots",
+        panda_queue=QUEUE,
+        n_pilots="{{ params.n_pilots }}",
+        doc_md="Sends pilots to the queue. They take any job that waits there and fits.",
+    )
     proxy >> [peak, pilots]
 
     @task.short_circuit

@@ -32,7 +32,11 @@ from airpanda.operators.forecast import CredentialForecastOperator
 )
 def panda_credentials() -> None:
     """Wire the forecast."""
-    CredentialForecastOperator(task_id="warn", hours="{{ params.hours }}")
+    CredentialForecastOperator(
+        task_id="warn",
+        hours="{{ params.hours }}",
+        doc_md="Lists staged credentials that end soon, in its log and its XCom.",
+    )
 
 
 panda_credentials()

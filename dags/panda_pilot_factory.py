@@ -32,9 +32,16 @@ from airpanda.operators.factory import FactoryQueuesOperator, PilotFactoryOperat
 )
 def panda_pilot_factory() -> None:
     """Wire one factory for each queue."""
-    queues = FactoryQueuesOperator(task_id="queues")
+    queues = FactoryQueuesOperator(
+        task_id="queues",
+        doc_md="Lists the queues of `include/queues/`.",
+    )
     PilotFactoryOperator.partial(
-        task_id="factory", cycles=9, pause=timedelta(minutes=1), say_only="{{ params.dry_run }}"
+        task_id="factory",
+        cycles=9,
+        pause=timedelta(minutes=1),
+        say_only="{{ params.dry_run }}",
+        doc_md="Sends and ends pilots of one queue; its log says every decision with its reason.",
     ).expand(panda_queue=queues.output)
 
 

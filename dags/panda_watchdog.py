@@ -23,7 +23,10 @@ from airpanda.operators.watchdog import PandaWatchdogOperator
 )
 def panda_watchdog() -> None:
     """Wire the watchdog."""
-    PandaWatchdogOperator(task_id="stop_orphans")
+    PandaWatchdogOperator(
+        task_id="stop_orphans",
+        doc_md="Stops jobs for which no Airflow task waits; its XCom lists them.",
+    )
 
 
 panda_watchdog()

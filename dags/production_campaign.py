@@ -103,7 +103,12 @@ def production_campaign() -> None:
 
     planned = plan()
     proxy = MyProxyStageOperator(
-        task_id="stage_proxy", payload_owner=OWNER, lifetime=timedelta(days=1), scope="user", panda_queues=["*"]
+        task_id="stage_proxy",
+        payload_owner=OWNER,
+        lifetime=timedelta(days=1),
+        scope="user",
+        panda_queues=["*"],
+        doc_md="Leaves a proxy of the payload owner in MyProxy, where pilots fetch it for her jobs.",
     )
     evgen = PandaTaskOperator(
         task_id="evgen",
@@ -121,8 +126,14 @@ def production_campaign() -> None:
         credential=proxy.output,
         panda_queue=QUEUE,
         success="{{ params.success }}",
+        doc_md="One job per seed. Clear it when some have failed: only what is not finished runs again.",
     )
-    pilots = PilotSubmitOperator(task_id="send_pilots", panda_queue=QUEUE, n_pilots="{{ params.n_pilots }}")
+    pilots = PilotSubmitOperator(
+        task_id="send_pilots",
+        panda_queue=QUEUE,
+        n_pilots="{{ params.n_pilots }}",
+        doc_md="Sends pilots to the queue. They take any job that waits there and fits.",
+    )
     proxy >> [evgen, pilots]
 
     @task.short_circuit
@@ -152,6 +163,7 @@ def production_campaign() -> None:
         payload_owner=OWNER,
         credential=proxy.output,
         panda_queue=QUEUE,
+        doc_md="One job that joins the files of all that have finished.",
     )
     picture = PandaJobOperator(
         task_id="picture",
@@ -162,6 +174,7 @@ def production_campaign() -> None:
         payload_owner=OWNER,
         credential=proxy.output,
         panda_queue=QUEUE,
+        doc_md="One job that draws the merged events and fits the mass peak: a look before they are used.",
     )
 
     @task(outlets=[EVENTS])

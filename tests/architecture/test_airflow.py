@@ -65,6 +65,13 @@ def test_every_field_of_a_form_says_what_it_is(dagbag: DagBag) -> None:
     assert [name for name, says in said.items() if not all(map(says.get, ("title", "description", "type")))] == []
 
 
+def test_every_task_of_a_shipped_dag_says_what_it_does(dagbag: DagBag) -> None:
+    """The web UI has it behind the book beside the task's name."""
+    tasks = [task for dag in dagbag.dags.values() if "example" not in dag.tags for task in dag.tasks]
+    assert len(tasks) > 15
+    assert [f"{task.dag_id}.{task.task_id}" for task in tasks if not task.doc_md] == []
+
+
 def test_the_example_in_the_readme_is_the_one_that_is_tested() -> None:
     example = (ROOT / "dags" / "examples" / "hello_grid.py").read_text()
     assert example.strip() in (ROOT / "README.md").read_text()
