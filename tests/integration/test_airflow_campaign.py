@@ -1,17 +1,34 @@
-"""The shipped DAGs in a real Airflow: the campaign from its form to its asset, and the analysis that this starts."""
+"""The shipped DAGs in a real Airflow: the campaign from its form to its asset, the analysis that this starts, and the
+campaign for periods of the past.
+
+The campaign has a schedule here. So it also runs for the month that has begun last, as the owner ``robot``, whom this
+Airflow does not know: that run fails before it asks anything of the job store.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from support.airflow_grid import Grid, grid_fixture
-from support.airflow_rig import airflow_rig, postgres
+from support.airflow_rig import Rig, postgres, running_rig
+from support.postgres import Server
 
-__all__ = ["airflow_rig", "grid_fixture", "postgres"]
+__all__ = ["grid_fixture", "postgres"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 CAMPAIGN, ANALYSIS = "production_campaign", "analysis_zmumu"
+MONTHS = ("2026-02-01", "2026-03-01", "2026-04-01")
+
+
+@pytest.fixture(scope="module", name="airflow_rig")
+def airflow_with_a_schedule(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The campaign once a month."""
+    scheduled = ("campaign_schedule =\n", "campaign_schedule = @monthly\n")
+    with running_rig(postgres, tmp_path_factory.mktemp("airflow"), changes=[scheduled]) as rig:
+        yield rig
 
 
 def jobs_of(grid: Grid, dag_id: str, run: str, task_id: str) -> list[dict[str, Any]]:
@@ -68,3 +85,78 @@ def test_a_campaign_is_made_cleared_merged_drawn_and_analysed(grid: Grid) -> Non
     grid.rig.pilots.finish(grid.dn, judge, contents={"panda_result.json": json.dumps(fit).encode()})
     client.wait_for(ANALYSIS, analysis["dag_run_id"], "judge", "success", timeout_s=180)
     assert client.value(ANALYSIS, analysis["dag_run_id"], "judge") == fit
+
+
+def test_a_backfill_asks_for_each_period_once_and_a_repeat_for_what_failed(grid: Grid) -> None:
+    client = grid.rig.client
+    grid.rig.wait(lambda: client.knows(CAMPAIGN))
+    with backfill(grid, "none") as runs:
+        assert [run[10:20] for run in runs] == list(MONTHS)
+        for run in runs:
+            client.wait_for(CAMPAIGN, run, "evgen", "deferred", timeout_s=180)
+        jobs = grid.rig.pilots.claim(grid.dn)
+        first, second, third = (grid.states(run, CAMPAIGN, "evgen") for run in runs)
+        assert len(jobs) == len(first | second | third) == 6
+        assert len({job["spec"]["argv"][5] for job in jobs}) == 6, "no two periods have a seed in common"
+        assert asked(grid) == [(run, 1, 2) for run in runs]
+        bad = max(second)
+        grid.finish(*(job for job in jobs if job["panda_id"] != bad))
+        (failing,) = (job for job in jobs if job["panda_id"] == bad)
+        for _ in range(3):  # its attempts
+            grid.fail(failing)
+            (failing,) = grid.rig.pilots.claim(grid.dn) or (failing,)
+        ended(grid, dict(zip(runs, ("success", "failed", "success"), strict=True)))
+
+    with backfill(grid, "none") as again:
+        assert again == runs
+    with backfill(grid, "failed") as again:
+        assert again == runs
+        client.wait_for(CAMPAIGN, runs[1], "evgen", "deferred", tries=2, timeout_s=180)
+        (failing,) = grid.rig.pilots.claim(grid.dn)
+        assert (failing["panda_id"], failing["attempt_nr"]) == (bad, 4), "only what failed runs again"
+        grid.finish(failing)
+        ended(grid, dict.fromkeys(runs, "success"))
+
+    before = [grid.states(run, CAMPAIGN, "evgen") for run in runs]
+    with backfill(grid, "completed"):
+        for run in runs:
+            client.wait_for(CAMPAIGN, run, "evgen", "success", tries=3 if run == runs[1] else 2, timeout_s=180)
+        ended(grid, dict.fromkeys(runs, "success"))
+    assert [grid.states(run, CAMPAIGN, "evgen") for run in runs] == before
+    assert asked(grid) == [(run, 1, 2) for run in runs], "nothing is asked twice"
+
+
+@contextlib.contextmanager
+def backfill(grid: Grid, reprocess: str) -> Iterator[list[str]]:
+    """The campaign for three months, two jobs each; the ids of their runs. At the end of the block it is closed, which
+    Airflow does by itself within half a minute, since it allows one backfill of a DAG at a time."""
+    http = grid.rig.client.http
+    body = {
+        "dag_id": CAMPAIGN,
+        "from_date": f"{MONTHS[0]}T00:00:00Z",
+        "to_date": f"{MONTHS[-1]}T00:00:00Z",
+        "reprocess_behavior": reprocess,
+        "dag_run_conf": {"owner": "alice", "n_jobs": 2, "validate": False, "n_pilots": 0},
+    }
+    made = http.post("/api/v2/backfills", json=body)
+    assert made.status_code == 200, made.text
+    found = http.get(f"/api/v2/dags/{CAMPAIGN}/dagRuns", params={"run_type": "backfill", "order_by": "logical_date"})
+    yield [grid.adopt(CAMPAIGN, run["dag_run_id"]) for run in found.json()["dag_runs"]]
+    closed = http.put(f"/api/v2/backfills/{made.json()['id']}/cancel")
+    assert closed.status_code in (200, 409), closed.text
+
+
+def ended(grid: Grid, states: dict[str, str]) -> None:
+    """Wait until the runs have ended like this."""
+    for run, state in states.items():
+        grid.rig.wait(lambda run=run: grid.rig.client.run_state(CAMPAIGN, run) in ("success", "failed"), 180)
+        assert grid.rig.client.run_state(CAMPAIGN, run) == state, run
+
+
+def asked(grid: Grid) -> list[tuple[Any, ...]]:
+    """(run, number of panda tasks with different keys, number of jobs) of the backfilled periods, in their order."""
+    return grid.rig.sql(
+        "SELECT ti->>'run_id', count(DISTINCT key_digest), sum(n_jobs)::int FROM panda_task"
+        " WHERE ti->>'dag_id' = %s AND ti->>'run_id' LIKE 'backfill%%' GROUP BY 1 ORDER BY 1",
+        CAMPAIGN,
+    )
