@@ -77,6 +77,11 @@ def test_a_person_runs_a_campaign_by_its_form_and_clears_what_failed(ui: WebUi, 
     ui.picture("success")
     assert grid.states(run, CAMPAIGN, "evgen") == before | {bad["panda_id"]: ("finished", 4)}
 
-    assert '"counts":{"finished":4}' in ui.follow("PanDA task")
-    assert str(bad["spec"]["job_name"]) in ui.follow("PanDA jobs")
+    assert "all 4: finished 4" in ui.follow("PanDA task")
+    assert bad["spec"]["job_name"] in ui.follow("PanDA jobs")
+    of_job = ui.follow("PanDA jobs", str(bad["panda_id"]))
+    assert of_job.count("exe error 65, the payload exited with 1 (user's fault)") == 3, "of each failed attempt"
+    assert "better words" in ui.follow("PanDA jobs", str(bad["panda_id"]), "payload")
+    ui.follow("PanDA jobs", f"{CAMPAIGN} / evgen, run {run}, try 2")
+    ui.expect_state("Success")  # back at the task instance, signed in as before
     client.wait_for(CAMPAIGN, run, "wanted", "success", timeout_s=180)

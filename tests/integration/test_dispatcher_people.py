@@ -10,10 +10,12 @@ import pytest
 from support.dispatcher import World, job_database, template_database, ti, world
 from support.postgres import postgres
 
+from airpanda.dispatcher.pages import POLICY
 from airpanda.dispatcher.people import ShowPeople
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
+HTML = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
 
 
 @dataclass
@@ -96,3 +98,28 @@ async def test_what_only_looks_like_a_page_for_people_is_none(world: World, sign
             f"/x/v1/job/{number}",
         ):
             assert (await http.get(path)).status_code in (401, 404), path
+
+
+async def test_a_browser_gets_pages_and_whoever_asks_for_none_gets_json(world: World, signed: Signed) -> None:
+    made = await world.submit(2)
+    number, task = made["first_panda_id"], made["task_id"]
+    async with browser(world, signed) as http:
+        for path, title in (
+            (f"/v1/task/{task}", f"Panda task {task}"),
+            (f"/v1/task/{task}/jobs", f"Jobs of panda task {task}, from number 1"),
+            (f"/v1/job/{number}", f"PandaID {number}"),
+        ):
+            page = await http.get(path, headers=HTML)
+            assert page.headers["content-type"] == "text/html; charset=utf-8"
+            assert page.headers["content-security-policy"] == POLICY
+            assert f"<h1>{title}" in page.text
+            assert (await http.get(path)).headers["content-type"] == "application/json"
+        rest = await http.get(f"/v1/task/{task}/jobs?offset=1&limit=1", headers=HTML)
+        assert "from number 2" in rest.text
+        for path, status in ((f"/v1/job/{number}/samples", 200), (f"/v1/task/{task}/jobs?offset=x", 422)):
+            answer = await http.get(path, headers=HTML)
+            assert answer.status_code == status
+            assert "json" in answer.headers["content-type"]
+            assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+        signed.dags = frozenset()
+        assert (await http.get(f"/v1/job/{number}", headers=HTML)).status_code == 401

@@ -49,6 +49,7 @@ class WebUi:
         self.page.set_default_timeout(PATIENCE_MS)
         self._pictures = pictures
         self._taken = 0
+        self._task = ""
 
     def picture(self, name: str) -> None:
         """Keep what is on the screen now."""
@@ -92,7 +93,8 @@ class WebUi:
     def open_task(self, dag_id: str, run_id: str, task_id: str) -> None:
         """By its square in the grid of the DAG's page."""
         self.page.goto(f"/dags/{dag_id}")
-        self.page.locator(f"a[href='/dags/{dag_id}/runs/{run_id}/tasks/{task_id}']").first.click()
+        self._task = f"/dags/{dag_id}/runs/{run_id}/tasks/{task_id}"
+        self.page.locator(f"a[href='{self._task}']").first.click()
         expect(self.page.get_by_role("heading", name=task_id)).to_be_visible()
 
     def expect_state(self, state: str) -> None:
@@ -119,12 +121,12 @@ class WebUi:
         expect(dialog).to_be_hidden()
         return ids
 
-    def follow(self, link: str) -> str:
-        """The text of the page behind an extra link of the task instance that is open; then back again."""
-        self.page.get_by_role("link", name="Details").click()
-        self.page.get_by_role("link", name=link, exact=True).click()
-        self.page.wait_for_url("**/panda/**")
+    def follow(self, *links: str) -> str:
+        """The text of the page behind an extra link of the opened task instance, or behind further links from there."""
+        self.page.goto(f"{self._task}/details")
+        for name in links:
+            with self.page.expect_navigation():
+                self.page.get_by_role("link", name=name, exact=True).click()
         text = self.page.locator("body").inner_text()
-        self.picture(link.replace(" ", "-"))
-        self.page.go_back()
+        self.picture("-".join(links)[:40].replace(" ", "-").replace("/", "-"))
         return text

@@ -1,15 +1,19 @@
 """People signed in to Airflow may look at what stands behind the task instances whose logs they may read.
 
-Only GET, only the pages that links lead to, and only by the session cookie: a request with a bearer token is a
+A browser gets them as pages (``pages``), whoever does not ask for HTML as JSON.
+
+Only GET, only what links lead to, and only by the session cookie: a request with a bearer token is a
 client's or a pilot's and is left to their rules. Who may see which DAG is Airflow's to say; without its yes nothing is
 shown. Knows no Airflow: ``edge`` brings its auth manager.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +22,7 @@ from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import views as views_sql
 from airpanda.dispatcher.auth import PERSON
+from airpanda.dispatcher.pages import POLICY, page_of
 from airpanda.dispatcher.tokens import ClientIdentity
 
 # What a payload wrote is shown below Airflow's own address: no browser may run it there.
@@ -56,11 +61,11 @@ class ShowPeople:
         if person is None:
             await self._app(scope, receive, send)
             return
-        await self._app({**scope, PERSON: person}, receive, _sealed(send))
+        sealed = _Paged(scope, send) if _wants_page(scope) else _sealed(send)
+        await self._app({**scope, PERSON: person}, receive, sealed)
 
     async def _person(self, scope: Scope) -> ClientIdentity | None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        look_up = self._look_up(path)
+        look_up = self._look_up(_path(scope))
         if look_up is None or (name := await self._people.name(scope)) is None:
             return None
         try:
@@ -84,6 +89,59 @@ class ShowPeople:
     async def _row(self, statement: str, number: int) -> Any:
         async with self._database.connection() as connection:
             return await connection.fetchrow(statement, number)
+
+
+class _Paged:
+    """Sends a good JSON answer as the page it has, and every other answer as it is."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._path = _path(scope)
+        self._query = scope["query_string"]
+        self._send = send
+        self._as_it_is = _sealed(send)
+        self._start: Message | None = None
+        self._body = bytearray()
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_json(message):
+            self._start = message
+        elif self._start is None:
+            await self._as_it_is(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._finish(self._start)
+
+    async def _finish(self, start: Message) -> None:
+        offset = parse_qs(self._query.decode("latin-1")).get("offset", ["0"])[-1]
+        page = page_of(self._path, json.loads(self._body), offset=int(offset))
+        if page is None:
+            await self._as_it_is(start)
+            await self._send({"type": "http.response.body", "body": bytes(self._body)})
+            return
+        body = page.encode()
+        headers = [
+            (b"content-type", b"text/html; charset=utf-8"),
+            (b"content-length", str(len(body)).encode()),
+            (b"content-security-policy", POLICY.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"cache-control", b"no-store"),
+        ]
+        await self._send({**start, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _path(scope: Scope) -> str:
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def _wants_page(scope: Scope) -> bool:
+    return any(name.lower() == b"accept" and b"text/html" in value for name, value in scope["headers"])
+
+
+def _is_json(start: Message) -> bool:
+    kinds = [value for name, value in start.get("headers", []) if name.lower() == b"content-type"]
+    return bool(start["status"] == 200 and kinds == [b"application/json"])
 
 
 def _has_token(scope: Scope) -> bool:
