@@ -15,6 +15,7 @@ from support.dispatcher import ALICE_DN, PILOT_DN, World, job_database, spec, te
 from support.postgres import postgres
 
 from airpanda.core.clock import utcnow
+from airpanda.dispatcher.auth import ASKED_BY_POST
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
@@ -52,6 +53,28 @@ async def test_every_route_refuses_who_has_no_token_or_the_other_kind(world: Wor
             assert response.headers["content-type"] == "application/problem+json"
             assert response.headers["www-authenticate"].startswith("Bearer")
             assert response.json()["code"] == "not-authorised"
+
+
+async def test_a_read_only_token_changes_nothing_at_any_route(world: World) -> None:
+    headers = world.client_headers(read_only=True, pilots=True)
+    changes = 0
+    for method, path in routes(world):
+        if path.startswith(("/v1/pilot/", "/v1/owner/")) or (method, path) in OPEN:
+            continue
+        response = await world.http.request(method, path, headers=headers, json={})
+        if method != "GET" and path not in ASKED_BY_POST:
+            assert (response.status_code, "read-only" in response.json()["detail"]) == (403, True), (method, path)
+            changes += 1
+        elif response.status_code == 403:
+            assert "may not send pilots" in response.json()["detail"], (method, path)
+        else:
+            assert response.status_code != 401, (method, path)
+    assert changes > 15
+    job = (await world.submit())["first_panda_id"]
+    refused = await world.call("POST", f"/v1/job/{job}/kill", {"reason": "x"}, headers=headers)
+    assert "read-only" in refused.json()["detail"]
+    assert (await world.good("GET", f"/v1/job/{job}", headers=headers))["status"] == "activated"
+    assert (await world.call("GET", "/v1/metrics", headers=headers)).status_code == 200
 
 
 async def test_expired_tokens_are_refused(world: World) -> None:

@@ -84,9 +84,9 @@ class World:
         queues: tuple[str, ...] = ("*",),
         *,
         name: str = "tests",
-        pilots: bool = False,
+        **rights: bool,
     ) -> dict[str, str]:
-        token = self.services.issuer.client_token(name, owners, queues, timedelta(hours=1), utcnow(), pilots=pilots)
+        token = self.services.issuer.client_token(name, owners, queues, timedelta(hours=1), utcnow(), **rights)
         return {"Authorization": f"Bearer {token.reveal()}"}
 
     async def call(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:

@@ -49,6 +49,13 @@ def test_a_token_may_send_pilots_only_where_asked(key: Path, asked: bool, capsys
     assert ("to send pilots" in capsys.readouterr().out) is asked
 
 
+def test_a_token_may_be_for_looking_only(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(client(key, "--owners", "*", "--queues", "*", "--read-only")) == 0
+    assert ", to look only" in capsys.readouterr().out
+    identity = Issuer(key).verify_client(Secret((key.parent / "token").read_text()), utcnow())
+    assert (identity.read_only, identity.pilots) == (True, False)
+
+
 def test_an_existing_token_file_stays(key: Path) -> None:
     (key.parent / "token").write_text("mine")
     assert main(client(key, "--owners", "*", "--queues", "*")) == 1

@@ -63,6 +63,16 @@ def test_sending_pilots_is_a_right_of_its_own(issuer: Issuer) -> None:
         assert issuer.verify_client(issuer._mint(claims, HOUR, NOW), NOW).pilots is False
 
 
+def test_looking_only_is_what_anything_odd_means(issuer: Issuer) -> None:
+    for asked in (True, False):
+        token = issuer.client_token("shift", ["*"], ["*"], HOUR, NOW, pilots=True, read_only=asked)
+        identity = issuer.verify_client(token, NOW)
+        assert (identity.read_only, identity.pilots) == (asked, not asked)
+    for odd in ("no", 0, [], None):
+        claims = {"aud": CLIENT_AUDIENCE, "sub": "shift", "owners": ["*"], "queues": ["*"], "read_only": odd}
+        assert issuer.verify_client(issuer._mint(claims, HOUR, NOW), NOW).read_only is True
+
+
 def test_the_other_audience_is_refused(issuer: Issuer) -> None:
     with pytest.raises(NotAuthorisedError):
         issuer.verify_client(issuer.pilot_token(7, "DEMO", HOUR, NOW), NOW)

@@ -22,6 +22,9 @@ PEER_CHAIN = "airpanda.peer_chain"
 """Key in the ASGI ``tls`` extension: a function that gives the peer's verified chain, or None without certificate."""
 
 
+ASKED_BY_POST = ("/v1/creds/staged", "/v1/tasks/progress")
+"""Questions that are too long for a URL. Whatever else is no GET changes something."""
+
 PERSON = "airpanda.person"
 """Key in the ASGI scope, which no client can write: who is signed in to Airflow and may see what is asked for."""
 
@@ -70,7 +73,8 @@ async def client_caller(request: Request) -> ClientIdentity:
     """The operator or person that calls.
 
     Raises:
-        NotAuthorisedError: no valid client token, and nobody signed in to Airflow who may see this.
+        NotAuthorisedError: no valid client token, and nobody signed in to Airflow who may see this; or the token is for
+            looking only, and this would change something.
     """
     person: ClientIdentity | None = request.scope.get(PERSON)
     if person is not None:
@@ -78,6 +82,8 @@ async def client_caller(request: Request) -> ClientIdentity:
     services = the_services(request)
     identity = services.issuer.verify_client(_bearer(request), utcnow())
     await services.revocations.demand_client(identity)
+    if identity.read_only and request.method != "GET" and not request.url.path.endswith(ASKED_BY_POST):
+        raise NotAuthorisedError(f"client {identity.name} may look and change nothing: its token is read-only")
     return identity
 
 

@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     client.add_argument("--signing-key", type=Path, required=True, help="[airpanda] signing_key")
     client.add_argument("--owners", type=_names, required=True, help="payload owners, separated by commas; * for all")
     client.add_argument("--queues", type=_names, required=True, help="PanDA queues, separated by commas; * for all")
-    client.add_argument("--pilots", action="store_true", help="it may send pilots to these queues, too")
+    more = client.add_mutually_exclusive_group()
+    more.add_argument("--pilots", action="store_true", help="it may send pilots to these queues, too")
+    more.add_argument("--read-only", action="store_true", help="it may look, and change nothing (for Prometheus)")
     client.add_argument("--days", type=_days, default=timedelta(days=30), help="how long it lasts (default 30)")
     client.add_argument("--output", type=Path, required=True, help="file to make; it must not exist")
     client.set_defaults(run=_client)
@@ -70,12 +72,18 @@ def _client(arguments: argparse.Namespace) -> int:
     now = utcnow()
     issuer = Issuer(arguments.signing_key)
     token = issuer.client_token(
-        arguments.name, arguments.owners, arguments.queues, arguments.days, now, pilots=arguments.pilots
+        arguments.name,
+        arguments.owners,
+        arguments.queues,
+        arguments.days,
+        now,
+        pilots=arguments.pilots,
+        read_only=arguments.read_only,
     )
     descriptor = os.open(arguments.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(token.reveal())
-    pilots = ", and to send pilots" if arguments.pilots else ""
+    pilots = ", and to send pilots" if arguments.pilots else ", to look only" if arguments.read_only else ""
     print(
         f"{arguments.output} holds a token of {arguments.name!r} for owners {','.join(arguments.owners)} and queues"
         f" {','.join(arguments.queues)}{pilots}, valid until {to_wire(now + arguments.days)}; remove it once it is in"

@@ -146,7 +146,7 @@ def make_services(
         ),
         retry_rules=RetryRules(database),
         shares=Shares(database, boards),
-        waiting=Waiting(database, boards),
+        waiting=Waiting(database, boards, lease=settings.lease),
         retention=Retention(database, settings.file_store, keep_of(settings)),
         metrics=Metrics(),
         submissions=Submissions(database, credentials, boards, most=most),

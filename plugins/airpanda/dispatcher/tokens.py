@@ -50,6 +50,7 @@ class ClientIdentity:
     """Whom a valid client token speaks for; ``owners`` and ``queues`` are None where it may act for all.
 
     ``pilots``: it may send pilots to its queues. That is a right of its own, since pilots serve every owner.
+    ``read_only``: it may look and change nothing.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ClientIdentity:
     token_id: str = ""
     issued_at: float = 0.0
     expires_at: float = 0.0
+    read_only: bool = False
 
     @property
     def is_unrestricted(self) -> bool:
@@ -95,6 +97,7 @@ class Issuer:
         now: datetime,
         *,
         pilots: bool = False,
+        read_only: bool = False,
     ) -> Secret[str]:
         """For an operator's Connection or a person. ``["*"]`` stands for all owners, or all queues."""
         claims = {
@@ -103,6 +106,7 @@ class Issuer:
             "owners": list(owners),
             "queues": list(queues),
             "pilots": pilots,
+            "read_only": read_only,
         }
         return self._mint(claims, lifetime, now)
 
@@ -133,8 +137,10 @@ class Issuer:
         if identity is None:
             claims = self._verify(token, CLIENT_AUDIENCE, now)
             owners, queues = _names(claims.get("owners")), _names(claims.get("queues"))
-            pilots = claims.get("pilots") is True
-            identity = self._remember(token, ClientIdentity(claims["sub"], owners, queues, pilots, *_life(claims)))
+            read_only = claims.get("read_only", False) is not False
+            pilots = claims.get("pilots") is True and not read_only
+            found = ClientIdentity(claims["sub"], owners, queues, pilots, *_life(claims), read_only=read_only)
+            identity = self._remember(token, found)
         if not isinstance(identity, ClientIdentity):
             raise _unknown()
         return identity

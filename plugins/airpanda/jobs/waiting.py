@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 from typing import Any
 
 from airpanda.core.errors import NotFoundError
@@ -14,12 +15,16 @@ from airpanda.jobs.matching import Candidate, Lack, Offered, Refusal, ban_of, ra
 from airpanda.jobs.removed import not_found
 from airpanda.messages import JobStatus, WaitingView
 
+SUSPECTED_AFTER = 0.8
+"""Of the lease: two minutes of the default."""
+
 
 class Waiting:
     """Answers for one job. Reads only."""
 
-    def __init__(self, database: Database, boards: Boards) -> None:
+    def __init__(self, database: Database, boards: Boards, *, lease: timedelta) -> None:
         self._database = database
+        self._lease_s = lease.total_seconds()
         self._boards = boards
 
     async def why(
@@ -34,7 +39,9 @@ class Waiting:
             NotFoundError: no such job for this caller.
         """
         row = await self.job(panda_id, owners=owners)
-        says = _of_status(row) or _of_credential(row)  # archived jobs are final: of them nothing else is asked
+        says = _of_status(row, self._lease_s) or _of_credential(
+            row
+        )  # archived jobs are final: of them nothing else is asked
         if not says and slot is None:
             says = f"queue {row['queue']} is offline or not configured any more: submit again to another one"
         if not says and slot is not None:
@@ -102,17 +109,27 @@ def _capped(mine: Candidate, board: QueueBoard) -> Refusal | None:
     return found if isinstance(found, Refusal) else None
 
 
-def _of_status(row: Any) -> str:
+def _of_status(row: Any, lease_s: float) -> str:
     status = JobStatus(row["status"])
     if status is JobStatus.ACTIVATED:
         return ""
     if row["pilot_id"] is not None:
         stop = ", which is to stop it" if row["command"] == "tobekilled" else ""
-        return f"it does not wait: it is {status}, with pilot {row['pilot_id']}{stop}"
+        silent = _silence(lease_s, row["lease_left_s"])
+        return f"it does not wait: it is {status}, with pilot {row['pilot_id']}{stop}{silent}"
     if status.is_final:
         reason = f": {row['change_reason']}" if row["change_reason"] else ""
         return f"it does not wait: it is {status}{reason}"
     return f"it is {status}, and not ready for pilots yet"
+
+
+def _silence(lease_s: float, left_s: float) -> str:
+    """What is said of a pilot that should have spoken long ago; empty of others."""
+    silent_s = lease_s - left_s
+    if silent_s < SUSPECTED_AFTER * lease_s:
+        return ""
+    when = f"{max(0.0, left_s):.0f} s from now"
+    return f", which has said nothing for {silent_s:.0f} s: the job is given to another one {when}"
 
 
 def _of_credential(row: Any) -> str:

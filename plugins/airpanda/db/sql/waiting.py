@@ -4,6 +4,7 @@ from airpanda.db.sql.credentials import CONSENTED
 
 JOB = f"""
 SELECT j.panda_id, j.status, j.queue, j.lane, j.activated_xid, j.changed_at, j.change_reason, j.pilot_id, j.command,
+       extract(epoch FROM j.lease_expires_at - now())::float AS lease_left_s,
        t.owner, c.credential_id, c.state, c.expires_at >= now() + j.walltime_s * interval '1 second' AS lasts,
        {CONSENTED} AS consented
 FROM panda_job j JOIN panda_task t USING (task_id) JOIN panda_credential c ON c.credential_id = j.credential_id
