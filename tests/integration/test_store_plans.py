@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -12,7 +12,7 @@ from support.dispatcher import World, job_database, template_database, world
 from support.postgres import postgres
 
 from airpanda.db.sql import claims as claims_sql
-from airpanda.db.sql import files, observed, views
+from airpanda.db.sql import files, observed, retention, views
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import reports as reports_sql
 
@@ -102,6 +102,16 @@ SELECT n, n, 1, 'DEMO', 1, 'finished', 1, 1, 1, 1, 1, 1, 'test' FROM generate_se
 """
 
 
+TASKS = """
+INSERT INTO panda_task (task_key, key_digest, content_digest, task_name, owner, owner_dn, queue, credential_id,
+                        first_panda_id, n_jobs, ti, owner_ti, submitted_by, created_at, archived_at, ended_at,
+                        in_archive)
+SELECT n, int8send(n), '', 't', 'alice', '/CN=alice', 'DEMO', 1, n, 1, '{}', '', 'test', now() - n * interval '1 s',
+       CASE WHEN n > 5000 THEN now() END, CASE WHEN n > 5000 THEN now() END, n > 5000
+FROM generate_series(1, 20000) AS n
+"""
+
+
 async def test_what_people_look_at_reads_nothing_else(world: World) -> None:
     """Jobs are here or in the archive: both are found by their number, and pages merge the two in order."""
     connection = await asyncpg.connect(world.database.url())
@@ -125,6 +135,17 @@ async def test_what_people_look_at_reads_nothing_else(world: World) -> None:
             nodes = await explain(connection, statement, *values)
             read = {node.get("Relation Name"): node["Node Type"] for node in nodes}
             assert "Seq Scan" not in (read.get("panda_archived_job"), read.get("panda_job")), statement
+        await connection.execute(TASKS)
+        await connection.execute("ANALYZE panda_task")
+        for statement, values, index in (
+            (retention.QUIET, (LEASE, datetime(1970, 1, 1, tzinfo=UTC), 0), "panda_task_here_ix"),
+            (retention.BEGUN, ([],), "panda_task_begun_ix"),
+            (retention.OLD, (LEASE,), "panda_task_archived_ix"),
+        ):
+            nodes = await explain(connection, statement, *values)
+            scans = {node.get("Index Name"): node.get("Index Cond", "") for node in nodes}
+            assert index in scans, statement
+            assert index == "panda_task_begun_ix" or "now() -" in scans[index], "what is due, and no other"
         page = await explain(connection, views.PAGE_END, 10000, 100)
         assert "Merge Append" in [node["Node Type"] for node in page]
         assert "Sort" not in [node["Node Type"] for node in page]

@@ -18,6 +18,7 @@ from support.gateway import ROOT
 from support.postgres import postgres
 
 from airpanda.core.clock import utcnow
+from airpanda.core.errors import ServiceError
 from airpanda.db.sql import anywhere
 from airpanda.jobs import retention as module
 from airpanda.jobs.retention import Keep, Retention
@@ -388,6 +389,23 @@ async def test_the_credential_log_loses_only_what_is_old(world: World) -> None:
     left = await world.sql("SELECT now() - at < interval '90.5 days' FROM panda_credential_audit")
     assert len(left) == 5
     assert all(row[0] for row in left)
+
+
+async def test_what_cannot_go_on_is_said_once_and_holds_up_nothing(world: World) -> None:
+    """Rows that somebody has changed by hand."""
+    pilot = await world.pilot()
+    broken, good = [await a_whole_life(world, pilot) for _ in range(2)]
+    await age(world, 8)
+    await world.sql("UPDATE panda_task SET archived_at = now(), ended_at = now() WHERE task_id = $1", broken["task_id"])
+    await world.sql("ALTER TABLE panda_job DISABLE TRIGGER USER")
+    await world.sql("UPDATE panda_job SET status = 'activated' WHERE task_id = $1", broken["task_id"])
+    retention = tidier(world)
+    with pytest.raises(ServiceError, match="changed by hand"):
+        await retention.step()
+    assert (await retention.step()).jobs_archived == 1
+    assert not await retention.step()
+    assert [row["task_id"] for row in await world.sql("SELECT task_id FROM panda_job")] == [broken["task_id"]]
+    assert (await world.job(good["first_panda_id"]))["status"] == "finished"
 
 
 async def test_for_ever_is_for_ever(world: World) -> None:

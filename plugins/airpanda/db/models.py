@@ -215,7 +215,8 @@ class Task(Base):
     __table_args__ = (
         UniqueConstraint("key_digest"),
         Index(None, "owner", "task_id"),
-        Index("panda_task_here_ix", "task_id", postgresql_where=text("NOT in_archive")),
+        Index("panda_task_here_ix", "created_at", "task_id", postgresql_where=text("archived_at IS NULL")),
+        Index("panda_task_begun_ix", "task_id", postgresql_where=text("archived_at IS NOT NULL AND NOT in_archive")),
         Index("panda_task_archived_ix", "ended_at", postgresql_where=text("in_archive")),
         CheckConstraint("(archived_at IS NULL) = (ended_at IS NULL)", name="archived"),
         CheckConstraint("archived_at IS NOT NULL OR NOT in_archive", name="in_archive"),

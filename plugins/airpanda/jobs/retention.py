@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from airpanda.jobs.store import job_range
 
 BATCH = 500
 AUDIT_BATCH = 5000
+_START = (datetime(1970, 1, 1, tzinfo=UTC), 0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Retention:
         self._database = database
         self._root = root
         self._keep = keep
-        self._passed = 0
+        self._passed = _START
+        self._stuck: list[int] = []
 
     async def step(self) -> Done:
         """The next batch of everything that is due. Falsy: nothing is left to do, or somebody else is at it."""
@@ -99,29 +101,34 @@ class Retention:
             yield connection if await connection.fetchval(sql.LOCK) else None
 
     async def _archive(self, after: timedelta, done: Done) -> None:
-        """Begin with the next panda task that is due, or move some more jobs of one that is begun."""
+        """Move some more jobs of a panda task that is begun, or begin with the next one that is due."""
         async with self._alone() as connection:
-            if connection is None:
-                return
-            task = await connection.fetchrow(sql.DUE, after, self._passed)
+            task = None if connection is None else await self._next(connection, after)
             if task is None:
-                self._passed = 0
-                return
-            if task["archived_at"] is None and await connection.fetchval(sql.BEGIN, after, task["task_id"]) is None:
-                self._passed = task["task_id"]  # somebody has just opened it again
                 return
             moved = await self._move(connection, task)
             done.jobs_archived += moved
             if await connection.fetchval(sql.DONE, task["task_id"], *job_range(task)) is not None:
                 done.tasks_archived += 1
-                self._passed = task["task_id"]
             elif not moved:
-                self._passed = task["task_id"]
+                self._stuck.append(task["task_id"])
                 raise ServiceError(
                     f"panda task {task['task_id']} was begun to be archived and has jobs that are not final: its rows"
                     " were changed by hand; set its archived_at and ended_at to NULL",
                     transient=False,
                 )
+
+    async def _next(self, connection: Any, after: timedelta) -> Any:
+        """A panda task that is begun; None: there is nothing to do."""
+        task = await connection.fetchrow(sql.BEGUN, self._stuck)
+        while task is None:
+            quiet = await connection.fetchrow(sql.QUIET, after, *self._passed)
+            self._passed = _START if quiet is None else (quiet["created_at"], quiet["task_id"])
+            if quiet is None:
+                return None
+            if await connection.fetchval(sql.BEGIN, after, quiet["task_id"]) is not None:
+                task = quiet  # else somebody has just opened it again
+        return task
 
     async def _move(self, connection: Any, task: Any) -> int:
         panda_ids = [row["panda_id"] for row in await connection.fetch(sql.ARCHIVE, *job_range(task), BATCH)]

@@ -10,24 +10,31 @@ _RANGE = "BETWEEN t.first_panda_id AND t.first_panda_id + t.n_jobs - 1"
 # One at a time in all processes; held to the end of the transaction.
 LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('panda_retention'))"
 
-# Nothing of it has changed for that long, so that all of it is final. What was begun goes on in any case.
-_DUE = f"""
-NOT t.in_archive AND (t.archived_at IS NOT NULL OR t.created_at < now() - $1::interval AND NOT EXISTS (
-    SELECT FROM panda_job j
-    WHERE j.panda_id {_RANGE} AND (j.status NOT IN {_FINAL} OR j.changed_at > now() - $1::interval)))
+# What was begun and is not over: after a kill, or the next batch of a large one. Without those that cannot go on.
+BEGUN = """
+SELECT task_id, first_panda_id, n_jobs FROM panda_task
+WHERE archived_at IS NOT NULL AND NOT in_archive AND task_id <> ALL ($1::bigint[])
+ORDER BY task_id LIMIT 1 FOR UPDATE SKIP LOCKED
 """
 
-DUE = f"""
-SELECT t.task_id, t.first_panda_id, t.n_jobs, t.archived_at FROM panda_task t
-WHERE t.task_id > $2 AND {_DUE}
-ORDER BY t.task_id LIMIT 1 FOR UPDATE OF t SKIP LOCKED
+# Nothing of it has changed for that long, so that all of it is final.
+_QUIET = f"""
+t.archived_at IS NULL AND t.created_at < now() - $1::interval AND NOT EXISTS (
+    SELECT FROM panda_job j
+    WHERE j.panda_id {_RANGE} AND (j.status NOT IN {_FINAL} OR j.changed_at > now() - $1::interval))
+"""
+
+QUIET = f"""
+SELECT t.task_id, t.first_panda_id, t.n_jobs, t.created_at FROM panda_task t
+WHERE (t.created_at, t.task_id) > ($2::timestamptz, $3::bigint) AND {_QUIET}
+ORDER BY t.created_at, t.task_id LIMIT 1 FOR UPDATE OF t SKIP LOCKED
 """  # noqa: S608
 
 # Asked again under the lock of the panda task, which everybody takes who opens attempts.
 BEGIN = f"""
 UPDATE panda_task t SET archived_at = now(),
     ended_at = (SELECT max(j.changed_at) FROM panda_job j WHERE j.panda_id {_RANGE})
-WHERE t.task_id = $2 AND t.archived_at IS NULL AND {_DUE}
+WHERE t.task_id = $2 AND {_QUIET}
 RETURNING t.task_id
 """  # noqa: S608
 
@@ -130,7 +137,10 @@ DELETE FROM panda_credential_audit WHERE audit_id IN (
 
 # --- what would be done --------------------------------------------------------------------------------------------
 
-WOULD_ARCHIVE = f"SELECT count(*) AS tasks, coalesce(sum(t.n_jobs), 0) AS jobs FROM panda_task t WHERE {_DUE}"  # noqa: S608
+WOULD_ARCHIVE = f"""
+SELECT count(*) AS tasks, coalesce(sum(t.n_jobs), 0) AS jobs FROM panda_task t
+WHERE t.archived_at IS NOT NULL AND NOT t.in_archive OR {_QUIET}
+"""  # noqa: S608
 
 WOULD_REMOVE = f"""
 SELECT count(*) AS tasks, coalesce(sum(t.n_jobs), 0) AS jobs,

@@ -530,7 +530,18 @@ def upgrade() -> None:
     )
     op.create_index(op.f("panda_task_owner_task_id_ix"), "panda_task", ["owner", "task_id"], unique=False)
     op.create_index(
-        "panda_task_here_ix", "panda_task", ["task_id"], unique=False, postgresql_where=sa.text("NOT in_archive")
+        "panda_task_here_ix",
+        "panda_task",
+        ["created_at", "task_id"],
+        unique=False,
+        postgresql_where=sa.text("archived_at IS NULL"),
+    )
+    op.create_index(
+        "panda_task_begun_ix",
+        "panda_task",
+        ["task_id"],
+        unique=False,
+        postgresql_where=sa.text("archived_at IS NOT NULL AND NOT in_archive"),
     )
     op.create_index(
         "panda_task_archived_ix", "panda_task", ["ended_at"], unique=False, postgresql_where=sa.text("in_archive")
@@ -606,7 +617,12 @@ def downgrade() -> None:
     op.drop_table("panda_removed")
     op.drop_table("panda_archived_job")
     op.drop_index("panda_task_archived_ix", table_name="panda_task", postgresql_where=sa.text("in_archive"))
-    op.drop_index("panda_task_here_ix", table_name="panda_task", postgresql_where=sa.text("NOT in_archive"))
+    op.drop_index(
+        "panda_task_begun_ix",
+        table_name="panda_task",
+        postgresql_where=sa.text("archived_at IS NOT NULL AND NOT in_archive"),
+    )
+    op.drop_index("panda_task_here_ix", table_name="panda_task", postgresql_where=sa.text("archived_at IS NULL"))
     op.drop_index(op.f("panda_task_owner_task_id_ix"), table_name="panda_task")
     op.drop_table("panda_task")
     op.drop_table("panda_sample")
