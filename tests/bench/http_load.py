@@ -83,10 +83,11 @@ async def main() -> None:
     for connection in connections:
         await connection.open()
     times: list[float] = []
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(each.run(started + wanted["seconds"], times) for each in connections))
     elapsed = time.perf_counter() - started
-    print(json.dumps({"rate": len(times) / elapsed, "p99_ms": sorted(times)[int(0.99 * len(times))] * 1000}))
+    found = {"rate": len(times) / elapsed, "p99_ms": sorted(times)[int(0.99 * len(times))] * 1000}
+    print(json.dumps(found | {"cpu_us": (time.process_time() - cpu) / len(times) * 1e6}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airpanda.jobs.lanes import MAX_SHAPES, Shape, gathered, shape_of, vo_of
+from airpanda.jobs.lanes import MAX_SHAPES, Shape, gathered, shape_of, shapes_of, vo_of
 from airpanda.messages import JobSpec
 
 NUMBERS = ("priority", "cores", "memory_mib", "disk_mib", "walltime_s")
@@ -45,6 +45,19 @@ def test_a_hundred_thousand_priorities_are_few_lanes_in_the_same_order() -> None
     found = gathered(replace(PLAIN, priority=n) for n in range(100_000))
     assert len(set(found.values())) <= MAX_SHAPES
     assert found[replace(PLAIN, priority=0)].priority < found[replace(PLAIN, priority=99_999)].priority
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 2), st.lists(st.sampled_from(["a", "b"]), max_size=3), st.sampled_from(["", "a", "b"]))
+    )
+)
+def test_shapes_of_many_are_those_of_each(asked: list[tuple[int, list[str], str]]) -> None:
+    jobs = [
+        JobSpec(job_name="j", argv=["true"], cores=cores, features=features, working_group=group)
+        for cores, features, group in asked
+    ]
+    assert shapes_of(jobs) == [shape_of(job) for job in jobs]
 
 
 def test_features_are_a_set() -> None:

@@ -15,7 +15,7 @@ from airpanda.core.clock import utcnow
 from airpanda.core.errors import CredentialError, NotAuthorisedError
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.services import Services
-from airpanda.dispatcher.tokens import ClientIdentity
+from airpanda.dispatcher.tokens import ClientIdentity, PilotIdentity
 from airpanda.x509.chain import VerifiedChain
 
 PEER_CHAIN = "airpanda.peer_chain"
@@ -27,6 +27,10 @@ ASKED_BY_POST = ("/v1/creds/staged", "/v1/tasks/progress")
 
 PERSON = "airpanda.person"
 """Key in the ASGI scope, which no client can write: who is signed in to Airflow and may see what is asked for."""
+
+
+CALLER = "airpanda.caller"
+"""Key in the ASGI scope: whom the bearer token speaks for, as ``Limits`` has verified it for this request."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ async def pilot_caller(request: Request) -> Pilot:
         NotAuthorisedError: no valid pilot token, or an unacceptable certificate.
     """
     services = the_services(request)
-    identity = services.issuer.verify_pilot(_bearer(request), utcnow())
+    identity = request.scope.get(CALLER)
+    if not isinstance(identity, PilotIdentity):
+        identity = services.issuer.verify_pilot(_bearer(request), utcnow())
     await services.revocations.demand_pilot(identity)
     return Pilot(identity.pilot_id, identity.queue, _peer_dn(request))
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from airpanda.core.clock import utcnow
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
+from airpanda.dispatcher.auth import CALLER
 from airpanda.dispatcher.problems import answer, answer_http
 from airpanda.dispatcher.rates import Rates
 from airpanda.dispatcher.tokens import ClientIdentity, Issuer, PilotIdentity
@@ -54,7 +55,7 @@ class Limits:
             await self._app(scope, receive, send)
             return
         # Decided by the token's signature alone, before the first byte of the body is read.
-        caller = self._issuer.whose(_bearer(scope), utcnow())
+        caller = scope[CALLER] = self._issuer.whose(_bearer(scope), utcnow())
         guard = _Guard(self._limit(scope, caller), receive, send)
         try:
             self._demand_rate(scope, caller)

@@ -35,6 +35,17 @@ class Metrics:
             "airpanda_database_away", "Answers of 503 because the database was away", registry=self._registry
         )
 
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request; finds its series faster than the library does."""
+        key = (method, route, status)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = (self.requests.labels(*key), self.seconds.labels(route))
+        series[0].inc()
+        series[1].observe(seconds)
+
     def text(self) -> bytes:
         """Prometheus' exposition format."""
         return generate_latest(self._registry)
@@ -66,7 +77,6 @@ class Measured:
             route = getattr(scope.get("route"), "path", _NO_ROUTE)  # the template, never what stands in its place
             self._metrics.running.dec()
             method = scope["method"] if scope["method"] in _METHODS else _OTHER
-            self._metrics.requests.labels(method, route, status).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+            self._metrics.answered(method, route, status, time.perf_counter() - started)
             if status == 503:
                 self._metrics.database_away.inc()

@@ -107,7 +107,9 @@ class QueueBoard:
                 for each in self.heads.values()
                 if refusal(each.lane, offered) is None and ban_of(each.lane, self.rules) is None
             ]
-            found = ranked(fitting, self.rules, self.usage, by_age=by_age)
+            found = fitting
+            if len(fitting) > 1:
+                found = ranked(fitting, self.rules, self.usage, by_age=by_age)
             if by_age:
                 return found
             if len(self.ranking) >= MAX_OFFERS:

@@ -17,7 +17,7 @@ from airpanda.db.sql import claims as sql
 from airpanda.jobs.board import Boards, Choice
 from airpanda.jobs.matching import Offered, Position
 from airpanda.jobs.together import Together
-from airpanda.messages import AcquiredJob, JobSpec, PilotOffer
+from airpanda.messages import AcquiredJob, CredentialPointer, JobSpec, PilotOffer
 
 MAX_CLAIMS = 16
 """Lanes that one request may try; each of them was not empty a moment ago."""
@@ -39,6 +39,9 @@ class _Ask:
     node: str
     start: Position
     digests: list[bytes]
+
+
+_Found = tuple[list[Any] | None, dict[int, CredentialPointer]]
 
 
 class Claims:
@@ -99,7 +102,7 @@ class Claims:
         lane = _Lane(queue, choice.candidate.number, pilot_dn, tuple(sorted(set(offer.avoid_owners))))
         with self._boards.claiming(queue, choice) as claim:
             ask = _Ask(pilot_id, offer.node, choice.start, [digest(token) for token in tokens])
-            rows = await self._together.ask(lane, ask)
+            rows, pointers = await self._together.ask(lane, ask)
             claim.is_served = rows is not None
             taken = [(n, row) for n, row in enumerate(rows or ()) if row["panda_id"] is not None]
             claim.positions += [(row["activated_xid"], row["panda_id"]) for _, row in taken]
@@ -108,13 +111,16 @@ class Claims:
         jobs: list[AcquiredJob] = []
         for n, row in taken:
             try:
-                jobs.append(self._acquired(row, tokens[n]))
+                jobs.append(self._acquired(row, tokens[n], pointers))
             except UnreadableCredentialError as error:
                 await self._give_up(row, error)
         return jobs
 
-    async def _statement(self, lane: _Lane, asks: Sequence[_Ask]) -> list[list[Any] | None]:
-        """The rows of each ask, one for each of its tokens; None for a pilot that is not served."""
+    async def _statement(self, lane: _Lane, asks: Sequence[_Ask]) -> list[_Found]:
+        """The rows of each ask, one for each of its tokens; None for a pilot that is not served.
+
+        With a place for opened credentials, of which there are few behind many jobs: it ends with the answers.
+        """
         pilots = [ask.pilot_id for ask in asks for _ in ask.digests]
         nodes = [ask.node for ask in asks for _ in ask.digests]
         async with self._database.connection() as connection:
@@ -133,15 +139,19 @@ class Claims:
                 lane.queue,
             )
         by_nr = {row["nr"]: row for row in rows}
-        found: list[list[Any] | None] = []
+        found: list[_Found] = []
+        pointers: dict[int, CredentialPointer] = {}
         nr = 1
         for ask in asks:
             last = nr + len(ask.digests)
-            found.append([by_nr[each] for each in range(nr, last)] if nr in by_nr else None)
+            found.append(([by_nr[each] for each in range(nr, last)] if nr in by_nr else None, pointers))
             nr = last
         return found
 
-    def _acquired(self, row: Any, token: Secret[str]) -> AcquiredJob:
+    def _acquired(self, row: Any, token: Secret[str], pointers: dict[int, CredentialPointer]) -> AcquiredJob:
+        pointer = pointers.get(row["credential_id"])
+        if pointer is None:
+            pointer = pointers[row["credential_id"]] = self._credentials.pointer(row)
         return AcquiredJob(
             panda_id=row["panda_id"],
             attempt_nr=row["attempt_nr"],
@@ -150,7 +160,7 @@ class Claims:
             heartbeat_s=self._heartbeat_s,
             owner_dn=row["owner_dn"],
             spec=_as_asked_now(JobSpec.model_validate_json(row["spec"]), row),
-            credential=self._credentials.pointer(row),
+            credential=pointer,
         )
 
 

@@ -66,6 +66,20 @@ def shape_of(spec: JobSpec) -> Shape:
     )
 
 
+def shapes_of(specs: Iterable[JobSpec]) -> list[Shape]:
+    """That of each of many jobs, most of which ask for the same."""
+    known: dict[tuple[Any, ...], Shape] = {}
+    found: list[Shape] = []
+    for spec in specs:
+        numbers = (spec.priority, spec.cores, spec.memory_mib, spec.disk_mib, spec.walltime_s)
+        key = (*numbers, *spec.features, spec.working_group)
+        shape = known.get(key)
+        if shape is None:
+            shape = known[key] = shape_of(spec)
+        found.append(shape)
+    return found
+
+
 def gathered(wanted: Iterable[Shape]) -> dict[Shape, Shape]:
     """For each shape the one that it is dispatched by: itself, as long as there are no more than ``MAX_SHAPES``.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,10 +18,10 @@ from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.jobs.board import Boards
 from airpanda.jobs.inputs import demand_inputs
-from airpanda.jobs.lanes import Shape, follow_credential, gathered, open_lanes, shape_of
+from airpanda.jobs.lanes import follow_credential, gathered, open_lanes, shapes_of
 from airpanda.jobs.retry import Needs, raised_s_within
 from airpanda.jobs.store import demand_here, job_range, open_new_attempts, owner_of
-from airpanda.messages import NOBODY_TOOK_IT, JobSpec, JobSubmission, SubmissionReply
+from airpanda.messages import NOBODY_TOOK_IT, JobSubmission, SubmissionReply
 
 _JOB_COLUMNS = (
     "panda_id",
@@ -251,18 +252,20 @@ async def _resume(
     )
 
 
-async def _lanes(connection: Any, wanted: JobSubmission, credential: Any) -> dict[Shape, int]:
-    """The lane of each shape among the jobs."""
-    dispatched_by = gathered(map(shape_of, wanted.jobs))
+async def _lanes(connection: Any, wanted: JobSubmission, credential: Any) -> list[int]:
+    """The lane of each job."""
+    shapes = shapes_of(wanted.jobs)
+    dispatched_by = gathered(shapes)
     ids = await open_lanes(connection, credential, str(wanted.queue), set(dispatched_by.values()))
-    return {shape: ids[by] for shape, by in dispatched_by.items()}
+    lanes = {shape: ids[by] for shape, by in dispatched_by.items()}
+    return [lanes[shape] for shape in shapes]
 
 
 async def _insert_jobs(
     connection: Any,
     wanted: JobSubmission,
     specs: list[str],
-    lanes: Mapping[Shape, int],
+    lanes: list[int],
     task_id: int,
     first: int,
     actor: str,
@@ -270,36 +273,30 @@ async def _insert_jobs(
     await connection.copy_records_to_table(
         "panda_job_spec",
         columns=("panda_id", "job_name", "spec"),
-        records=[(first + n, job.job_name, spec) for n, (job, spec) in enumerate(zip(wanted.jobs, specs, strict=True))],
+        records=((first + n, job.job_name, spec) for n, (job, spec) in enumerate(zip(wanted.jobs, specs, strict=True))),
     )
-    row = _job_row(wanted, lanes, task_id, first, actor)
+    said = (task_id, wanted.credential_id, wanted.queue)
     await connection.copy_records_to_table(
-        "panda_job", columns=_JOB_COLUMNS, records=[row(n, job) for n, job in enumerate(wanted.jobs)]
+        "panda_job",
+        columns=_JOB_COLUMNS,
+        records=(
+            (
+                panda_id,
+                *said,
+                lane,
+                "activated",
+                job.priority,
+                job.max_attempt,
+                job.cores,
+                job.memory_mib,
+                job.disk_mib,
+                job.walltime_s,
+                job.features,
+                actor,
+            )
+            for panda_id, job, lane in zip(itertools.count(first), wanted.jobs, lanes, strict=False)
+        ),
     )
-
-
-def _job_row(
-    wanted: JobSubmission, lanes: Mapping[Shape, int], task_id: int, first: int, actor: str
-) -> Callable[[int, JobSpec], tuple[object, ...]]:
-    def row(n: int, job: JobSpec) -> tuple[object, ...]:
-        return (
-            first + n,
-            task_id,
-            wanted.credential_id,
-            wanted.queue,
-            lanes[shape_of(job)],
-            "activated",
-            job.priority,
-            job.max_attempt,
-            job.cores,
-            job.memory_mib,
-            job.disk_mib,
-            job.walltime_s,
-            job.features,
-            actor,
-        )
-
-    return row
 
 
 def _key_digest(wanted: JobSubmission, actor: str) -> bytes:
@@ -312,6 +309,5 @@ def _content_digest(wanted: JobSubmission, specs: list[str]) -> bytes:
     whole = hashlib.sha256(f"{wanted.owner}\n".encode())
     if wanted.scripts:
         whole.update(json.dumps(wanted.scripts, sort_keys=True).encode())
-    for spec in specs:
-        whole.update(hashlib.sha256(spec.encode()).digest())
+    whole.update("\0".join(specs).encode())  # which no JSON holds
     return whole.digest()

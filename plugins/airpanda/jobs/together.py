@@ -19,7 +19,7 @@ Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
 
 MOST = 100
-AT_ONCE = 2
+AT_ONCE = 1
 
 
 @dataclass
