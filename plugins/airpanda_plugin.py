@@ -22,4 +22,4 @@ class AirpandaPlugin(AirflowPlugin):
         """The dispatcher's application without the pilots' verbs: the gateway alone proves who a pilot is."""
         from airpanda.dispatcher.edge import airflow_app
 
-        return [{"app": airflow_app(pilots=False), "url_prefix": "/panda", "name": "PanDA dispatcher"}]
+        return [{"app": airflow_app(), "url_prefix": "/panda", "name": "PanDA dispatcher"}]

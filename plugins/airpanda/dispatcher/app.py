@@ -11,6 +11,8 @@ from fastapi import FastAPI
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.dispatcher import openapi, problems
+from airpanda.dispatcher.configured import Configured
+from airpanda.dispatcher.directory import QueueDirectory
 from airpanda.dispatcher.limits import Limits
 from airpanda.dispatcher.metrics import Measured
 from airpanda.dispatcher.routes import (
@@ -82,6 +84,13 @@ def create_app(
     app.add_middleware(Limits, issuer=services.issuer, settings=settings)
     app.add_middleware(Measured, metrics=services.metrics)
     return app
+
+
+def configured_app(configured: Configured, *, pilots: bool) -> FastAPI:
+    """The application of this configuration. Raises as ``create_app``."""
+    settings = configured.settings
+    queues = QueueDirectory(settings.include_dir / "queues").current
+    return create_app(settings, dsn=configured.dsn, fernet_keys=configured.fernet_keys, queues=queues, pilots=pilots)
 
 
 async def _watch(services: Services) -> None:

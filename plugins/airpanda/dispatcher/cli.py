@@ -112,7 +112,7 @@ def _what(arguments: argparse.Namespace, now: datetime) -> tuple[Kind, str, date
         return "pilot", str(arguments.pilot), now + LONGEST_TOKEN
     if arguments.token_id is not None:
         return "token", arguments.token_id, now + LONGEST_TOKEN
-    from airpanda.dispatcher.edge import read_settings
+    from airpanda.dispatcher.configured import read_settings
 
     token = Secret(arguments.token_file.read_text(encoding="ascii").strip())
     identity = Issuer(read_settings().signing_key).whose(token, now)
@@ -132,7 +132,7 @@ def _revoked(_arguments: argparse.Namespace) -> int:
 
 def _with_revocations(run: Callable[[Revocations], Coroutine[None, None, T]]) -> T:
     # Airflow takes a second to import: not for --help and the other commands.
-    from airpanda.dispatcher.edge import read_dsn
+    from airpanda.dispatcher.configured import read_dsn
 
     async def whole() -> T:
         database = Database(read_dsn())

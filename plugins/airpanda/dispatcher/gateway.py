@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from airpanda.core.errors import ConfigurationError
-from airpanda.dispatcher import access_log
+from airpanda.dispatcher import access_log, configured
 from airpanda.dispatcher.mtls import protocol_for, server_context
 from airpanda.x509.trust import TrustDirectory
 
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        # Airflow takes a second to import: not for --help and wrong options.
-        from airpanda.dispatcher.edge import airflow_app
+        found = configured.read_by_child()
+        from airpanda.dispatcher.app import configured_app  # not for --help and wrong options
 
-        serve(airflow_app(pilots=True), options)
+        serve(configured_app(found, pilots=True), options)
     except ConfigurationError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2

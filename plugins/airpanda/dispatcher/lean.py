@@ -49,8 +49,9 @@ def _application(endpoint: Callable[..., Awaitable[Any]], demanded: list[Caller]
         for each in only_demanded:
             await each(request)
         values = {name: await each(request) for name, each in given.items()}
-        found = await endpoint(_parsed(message, content, request), **values)
-        await _send(send, answer.dump_json(found))
+        asked = _parsed(message, content, request)
+        del content  # megabytes, of a submission
+        await _send(send, answer.dump_json(await endpoint(asked, **values)))
 
     return application
 

@@ -309,5 +309,6 @@ def _content_digest(wanted: JobSubmission, specs: list[str]) -> bytes:
     whole = hashlib.sha256(f"{wanted.owner}\n".encode())
     if wanted.scripts:
         whole.update(json.dumps(wanted.scripts, sort_keys=True).encode())
-    whole.update("\0".join(specs).encode())  # which no JSON holds
+    for spec in specs:
+        whole.update(spec.encode() + b"\0")  # which no JSON holds
     return whole.digest()
