@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -30,15 +31,17 @@ AS_ALICE: dict[str, Any] = {"account_name": "alice", "account_uid": 1000, "ident
 ENV = {f"VARIABLE_{n}": "a value of some length" for n in range(8)}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claimer:
-    """One client of the store: a pilot."""
+    """One client of the store: a pilot after the other."""
 
     world: World
-    pilot_id: int
+    pilots: Iterator[int]
     queue: str = "DEMO"
+    pilot_id: int = 0
 
     async def claim(self, n_jobs: int = 1) -> list[Any]:
+        self.pilot_id = next(self.pilots)
         offer = PilotOffer(site_name=self.queue, n_jobs=n_jobs, **OFFER)
         jobs = await self.world.services.jobs.acquire(
             offer, pilot_id=self.pilot_id, queue=self.queue, pilot_dn=PILOT_DN
@@ -80,8 +83,10 @@ async def fill(world: World, n: int, queue: str = "DEMO", **changes: Any) -> Non
         await submit(world, await submission(world, min(n - first, BATCH), queue, **changes))
 
 
-async def claimers(world: World, n: int, queue: str = "DEMO") -> list[Claimer]:
-    return [Claimer(world, pilot_id, queue) for pilot_id in await started_pilots(world, n, queue)]
+async def claimers(world: World, n: int, queue: str = "DEMO", *, pilots: int = 1) -> list[Claimer]:
+    """n clients, each with so many pilots that take turns."""
+    ids = await started_pilots(world, n * pilots, queue)
+    return [Claimer(world, itertools.cycle(ids[first::n]), queue) for first in range(n)]
 
 
 async def started_pilots(world: World, n: int, queue: str = "DEMO") -> list[int]:
@@ -129,6 +134,18 @@ async def p99_ms(claimers: Sequence[Claimer], seconds: float, *, rate: float) ->
 async def churn(claimers: Sequence[Claimer], *, seconds: float) -> float:
     """Claims as fast as they go."""
     return await rate(claimers, seconds)
+
+
+async def steady(claimers: Sequence[Claimer], n: int, *, seconds: float) -> None:
+    """n claims, spread over so long; later ones are made up for."""
+
+    async def work(claimer: Claimer) -> None:
+        started, each = time.perf_counter(), n // len(claimers)
+        for done in range(each):
+            assert await claimer.claim(), "the store ran out of jobs"
+            await asyncio.sleep(max(0.0, started + seconds * (done + 1) / each - time.perf_counter()))
+
+    await asyncio.gather(*map(work, claimers))
 
 
 async def timed_ms(wanted: Awaitable[Any]) -> float:

@@ -26,6 +26,8 @@ __all__ = ["job_database", "template_database"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 ROUNDS, SECONDS = 3, 4.0
 CLIENTS = 16
+PILOTS = 5000
+"""Of each client, where that matters."""
 MANY = int(os.environ.get("AIRPANDA_BENCH_JOBS", "1000000"))
 HELD_S = float(os.environ.get("AIRPANDA_BENCH_HELD_S", "600"))
 BAR_CLAIMS, BAR_BATCHED, BAR_LIFECYCLES = 0.5, 1.5, 0.5
@@ -90,34 +92,37 @@ async def test_lifecycles(world: World, tmp_path: Path) -> None:
 async def test_claim_latency(world: World) -> None:
     """p99 of a claim where there is much, where much of it fits nobody, and where vacuum can remove nothing.
 
-    Each is measured in turns with a queue of 1 000 jobs of the same database, since a busy machine drifts.
+    Each is measured in turns with a queue of 1 000 jobs of the same database, since a busy machine drifts; but what a
+    held transaction does to both of them counts against what that queue took before. A pilot asks a few hundred times
+    while a transaction is held, as one would that asks every few seconds for ten minutes: so there are many.
     """
-    small, large = await load.claimers(world, 4, "OTHER"), await load.claimers(world, 4)
+    small, large = [await load.claimers(world, 4, queue, pilots=PILOTS) for queue in ("OTHER", "DEMO")]
 
-    async def measure(name: str, bar: float) -> None:
+    async def measure(name: str, bar: float, before: float = 0.0) -> float:
         few, many = [], []
         for _ in range(5):
             await load.fill(world, 600, queue="OTHER")
             few.append(await load.p99_ms(small, 1.2, rate=400))
             many.append(await load.p99_ms(large, 1.2, rate=400))
+        against = {"1 000 activated": round(min(few), 3), "bar": bar}
+        if before:
+            against["1 000 activated, nothing held"] = round(before, 3)
         record(
-            f"store, claim p99, {name}", min(many), "ms",
-            against={"1 000 activated": round(min(few), 3), "bar": bar}, ratio=min(many) / min(few),
+            f"store, claim p99, {name}", min(many), "ms", against=against, ratio=min(many) / (before or min(few)),
             conditions="4 clients, 400 claims/s offered, least of 5 rounds in turns, durable",
         )  # fmt: skip
+        return min(few)
 
     await load.fill(world, 1000, queue="OTHER")
     await load.fill(world, MANY)
-    await measure(f"{MANY} activated", BAR_DEEP)
+    alone = await measure(f"{MANY} activated", BAR_DEEP)
     await load.fill(world, MANY // 10, priority=5000, memory_mib=8000)
     await measure(f"{MANY // 10} unsuitable at the head", BAR_UNSUITABLE)
     for writes in (False, True):
         async with load.held_transaction(world, writes=writes):
-            before = time.perf_counter()
-            n = await load.churn(large, seconds=HELD_S) * (time.perf_counter() - before)
+            await load.steady(large, MANY * 2 // 5, seconds=HELD_S)
             kind = "writing" if writes else "reading"
-            await measure(f"{kind} transaction held during {HELD_S:.0f} s of full load", BAR_HELD)
-            assert n > 1000
+            await measure(f"{kind} transaction held for {HELD_S:.0f} s, {MANY * 2 // 5} claims", BAR_HELD, alone)
 
 
 async def test_submit_and_progress(world: World) -> None:

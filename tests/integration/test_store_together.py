@@ -12,6 +12,7 @@ from support.postgres import postgres
 
 from airpanda.db.sql import claims as claims_sql
 from airpanda.db.sql import reports as reports_sql
+from airpanda.jobs import store
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
@@ -125,6 +126,19 @@ async def test_a_report_of_another_attempt_is_answered_alone(world: World) -> No
         pilots[0].report(found[0], "running"), pilots[1].report(wrong, "running"), pilots[2].report(found[2], "running")
     )
     assert [each.status_code for each in answers] == [200, 409, 200]
+
+
+async def test_counts_are_folded_early_where_much_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MANY_CHANGES", 6)
+    task = await world.submit(5)
+    fresh = "SELECT count(*) AS n FROM panda_task_delta"
+    await world.services.jobs.keep_counts_short()
+    assert (await world.sql(fresh))[0]["n"] == 1
+    await world.good("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "drill"})
+    before = (await world.good("GET", f"/v1/task/{task['task_id']}/progress"))["counts"]
+    await world.services.jobs.keep_counts_short()
+    assert (await world.sql(fresh))[0]["n"] == 0
+    assert (await world.good("GET", f"/v1/task/{task['task_id']}/progress"))["counts"] == before == {"cancelled": 5}
 
 
 @pytest.mark.parametrize("statement", [claims_sql.ACQUIRE, reports_sql.HEARTBEATS, reports_sql.MOVES])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -31,7 +32,7 @@ from airpanda.dispatcher.routes import (
 from airpanda.dispatcher.routes import pilots as pilot_routes
 from airpanda.dispatcher.routes import queues as queue_routes
 from airpanda.dispatcher.services import Queues, Services, make_services
-from airpanda.dispatcher.watchdog import keep_short, watch
+from airpanda.dispatcher.watchdog import keep_counts_short, keep_short, watch
 
 
 def create_app(
@@ -59,7 +60,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await services.database.open()
-        loops = (_watch(services), keep_short(services.retention)) if watchdog else ()
+        loops = _loops(services) if watchdog else ()
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield
@@ -93,6 +94,10 @@ def configured_app(configured: Configured, *, pilots: bool) -> FastAPI:
     return create_app(settings, dsn=configured.dsn, fernet_keys=configured.fernet_keys, queues=queues, pilots=pilots)
 
 
-async def _watch(services: Services) -> None:
+def _loops(services: Services) -> tuple[Coroutine[Any, Any, None], ...]:
     longest, lost = services.settings.state_timeouts, services.metrics.jobs_lost.inc
-    await watch(services.jobs, services.credentials, longest=longest, lost=lost)
+    return (
+        watch(services.jobs, services.credentials, longest=longest, lost=lost),
+        keep_counts_short(services.jobs),
+        keep_short(services.retention),
+    )

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 async def _run(*, dry: bool) -> str:
     # Airflow takes a second to import: not for --help.
-    from airpanda.dispatcher.edge import read_dsn, read_settings
+    from airpanda.dispatcher.configured import read_dsn, read_settings
 
     settings = read_settings()
     database = Database(read_dsn(), max_connections=1)

@@ -18,6 +18,7 @@ from airpanda.jobs.retention import Retention
 from airpanda.jobs.store import JobStore
 
 PERIOD_S = 3.0
+SHORT_PERIOD_S = 0.5
 RETENTION_PERIOD_S = 60.0
 RETENTION_REST = 3.0
 _SELDOM = 10
@@ -46,6 +47,19 @@ async def watch(
         except Exception:  # noqa: BLE001
             # The outermost frame of a loop that must not end: without it no lease would ever run out.
             _log.exception("watchdog: unexpected failure")
+        await asyncio.sleep(period_s)
+
+
+async def keep_counts_short(jobs: JobStore, *, period_s: float = SHORT_PERIOD_S) -> None:
+    """Run for ever beside ``watch``, for times when thousands of jobs change within seconds."""
+    while True:
+        try:
+            await jobs.keep_counts_short()
+        except ServiceError as error:
+            _log.warning("counts: %s", error)
+        except Exception:  # noqa: BLE001
+            # The outermost frame of a loop that must not end.
+            _log.exception("counts: unexpected failure")
         await asyncio.sleep(period_s)
 
 

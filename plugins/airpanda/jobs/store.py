@@ -54,6 +54,7 @@ from airpanda.messages import (
 )
 
 BATCH = 500
+MANY_CHANGES = 1000
 MAX_LOOKS = 5000
 _NO_CREDENTIAL = "the owner's credential is gone or ends before the job's time limit: stage a fresh one and retry"
 _NO_KEY = (
@@ -322,6 +323,13 @@ class JobStore:
             return None
         reply = self._reply(row["lease_expires_at"], row["command"], row["debug"])
         return _Answer(reply, True if report.job_status == "finished" else None)
+
+    async def keep_counts_short(self) -> None:
+        """Fold where so many changes are fresh that reading the counts takes milliseconds."""
+        async with self._database.connection() as connection:
+            if not await connection.fetchval(counts_sql.IS_LONG, MANY_CHANGES):
+                return
+        await self.fold_counts()
 
     async def _apply(self, connection: Any, lease: Lease, report: JobReport) -> _Answer:
         row = await connection.fetchrow(sql.LOCK_JOB, lease.panda_id)
