@@ -19,6 +19,7 @@ import pytest
 from bench.record import record
 from support.arc_rig import ArcRig, make_arc_rig
 from support.batch_rig import SLEEP, Rig, batch, make_rig
+from support.gram_rig import GramRig, make_gram_rig
 from support.places import open_path
 
 from airpanda.computing.arc import ArcElement
@@ -48,6 +49,11 @@ def _arc() -> Iterator[ArcRig]:
     for rig in make_arc_rig():
         rig.arc.stop("engine")  # what is measured is the taking of jobs; started ones would share the two cores
         yield rig
+
+
+@pytest.fixture(scope="module", name="gram")
+def _gram() -> Iterator[GramRig]:
+    yield from make_gram_rig()
 
 
 def seconds(do: Callable[[], object]) -> float:
@@ -125,6 +131,42 @@ def test_arc(arc: ArcRig) -> None:
         "computing, ARC, 1000 pilots by one POST each on one connection", posts * 1000, "s",
         against={"ours": mine[1000]}, ratio=posts * 1000 / mine[1000], conditions=f"{FEW} measured, linear",
     )  # fmt: skip
+
+
+def test_gram(gram: GramRig) -> None:
+    """Our pilots bring 0600 secrets, can be found by tag, and are looked at together; the slow way's do not."""
+    element = gram.element("sleep 600 & wait $!\n", max_pilots=100_000)
+    element.submit(fresh(1))
+
+    def globusrun_each(*arguments: str) -> Callable[[], object]:
+        def run() -> None:
+            for _ in range(FEW):
+                element._gram._globusrun(*arguments, timeout_s=60)
+
+        return run
+
+    rsl = "&(executable=/bin/sleep)(arguments=600)"
+    naive = seconds(globusrun_each("-q", "-batch", "-r", gram.gram.contact, rsl)) / FEW
+    made = fresh(FEW)
+    spent = seconds(lambda: element.submit(made))
+    record(
+        f"computing, GRAM5, {FEW} pilots", spent, "s",
+        against={"a globusrun -batch for each": round(naive * FEW, 3)}, ratio=naive * FEW / spent,
+        conditions="fork job manager; one run",
+    )  # fmt: skip
+    handles = list(element.submit(made).handles.values())
+    contact = next(iter(element._contacts.values()))
+    one = seconds(globusrun_each("-status", contact)) / FEW
+    spent = seconds(lambda: element.status(handles))
+    record(
+        f"computing, GRAM5, status of {FEW}", spent, "s",
+        against={"a globusrun -status for each": round(one * FEW, 3)}, ratio=one * FEW / spent,
+        conditions="ours includes what the pilots' files say, by a job at the CE",
+    )  # fmt: skip
+    spent = seconds(lambda: element.cancel(handles))
+    record(
+        f"computing, GRAM5, cancel of {FEW} that run", spent, "s", conditions="a mark at the CE; they end within 5 s"
+    )
 
 
 def one_post_each(element: ArcElement, *, new_connection: bool) -> float:

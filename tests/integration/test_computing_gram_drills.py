@@ -13,7 +13,7 @@ from support.batch_rig import SLEEP, batch, until
 from support.gram_rig import GramRig, make_gram_rig
 from support.need import need_program
 from support.pki import Pki
-from support.slurm import running_slurm
+from support.slurm import free_port, running_slurm
 
 from airpanda.computing import gram_client
 from airpanda.computing.elements import (
@@ -54,7 +54,7 @@ def test_a_gatekeeper_that_hangs_leaves_it_open_what_was_submitted(rig: GramRig)
     rig.gram.signal(signal.SIGSTOP)
     try:
         element = rig.element(SLEEP)
-        element._timeout_s = 3.0
+        element._timeout_s = 3.0  # of one program
         with pytest.raises(SubmitUncertainError, match="did not run a program in time"):
             element.submit(batch("hung", 1))
         with pytest.raises(CEUnavailableError, match="in time"):
@@ -80,10 +80,33 @@ def test_who_must_act_when_ce_and_robot_do_not_accept_each_other(rig: GramRig, t
     assert not rig.path("none").exists()
 
 
-def test_a_machine_without_the_client_says_what_to_install(rig: GramRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_the_client_says_what_to_install(
+    rig: GramRig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(gram_client, "_PATH", "/nowhere")
     with pytest.raises(CEUnavailableError, match="globus-gram-client-tools"):
         rig.element(SLEEP).find("t")
+    only_globusrun = tmp_path / "globusrun"
+    only_globusrun.symlink_to("/usr/bin/globusrun")
+    monkeypatch.setattr(gram_client, "_PATH", str(tmp_path))
+    with pytest.raises(CEUnavailableError, match="bubblewrap"):
+        rig.element(SLEEP).find("t")
+
+
+def test_the_ce_can_fetch_its_data_and_no_other_file_of_this_machine(rig: GramRig, tmp_path: Path) -> None:
+    """The client's file server would show all that it can read to whoever has a proxy of the robot, as pilots do."""
+    secret = tmp_path / "secret"
+    secret.write_text("fernet-key")
+    first = free_port()
+    element = rig.element(SLEEP, ports=f"{first},{first + 3}")
+    shown = element._gram._place() / "shown"
+    shown.write_text("for the CE")
+    script = f"""
+        for path in {shown} {secret} /etc/shadow /proc/self/environ; do for port in $(seq {first} {first + 3}); do
+            timeout 10 globus-url-copy "https://localhost:$port$path" "file://$PWD/got" && cat got; rm -f got
+        done; done"""
+    said = element._gram.run(["sh", "-c", script], timeout_s=100)
+    assert said.stdout == b"for the CE", said
 
 
 def test_lost_answers_double_nothing_and_a_repeat_sends_what_is_missing(

@@ -102,7 +102,8 @@ class Gram:
 
     def signal(self, number: signal.Signals) -> None:
         """Send the gatekeeper a signal, such as the one that makes it hang."""
-        os.kill(int(self.root("cat", f"{ROOT}/gatekeeper.pid")), number)
+        pid = self.path("gatekeeper.pid").read_text().strip()  # the node's, which is somebody else's on the host
+        self.root("kill", f"-{number.name.removeprefix('SIG')}", pid)
 
     def stop(self) -> None:
         daemon, self._daemon = self._daemon, None

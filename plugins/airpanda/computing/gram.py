@@ -75,8 +75,9 @@ class GramElement(BatchElement):
         self._gram, self._clock, self._dialect_of_places = GramClient(ce, credential, clock=clock), clock, Gram()
         place = BatchCE("gram", ce.directory, scratch=ce.scratch, max_pilots=ce.max_pilots)
         super().__init__(
-            replace(queue, ce=place, more_ces={}), wrapper, self._gram, self._dialect_of_places, timeout_s=timeout_s
+            replace(queue, ce=place, more_ces={}), wrapper, self._gram, self._dialect_of_places, timeout_s=timeout_s / 3
         )
+        self._limit_s = timeout_s  # of a whole call; a program has a third of it
         self._gram_ce = ce
         self._proxy = "" if queue.pilot.proxy else PROXY_MARK
         self._seen = remote.Observation()
@@ -92,7 +93,7 @@ class GramElement(BatchElement):
             CEUnavailableError: nothing was submitted; a repeat is safe.
             SubmitUncertainError: not all are known to be submitted; a repeat is safe and adopts.
         """
-        end = time.monotonic() + self._timeout_s
+        end = time.monotonic() + self._limit_s
         self._check_credential()
         submission = super().submit(batch)
         copies = sorted(range(len(batch.tokens)))
@@ -114,7 +115,7 @@ class GramElement(BatchElement):
             begun = job is not None and job.state is PilotJobState.RUNNING
             if place in self._contacts and (not begun or place in seen.cancelled):
                 wanted.append(self._contacts[place])
-        self._each(self._gram.cancel, wanted, time.monotonic() + self._timeout_s)
+        self._each(self._gram.cancel, wanted, time.monotonic() + self._limit_s)
         return outcomes
 
     def renew(self, credential: ProxyCredential) -> datetime:
@@ -131,7 +132,7 @@ class GramElement(BatchElement):
             return super().renew(credential)
         answer = self._call("observe", ())
         contacts = list(self._dialect_of_places.parse_contacts(answer.other).values())
-        done = self._each(self._gram.refresh, contacts, time.monotonic() + self._timeout_s)
+        done = self._each(self._gram.refresh, contacts, time.monotonic() + self._limit_s)
         missed = [contact for contact in contacts if not done.get(contact)]
         still = [c for c in missed if self._gram.state(c) not in (None, PilotJobState.DONE, PilotJobState.FAILED)]
         if still:
@@ -155,7 +156,7 @@ class GramElement(BatchElement):
             )
 
     def _without_job(self, tag: str, copies: Iterable[int]) -> list[int]:
-        seen = self._observe({tag})
+        seen = self._places({tag})
         ended = {index for _, index in [*seen.exits, *seen.cancelled]}
         unsent = {index for (_, index, _), job in seen.jobs.items() if job.state is PilotJobState.SUBMITTED}
         return [index for index in copies if index in unsent - ended]

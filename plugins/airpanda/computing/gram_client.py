@@ -36,6 +36,17 @@ from airpanda.x509.proxy import create_proxy
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-")
 _QUERY_S = 30.0
+# While a program runs at the CE, globusrun serves files: any that it can read itself, to whoever holds a proxy of the
+# robot. So it sees what it needs and nothing else of this machine.
+_VIEW = (
+    *("--unshare-all", "--share-net", "--die-with-parent", "--dev", "/dev", "--ro-bind", "/usr", "/usr"),
+    *("--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"),
+    *(
+        word
+        for name in ("hosts", "resolv.conf", "nsswitch.conf", "passwd", "group", "localtime")
+        for word in ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+    ),
+)
 # The program's input holds secrets. GRAM's own staging of stdin leaves it 0755 in a cache that other accounts may read;
 # a scratch directory is 0700, and the job manager removes it.
 _RUN = (
@@ -121,7 +132,7 @@ class GramClient:
         try:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(stdin)
-            done = self._globusrun("-s", "-r", contact, rsl, timeout_s=timeout_s)
+            done = self._globusrun("-s", "-r", contact, rsl, timeout_s=timeout_s, serves=True)
         except AnswerLostError as error:
             hint = f"; it must be able to connect to this machine (ports {self._ce.ports or 'of any number'})"
             raise AnswerLostError(f"{self.name} did not run a program in time{hint}: {error}") from error
@@ -137,13 +148,8 @@ class GramClient:
 
     # --- one process ----------------------------------------------------------------------------------------
 
-    def _globusrun(self, *arguments: str, timeout_s: float) -> Completed:
-        program = shutil.which("globusrun", path=_PATH)
-        if program is None:
-            raise CEUnavailableError(
-                "this machine has no globusrun: its administrator must install the GRAM client"
-                " (Debian: globus-gram-client-tools)"
-            )
+    def _globusrun(self, *arguments: str, timeout_s: float, serves: bool = False) -> Completed:
+        program = _program("globusrun", "globus-gram-client-tools")
         place = self._place()
         settings = {
             "HOME": place,
@@ -153,6 +159,10 @@ class GramClient:
             "GLOBUS_TCP_PORT_RANGE": self._ce.ports,
         }
         prefix = ("/usr/bin/env", *(f"{name}={value}" for name, value in settings.items() if value), program)
+        if serves:
+            ca_dir, own = self._ce.ca_dir, str(place)
+            view = (*_VIEW, "--ro-bind", ca_dir, ca_dir, "--bind", own, own, "--chdir", own)
+            prefix = (_program("bwrap", "bubblewrap"), *view, "--", *prefix)
         return LocalTransport(prefix).run(arguments, timeout_s=timeout_s)
 
     def _contact(self, service: str) -> str:
@@ -184,6 +194,13 @@ class GramClient:
             raise CECredentialError(f"no proxy can be made for {self.name}: {error}") from error
         with os.fdopen(os.open(place / "proxy.pem", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(proxy.to_pem().reveal())
+
+
+def _program(name: str, package: str) -> str:
+    path = shutil.which(name, path=_PATH)
+    if path is None:
+        raise CEUnavailableError(f"this machine has no {name}: its administrator must install it (Debian: {package})")
+    return path
 
 
 def _checked(contact: str) -> str:
