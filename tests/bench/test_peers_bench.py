@@ -23,6 +23,7 @@ import pytest
 from bench import store_load as load
 from bench.record import record
 from support.dispatcher import World, job_database, make_settings, running, template_database
+from support.need import absent
 from support.postgres import Database, Server
 
 from airpanda.messages import AcquiredJob, JobReport
@@ -55,7 +56,9 @@ def _python(tmp_path_factory: pytest.TempPathFactory) -> str:
     if not given:
         subprocess.run([sys.executable, "-m", "venv", place], check=True, timeout=300)
         wanted = ["install", "--quiet", "--disable-pip-version-check", "-r", HERE / "requirements-peers.txt"]
-        subprocess.run([place / "bin/python", "-m", "pip", *wanted], check=True, timeout=900)
+        done = subprocess.run([place / "bin/python", "-m", "pip", *wanted], check=False, timeout=900)
+        if done.returncode:
+            absent("NOT MEASURED: tests/bench/requirements-peers.txt cannot be installed here")
     return str(place / "bin/python")
 
 

@@ -14,6 +14,7 @@ from support.postgres import postgres
 from airpanda.db.sql import claims as claims_sql
 from airpanda.db.sql import files, observed, retention, views
 from airpanda.db.sql import jobs as sql
+from airpanda.db.sql import lanes as lanes_sql
 from airpanda.db.sql import reports as reports_sql
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
@@ -72,6 +73,12 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
             (sql.OVERDUE, (500, ["running"], [LEASE]), "panda_job_check_ix"),
             (sql.LOOKED_AT, (500,), "panda_job_check_ix"),
             (sql.KILL, (4000, 4100, "x", "y"), "panda_job_pkey"),
+            (sql.NEW_ATTEMPTS, (4000, 4100, 1, "x", "y", None), "panda_job_pkey"),
+            (lanes_sql.HEADS, ("Q3", [], [], []), "panda_job_claim_ix"),
+            (sql.CLOSE_OVERDUE, ("x", 500, LEASE), "panda_job_claim_ix"),
+            (sql.CLOSE_WITHOUT_CREDENTIAL, ("x", 500), "panda_job_claim_ix"),
+            (sql.CLOSE_WITHOUT_KEY, ("x", 500, keys), "panda_job_claim_ix"),
+            (sql.CLOSE_WITHOUT_CONSENT, ("x", 500), "panda_job_claim_ix"),
         ):
             nodes = await explain(connection, statement, *values)
             assert index in [node.get("Index Name") for node in nodes], statement

@@ -163,12 +163,19 @@ WHERE status = 'activated' AND panda_id IN (
     WHERE j.changed_at < now() - $3::interval)
 """
 
+# Those who wait, in the order of panda_job_claim_ix. The limit is no limit: it makes the planner take that index,
+# whatever it believes of their number, and never read what is final.
 _CLOSE = """
 UPDATE panda_job SET status = 'closed', changed_by = 'watchdog', change_reason = $1
 WHERE panda_id IN (
-    SELECT j.panda_id FROM panda_job j JOIN panda_credential c USING (credential_id)
-    WHERE j.status = 'activated' AND <why>
-    LIMIT $2 FOR UPDATE OF j SKIP LOCKED)
+    SELECT k.panda_id FROM panda_job k
+    WHERE k.status = 'activated' AND k.panda_id = ANY (ARRAY(
+        SELECT j.panda_id
+        FROM (SELECT panda_id, task_id, credential_id, queue, walltime_s FROM panda_job WHERE status = 'activated'
+              ORDER BY lane, activated_xid, panda_id LIMIT 10000000) AS j
+        JOIN panda_credential c USING (credential_id)
+        WHERE <why> LIMIT $2))
+    FOR UPDATE SKIP LOCKED)
 """
 CLOSE_WITHOUT_CREDENTIAL = _CLOSE.replace(
     "<why>", "(c.state <> 'staged' OR c.expires_at < now() + j.walltime_s * interval '1 second')"
