@@ -1,6 +1,6 @@
 """The chain of an ordinary machine: no launcher, policy OPTIONAL, payloads contained under the pilots' own account.
 
-Run with Debian's own Python and ``cryptography``, as on a worker node.
+Run with Debian's own Python and ``cryptography``, as on a worker node; ``AIRPANDA_NODE_PYTHON`` names another one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from support.fake_dispatcher import TOKEN, FakeDispatcher, fake_dispatcher, make_job
 from support.launcher import wait_for
 from support.myproxy_server import CONFIG, ServerProcess, start_debian
-from support.need import absent, need_program
+from support.need import NODE_PYTHON, need_nodes_python, need_program
 from support.pki import Pki
 
 import airpanda
@@ -38,15 +38,7 @@ pytestmark = pytest.mark.integration
 
 PLUGINS = Path(airpanda.__file__).parent.parent
 WRAPPER = PLUGINS.parent / "include/pilot/wrapper.sh"
-PYTHON = "/usr/bin/python3"
 ACCOUNT = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-
-
-def need_debians_python() -> None:
-    """It must have ``cryptography``."""
-    test = [PYTHON, "-I", "-c", "import cryptography"]
-    if subprocess.run(test, capture_output=True, timeout=60, check=False).returncode != 0:
-        absent("NOT TESTED: Debian's python3-cryptography is missing (tests/install-system-packages)")
 
 
 @dataclass
@@ -84,7 +76,7 @@ class Machine:
 
 @pytest.fixture(scope="module", name="machine")
 def _machine() -> Iterator[Machine]:
-    need_debians_python()
+    need_nodes_python()
     need_program("bwrap", "bubblewrap")
     root = Path(tempfile.mkdtemp(prefix="airpanda contained ", dir="/var/tmp"))
     try:
@@ -106,7 +98,7 @@ def _machine() -> Iterator[Machine]:
             "queue": {"name": "LAPTOP"},
             "ce": {"kind": "local", "directory": str(root / "pilots"), "account": ACCOUNT},
             "pilot": {
-                "python": PYTHON,
+                "python": NODE_PYTHON,
                 "code": str(code),
                 "dispatcher_url": "",
                 "ca_dir": str(pki.ca_dir),
@@ -164,7 +156,7 @@ def test_optional_runs_contained_and_says_that_nothing_was_switched(machine: Mac
 
 def test_the_cpu_time_of_a_contained_payload_is_measured(machine: Machine) -> None:
     """Also that of what it forks, though bubblewrap's own process waits for none of it."""
-    burn = f"{PYTHON} -I -c 'import time\nwhile time.process_time() < 0.5: pass'"
+    burn = "/usr/bin/python3 -I -c 'import time\nwhile time.process_time() < 0.5: pass'"
     machine.fake.jobs.append(machine.job(24, argv=["sh", "-c", f"{burn} & {burn}; wait"]))
     assert machine.run("cpu") is PilotJobState.DONE, machine.log("cpu")
     use = machine.fake.final.use

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from typing import NoReturn
 
 import pytest
+
+NODE_PYTHON = os.environ.get("AIRPANDA_NODE_PYTHON", "/usr/bin/python3")
+"""The Python of a worker node that is no node of ours: Debian's, or any from 3.9 on."""
 
 
 def absent(reason: str) -> NoReturn:
@@ -22,6 +26,13 @@ def need_program(name: str, package: str) -> str:
     if path is None:
         absent(f"NOT TESTED: {name} is missing; install Debian's package {package} (tests/install-system-packages)")
     return path
+
+
+def need_nodes_python() -> None:
+    """It must have ``cryptography``."""
+    test = [NODE_PYTHON, "-I", "-c", "import cryptography"]
+    if subprocess.run(test, capture_output=True, timeout=60, check=False).returncode != 0:
+        absent(f"NOT TESTED: {NODE_PYTHON} has no cryptography (Debian: python3-cryptography)")
 
 
 def need_root() -> None:

@@ -10,7 +10,7 @@ from support.launcher import Site, host_status
 
 def processes_of(site: Site, uid: int) -> list[int]:
     """Pids, as the host sees them, of this node's living processes whose real uid is this."""
-    return [pid for pid in site.processes(uid) if _descends(pid, site.node.init_pid)]
+    return [pid for pid in site.processes(uid) if descends(pid, site.node.init_pid)]
 
 
 def pilots_of(site: Site, uid: int) -> list[int]:
@@ -32,7 +32,7 @@ def kill_pilots(site: Site, uid: int) -> None:
         os.kill(pid, 9)
 
 
-def _descends(pid: int, init: int) -> bool:
+def descends(pid: int, init: int) -> bool:
     """The node's first process adopts its orphans, so everything on it leads there."""
     while pid > 1 and pid != init:
         status = host_status(pid)
