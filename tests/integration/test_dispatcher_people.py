@@ -55,6 +55,31 @@ async def test_a_person_sees_jobs_of_the_dags_whose_logs_may_be_read(world: Worl
     assert shown.headers["content-security-policy"] == "sandbox; default-src 'none'"
 
 
+async def test_a_person_reads_the_logs_of_pilots_that_a_task_of_such_a_dag_has_sent(
+    world: World, signed: Signed
+) -> None:
+    """What the link "Pilots" leads to; not the pilots of other DAGs, not the factory's, and nothing else of them."""
+    sent = {}
+    for dag in ("a_dag", "secret_dag", None):
+        intent = {"queue": "DEMO", "n_pilots": 1, "key": str(dag)} | ({"ti": ti(dag_id=dag)} if dag else {})
+        batch = await world.good("POST", "/v1/batch/intend", intent)
+        number, (pilot,) = batch["batch_id"], batch["pilots"]
+        path = f"/v1/batch/{number}/pilot/{pilot['pilot_id']}/log"
+        assert (await world.call("POST", path, {"text": f"log of {dag}"})).status_code == 204
+        sent[dag] = number
+    async with browser(world, signed) as http:
+        shown = await http.get(f"/v1/batch/{sent['a_dag']}/logs")
+        assert shown.status_code == 200
+        assert "log of a_dag" in shown.text
+        assert shown.headers["content-security-policy"] == "sandbox; default-src 'none'"
+        for number in (sent["secret_dag"], sent[None], 10**9):
+            assert (await http.get(f"/v1/batch/{number}/logs")).status_code == 401
+        assert (await http.get(f"/v1/batch/{sent['a_dag']}")).status_code == 401
+        assert (await http.post(f"/v1/batch/{sent['a_dag']}/cancel", json={"reason": "x"})).status_code == 401
+    async with browser(world, Signed(None)) as http:
+        assert (await http.get(f"/v1/batch/{sent['a_dag']}/logs")).status_code == 401
+
+
 @pytest.mark.parametrize(("who", "dags"), [(None, {"a_dag"}), ("carol", set()), ("carol", {"A_DAG"})])
 async def test_without_airflows_yes_nothing_is_shown(world: World, who: str | None, dags: set[str]) -> None:
     number = (await world.submit(1))["first_panda_id"]

@@ -78,6 +78,7 @@ def create_app(
     app.include_router(jobs.lean)
     for room in (health, description, owners, credentials, bans, retry_rules, shares, lists, jobs, batches, factory):
         app.include_router(room.router)
+    app.include_router(batches.pages)
     app.include_router(queue_routes.router)
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)
     problems.install(app)

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from airpanda.core.errors import AirpandaError
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as jobs_sql
+from airpanda.db.sql import pilots as pilots_sql
 from airpanda.db.sql import views as views_sql
 from airpanda.dispatcher.auth import PERSON
 from airpanda.dispatcher.pages import POLICY, page_of
@@ -29,6 +30,7 @@ from airpanda.dispatcher.tokens import ClientIdentity
 _SEALED = [(b"content-security-policy", b"sandbox; default-src 'none'"), (b"cache-control", b"no-store")]
 _NUMBER = r"([1-9][0-9]{0,17})"
 _OF_TASK = re.compile(rf"/v1/task/{_NUMBER}(?:/jobs|/progress)?")
+_OF_BATCH = re.compile(rf"/v1/batch/{_NUMBER}/logs")
 _OF_JOB = re.compile(rf"/v1/(?:job/{_NUMBER}(?:/log|/pilot_log|/samples)?|file/{_NUMBER}/[A-Za-z0-9_][A-Za-z0-9._+-]*)")
 
 
@@ -43,7 +45,8 @@ class People(Protocol):
 
 
 class ShowPeople:
-    """Wraps the dispatcher: a request that a person may make gets an identity that sees one owner's jobs.
+    """Wraps the dispatcher: a request that a person may make gets an identity that sees one owner's jobs,
+    or the logs of one batch of pilots.
 
     ``database`` gives the DAG behind a number; it is open while requests come.
     """
@@ -69,21 +72,30 @@ class ShowPeople:
         if look_up is None or (name := await self._people.name(scope)) is None:
             return None
         try:
-            task = await look_up()
+            row = await look_up()
         except AirpandaError:  # no database: the application says so
             return None
-        if task is None or not await self._people.may_read_logs(scope, task["ti"]["dag_id"]):
+        # Pilots that no task has sent, such as the factory's, are shown to nobody here.
+        if row is None or row["ti"] is None or not await self._people.may_read_logs(scope, row["ti"]["dag_id"]):
             return None
-        return ClientIdentity(f"person:{name}", owners=frozenset({task["owner"]}), queues=frozenset())
+        owners, batches = frozenset[str](), frozenset[int]()
+        if "owner" in row:
+            owners = frozenset({row["owner"]})
+        else:
+            batches = frozenset({row["batch_id"]})
+        return ClientIdentity(f"person:{name}", owners=owners, queues=frozenset(), batches=batches)
 
     def _look_up(self, path: str) -> Callable[[], Awaitable[Any]] | None:
-        of_task, of_job = _OF_TASK.fullmatch(path), _OF_JOB.fullmatch(path)
+        of_task, of_job, of_batch = (kind.fullmatch(path) for kind in (_OF_TASK, _OF_JOB, _OF_BATCH))
         if of_task is not None:
             number = int(of_task[1])
             return lambda: self._row(jobs_sql.TASK_BY_ID, number)
         if of_job is not None:
             number = int(of_job[1] or of_job[2])
             return lambda: self._row(views_sql.TASK_OF_JOB, number)
+        if of_batch is not None:
+            number = int(of_batch[1])
+            return lambda: self._row(pilots_sql.BATCH, number)
         return None
 
     async def _row(self, statement: str, number: int) -> Any:

@@ -51,6 +51,7 @@ class ClientIdentity:
 
     ``pilots``: it may send pilots to its queues. That is a right of its own, since pilots serve every owner.
     ``read_only``: it may look and change nothing.
+    ``batches``: whose pilots' logs it may read, whoever has sent them; for people, never in a token.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ClientIdentity:
     issued_at: float = 0.0
     expires_at: float = 0.0
     read_only: bool = False
+    batches: frozenset[int] = frozenset()
 
     @property
     def is_unrestricted(self) -> bool:

@@ -27,6 +27,8 @@ from airpanda.messages import (
 )
 
 router = APIRouter(prefix="/v1/batch", dependencies=[Depends(demand_pilot_sender)])
+pages = APIRouter(prefix="/v1/batch")
+"""What people look at, too."""
 
 
 @router.post("/intend")
@@ -69,10 +71,14 @@ async def cancel(batch_id: Id, wanted: BatchCancel, client: TheClient, services:
     return await services.pilots.cancel(batch_id, wanted, queues=client.queues, by=_bound_to(client))
 
 
-@router.get("/{batch_id}/logs")
+@pages.get("/{batch_id}/logs")
 async def logs(batch_id: Id, client: TheClient, services: TheServices) -> PlainTextResponse:
     """The pilots' own logs, as far as somebody has fetched them from their element."""
-    text = await services.pilots.logs(batch_id, queues=client.queues, by=_bound_to(client))
+    if batch_id in client.batches:
+        text = await services.pilots.logs(batch_id, queues=None, by=None)
+    else:
+        await demand_pilot_sender(client)
+        text = await services.pilots.logs(batch_id, queues=client.queues, by=_bound_to(client))
     return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
 
 
