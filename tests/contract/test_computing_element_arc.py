@@ -14,6 +14,7 @@ from support.launcher import PILOT_UID
 
 from airpanda.computing.arc import ArcElement
 from airpanda.computing.elements import (
+    BringsCredential,
     CECredentialError,
     Handle,
     HasOutput,
@@ -243,6 +244,8 @@ def test_a_renewal_reaches_pilots_that_wait_and_tells_when_it_ends(rig: ArcRig) 
         credential=short,
     )
     assert isinstance(element, Renewable)
+    assert isinstance(element, BringsCredential)
+    assert element.credential_ends() <= datetime.now(UTC) + timedelta(hours=2)
     rig.arc.stop("engine")
     handle = element.submit(batch("r", 1)).handles[1]
     ends = element.renew(rig.site.proxy("pilot", hours=20))

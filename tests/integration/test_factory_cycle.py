@@ -107,6 +107,7 @@ class Site:
     credential_of: Any = None
     broken: bool = False
     busy_s: float = 0.0
+    credential_ends: datetime | None = None
     all_queued: bool = False
     task: int = 0
 
@@ -138,6 +139,8 @@ class Site:
             return whole(batch)
 
         element.submit = counted  # type: ignore[method-assign]
+        if self.credential_ends is not None:
+            element.credential_ends = lambda: self.credential_ends  # type: ignore[attr-defined]
         if self.all_queued:
             element.status = lambda handles: {  # type: ignore[method-assign]
                 handle: Status(PilotJobState.QUEUED) if status.state is PilotJobState.RUNNING else status
@@ -369,6 +372,17 @@ def test_the_pilots_credential_is_kept_fresh_though_nothing_is_submitted(site: S
         site.cycle()
         assert place.read_bytes() == made[1].to_pem().reveal()
         assert [path.name for path in place.parent.glob(".*")] in ([], [".submit.lock"])
+
+
+def test_no_pilot_is_sent_that_the_credential_its_element_brings_would_not_outlive(site: Site) -> None:
+    """As on an ARC CE whose robot's certificate ends soon: 2 h walltime, 20 min waiting, 1 h margin."""
+    site.jobs(1)
+    site.credential_ends = site.clock.now() + timedelta(hours=3)
+    assert "the pilots' credential there ends in 3 h, and a pilot needs it for 3 h" in site.cycle()[-1]
+    assert site.submissions == []
+    site.credential_ends = site.clock.now() + timedelta(hours=4)
+    site.cycle()
+    assert site.submissions == [1]
 
 
 def test_a_queue_with_two_elements_uses_both_and_does_without_a_broken_one(

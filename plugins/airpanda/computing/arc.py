@@ -161,6 +161,10 @@ class ArcElement:
                 raise CEUnavailableError(f"{self.name}: {error}") from error
         return min(ends)
 
+    def credential_ends(self) -> datetime:
+        """What is delegated lasts as long as the robot's own credential, but no longer than ``[ce] delegation_s``."""
+        return self._clock() + self._lifetime()
+
     def load(self) -> Load:
         """The robot's pilots, of all its queues at this CE."""
         return Load.of(STATES.get(state, PilotJobState.UNKNOWN) for state in self._rest.jobs().values())
@@ -260,7 +264,7 @@ class ArcElement:
         return InvalidDescriptionError(text) if _INVALID.search(reason) else CEUnavailableError(text)
 
     def _delegated(self) -> Delegation:
-        """A delegation that outlives a pilot which starts at once, and is used up by less than half."""
+        """A delegation that outlives a pilot which starts at once, and is all but fresh."""
         now, walltime, lifetime = self._clock(), timedelta(seconds=self._queue.slot.walltime_s), self._lifetime()
         if timedelta(seconds=self._ce.delegation_s) < walltime:
             raise InvalidDescriptionError(f"{self.name}: [ce] delegation_s is shorter than a pilot of {walltime}")
@@ -269,7 +273,7 @@ class ArcElement:
             raise CECredentialError(
                 f"{self.name}: the credential of {who} ends before a pilot of {walltime} would; its owner must renew it"
             )
-        if self._delegation is None or self._delegation.ends < now + max(walltime, lifetime / 2):
+        if self._delegation is None or self._delegation.ends < now + max(walltime, lifetime * 0.9):
             self._delegation = self._rest.delegate(lifetime, now)
         return self._delegation
 

@@ -180,6 +180,14 @@ class Renewable(Protocol):
 
 
 @runtime_checkable
+class BringsCredential(Protocol):
+    """A CE that gives each pilot its credential at the start, and no fresher one once it is on its way."""
+
+    def credential_ends(self) -> datetime:
+        """When the credential would end of a pilot that is sent now. Asks nobody."""
+
+
+@runtime_checkable
 class ListsTags(Protocol):
     """A CE that can list what it has of this installation: to find what nobody has on record."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from airpanda.computing.elements import (
+    BringsCredential,
     CECredentialError,
     CEUnavailableError,
     ComputingElement,
@@ -261,7 +262,12 @@ class Factory:
             element.purge(list(ours))
 
     def _find_strays(self, cycle: _Cycle, ce: str, strays: dict[str, datetime], element: ComputingElement) -> None:
-        """Pilots that an element has under this installation's tags, and that are on no record."""
+        """Pilots that an element has under this installation's tags, and that are on no record.
+
+        And how long the credential lasts that the element would give to a pilot, where nothing else tells.
+        """
+        if isinstance(element, BringsCredential) and not cycle.queue.factory.credential:
+            cycle.remember(ce, replace(cycle.known(ce), credential_end=element.credential_ends()))
         if not isinstance(element, ListsTags):
             return
         tagged = element.tagged(f"ap-{cycle.view.installation}-")
