@@ -117,6 +117,28 @@ async def test_good_ends_of_many_pilots_are_counted_for_each(world: World) -> No
     assert {tuple(row) for row in rows} == {("finished", True)}
 
 
+async def test_a_pilot_whose_row_is_held_is_counted_later(world: World) -> None:
+    await world.submit(2)
+    pilots = await started(world, 2)
+    found = [jobs[0] for jobs in await asked_together(pilots)]
+    for pilot, job in zip(pilots, found, strict=True):
+        await pilot.good_report(job, "running")
+    connection = await asyncpg.connect(world.database.url())
+    try:
+        async with connection.transaction():
+            held = "SELECT FROM panda_pilot WHERE pilot_id = $1 FOR UPDATE"
+            await connection.execute(held, pilots[1].pilot_id)
+            ends = [asyncio.create_task(p.report(job, "finished")) for p, job in zip(pilots, found, strict=True)]
+            count = "SELECT count(*) AS n FROM panda_pilot WHERE jobs_done = 1"
+            async with asyncio.timeout(10):
+                while (await world.sql(count))[0]["n"] == 0:
+                    await asyncio.sleep(0.02)
+    finally:
+        await connection.close()
+    assert [each.status_code for each in await asyncio.gather(*ends)] == [200, 200]
+    assert (await world.sql(count))[0]["n"] == 2
+
+
 async def test_a_report_of_another_attempt_is_answered_alone(world: World) -> None:
     await world.submit(3)
     pilots = await started(world, 3)
@@ -141,6 +163,8 @@ async def test_counts_are_folded_early_where_much_changes(world: World, monkeypa
     assert (await world.good("GET", f"/v1/task/{task['task_id']}/progress"))["counts"] == before == {"cancelled": 5}
 
 
-@pytest.mark.parametrize("statement", [claims_sql.ACQUIRE, reports_sql.HEARTBEATS, reports_sql.MOVES])
+@pytest.mark.parametrize(
+    "statement", [claims_sql.ACQUIRE, reports_sql.HEARTBEATS, reports_sql.MOVES, reports_sql.COUNT_ENDS]
+)
 def test_nobody_waits_for_a_row_while_holding_others(statement: str) -> None:
     assert statement.count("SKIP LOCKED") == statement.count("FOR UPDATE") + statement.count("FOR NO KEY UPDATE") > 0

@@ -76,11 +76,13 @@ class Reports:
         return _in_order(rows, len(said))
 
     async def _count(self, _key: None, ends: Sequence[tuple[int, bool]]) -> list[None]:
-        pilots = sorted({pilot_id for pilot_id, _ in ends})
         n = Counter(ends)
+        of = {pilot_id: (n[pilot_id, True], n[pilot_id, False]) for pilot_id, _ in ends}
+        good, bad = zip(*of.values(), strict=True)
         async with self._database.connection() as connection:
-            columns = ([n[pilot_id, good] for pilot_id in pilots] for good in (True, False))
-            await connection.execute(sql.COUNT_ENDS, pilots, *columns)
+            done = await connection.fetch(sql.COUNT_ENDS, list(of), good, bad)
+            for pilot_id in of.keys() - {row["pilot_id"] for row in done}:
+                await connection.execute(sql.COUNT_ENDS_ALONE, pilot_id, *of[pilot_id])
         return [None] * len(ends)
 
 

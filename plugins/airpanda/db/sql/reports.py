@@ -88,15 +88,20 @@ SELECT m.nr, coalesce(m.lease_expires_at, now()) AS lease_expires_at, m.command,
 FROM moved m
 """  # noqa: S608 - constants
 
-# What a node's score is made of, after the ends are kept: nobody waits for the disk for a count. In one order, so that
-# two of these never wait for each other.
+# What a node's score is made of, after the ends are kept: nobody waits for the disk for a count. A pilot whose row
+# somebody holds is counted alone.
 COUNT_ENDS = """
 WITH counted AS MATERIALIZED (
     SELECT p.pilot_id, e.good, e.bad
     FROM unnest($1::bigint[], $2::int[], $3::int[]) AS e (pilot_id, good, bad) JOIN panda_pilot p USING (pilot_id)
-    ORDER BY p.pilot_id FOR NO KEY UPDATE OF p
+    FOR NO KEY UPDATE OF p SKIP LOCKED
 )
 UPDATE panda_pilot p SET jobs_done = jobs_done + c.good, jobs_failed = jobs_failed + c.bad
 FROM counted c WHERE p.pilot_id = c.pilot_id
+RETURNING p.pilot_id, set_config('synchronous_commit', 'off', true)
+"""
+
+COUNT_ENDS_ALONE = """
+UPDATE panda_pilot SET jobs_done = jobs_done + $2, jobs_failed = jobs_failed + $3 WHERE pilot_id = $1
 RETURNING set_config('synchronous_commit', 'off', true)
 """
