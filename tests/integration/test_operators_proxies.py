@@ -18,7 +18,7 @@ from support.http_stub import Answer, Stub, http_stub
 from support.myproxy_server import ServerProcess, start_debian
 from support.pki import Pki
 
-from airpanda.core.clock import to_wire, utcnow
+from airpanda.core.clock import from_wire, to_wire, utcnow
 from airpanda.core.errors import ConfigurationError, CredentialError, RequestError, ServiceError
 from airpanda.core.secret import Secret
 from airpanda.hooks.myproxy import MyProxyHook
@@ -233,6 +233,23 @@ def test_an_expired_certificate_stages_nothing(server: ServerProcess, connection
     connections["owner_alice"] = connection(extra_dejson={"certificate_file": str(cert), "key_file": str(key)})
     with pytest.raises(CredentialError, match="expired"):
         stage(connections, view())
+
+
+@pytest.mark.parametrize("off", [timedelta(hours=-1), timedelta(hours=1)])
+def test_a_workers_clock_that_is_wrong_is_harmless_or_named(
+    server: ServerProcess, connections: dict[str, Any], monkeypatch: pytest.MonkeyPatch, off: timedelta
+) -> None:
+    """A proxy made by a clock that is ahead is not valid yet; by one behind, it ends earlier."""
+    for module in ("hooks.myproxy", "operators.staging", "myproxy.staging", "myproxy.client"):
+        monkeypatch.setattr(f"airpanda.{module}.utcnow", lambda: utcnow() + off)
+    before = stored(server)
+    if off < timedelta(0):
+        _, stub = stage(connections, view())
+        assert from_wire(registration(stub)["expires_at"]) < utcnow() + timedelta(hours=4, minutes=1)
+        return
+    with pytest.raises(CredentialError, match="look at its CA, its revocation and the clock here"):
+        stage(connections, view())
+    assert stored(server) == before
 
 
 def test_a_key_that_others_can_read_is_refused(

@@ -357,7 +357,9 @@ class MyProxyClient:
         if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
             owner = self.credential.identity if self.credential is not None else "an anonymous client"
             return errors.MyProxyRefusedError(
-                f"MyProxy at {self.server} does not accept the credential of {owner}", [reason]
+                f"MyProxy at {self.server} does not accept the credential of {owner}: look at its CA, its revocation"
+                " and the clock here",
+                [reason],
             )
         if isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             return errors.ProtocolViolationError(f"MyProxy at {self.server} does not speak our TLS: {reason}")
