@@ -137,7 +137,7 @@ def test_waiting_tasks(place: GatewayPlace) -> None:
             f"airflow, CPU of {n} waiting tasks", share, "of a core", against={"one task": shares[1]},
             ratio=share / shares[1] if shares[1] else None,
             conditions=f"our triggers in one event loop, without Airflow's triggerer around them; {WATCHED_S:.0f} s,"
-            " one question each 2 s",
+            " one question each second",
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ _TI = {"dag_id": "d", "run_id": "r", "task_id": "t", "ti_id": "u"}
 
 async def watch(task_id: int, events: list[Any]) -> None:
     """Until it fires."""
-    trigger = PandaTaskTrigger(panda_task_id=task_id, ti=_TI, poll_s=2.0, panda_conn_id="panda_default")
+    trigger = PandaTaskTrigger(panda_task_id=task_id, ti=_TI, panda_conn_id="panda_default")
     events.extend([event.payload async for event in trigger.run()])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -11,7 +11,6 @@ from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
 from airpanda.core.errors import (
-    AirpandaError,
     BannedError,
     ConfigurationError,
     ConflictError,
@@ -24,7 +23,6 @@ from airpanda.hooks.myproxy import MyProxyHook
 from airpanda.hooks.panda import PandaHook
 from airpanda.links.job import LINKS
 from airpanda.messages import (
-    PILOT_LOG,
     CredentialScope,
     JobSpec,
     JobStatus,
@@ -35,18 +33,13 @@ from airpanda.messages import (
     TaskInstanceKey,
     TaskProgress,
 )
-from airpanda.operators import checks, outcome, templates
+from airpanda.operators import checks, outcome, reading, templates
 from airpanda.operators.retries import PandaRetryPolicy
 from airpanda.operators.staging import Staging
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
-_PAGE = 1000
-_LOG_LINES = 2000
-_SHOWN = 20
-MAX_OUTPUTS_IN_XCOM = 20_000
 MAX_RETURNS = 20
 """How often a task goes back to waiting because the dispatcher does not answer when it resumes."""
-_UNFINISHED = (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.CLOSED)
 
 
 class PandaTaskOperator(BaseOperator):
@@ -71,7 +64,7 @@ class PandaTaskOperator(BaseOperator):
         panda_queue: a PanDA queue, a list of them, or ``"*"`` for any that fits (templated).
         success: ``"all"``, a share of the jobs (``"95%"``, ``0.95``), or at least how many of them (``950``).
         rerun: what clearing the task runs again: what is ``"unfinished"``, or ``"all"``.
-        poll: time between two questions while waiting.
+        poll: time between two questions while waiting; all tasks that wait in one triggerer ask together.
         credential_lifetime: of a credential that this task stages.
     """
 
@@ -94,7 +87,7 @@ class PandaTaskOperator(BaseOperator):
         credential: Any = None,
         success: str | float = "all",
         rerun: Literal["unfinished", "all"] = "unfinished",
-        poll: timedelta = timedelta(seconds=2),
+        poll: timedelta = timedelta(seconds=1),
         credential_lifetime: timedelta = timedelta(days=2),
         panda_conn_id: str = PandaHook.default_conn_name,
         myproxy_conn_id: str = MyProxyHook.default_conn_name,
@@ -214,7 +207,7 @@ class PandaTaskOperator(BaseOperator):
         """What became of the jobs, now that all are final. Raises as ``execute_complete``."""
         hook = PandaHook(self.panda_conn_id)
         progress = hook.send(calls.progress(task_id))
-        failed = hook.send(calls.jobs(task_id, limit=_PAGE, statuses=_UNFINISHED)) if _unfinished(progress) else []
+        failed = reading.unfinished(hook, progress)
         rule = outcome.SuccessRule.parse(self.success)
         if progress.counts.get(JobStatus.FINISHED, 0) < rule.needed(progress.total):
             self._fail(context, hook, progress, failed, rule)
@@ -227,28 +220,11 @@ class PandaTaskOperator(BaseOperator):
             )
             for sentence in said:
                 self.log.warning("%s", sentence)
-        jobs = _jobs(hook, task_id, progress.total if progress.total <= MAX_OUTPUTS_IN_XCOM else _SHOWN)
-        self._show(jobs[:_SHOWN], jobs[:1], {job.panda_id: self._log_of(hook, job) for job in jobs[:1]})
-        result = self.result(progress, jobs, failed)
+        jobs = reading.jobs_of(hook, progress)
+        reading.show(self.log, jobs, jobs[:1], {job.panda_id: reading.log_of(hook, job) for job in jobs[:1]})
+        result = reading.result_of(progress, jobs, failed)
         context["ti"].xcom_push(key="outputs", value=result["outputs"])  # so that task.output["outputs"] names them
         return result
-
-    def result(self, progress: TaskProgress, jobs: Sequence[JobView], failed: Sequence[JobView]) -> dict[str, Any]:
-        """What goes into XCom."""
-        outputs = [
-            {"panda_id": j.panda_id, **f.model_dump(mode="json", include={"lfn", "source", "size", "sha256"})}
-            for j in jobs
-            for f in j.outputs
-        ]
-        listed = progress.total <= MAX_OUTPUTS_IN_XCOM and len(outputs) <= MAX_OUTPUTS_IN_XCOM
-        return {
-            "task_id": progress.task_id,
-            "first_panda_id": jobs[0].panda_id,
-            "n_jobs": progress.total,
-            "finished": progress.counts.get(JobStatus.FINISHED, 0),
-            "unfinished": [job.panda_id for job in failed],
-            "outputs": outputs if listed else [],
-        }
 
     def on_kill(self) -> None:
         """The running (not deferred) task was killed: cancel what was just submitted, if it is still this try's."""
@@ -356,35 +332,19 @@ class PandaTaskOperator(BaseOperator):
         pause = will_retry(context, self, failure)
         next_step = outcome.remedy(faults) if pause is None else f"Airflow tries again by itself in {_words(pause)}."
         worst = [outcome.most_telling(failed)] if failed else []
-        logs = {job.panda_id: self._log_of(hook, job) for job in worst}
+        logs = {job.panda_id: reading.log_of(hook, job) for job in worst}
         says = " ".join(filter(None, map(self.payload_says, logs.values())))
         said = outcome.paragraph(failed, counts=progress.counts, rule=str(rule), says=says, next_step=next_step)
         for sentence in said:
             self.log.error("%s", sentence)
         for job in worst:
             context["ti"].xcom_push(key="panda_job_id", value=job.panda_id)
-        self._show(failed[:_SHOWN], worst, logs)
+        reading.show(self.log, failed, worst, logs)
         raise outcome.PandaJobsFailed(" ".join(said), faults)
 
     def payload_says(self, log: str) -> str:
         """A sentence from the log of a failed payload for the first paragraph; empty where nobody can tell."""
         return ""
-
-    def _log_of(self, hook: PandaHook, job: JobView) -> str:
-        try:
-            return hook.get_text(f"/v1/job/{job.panda_id}/log")
-        except AirpandaError as error:
-            return f"(the payload's log is not there: {error})"
-
-    def _show(self, jobs: Sequence[JobView], chosen: Sequence[JobView], logs: Mapping[int, str]) -> None:
-        for job in jobs:
-            self.log.info("%s", outcome.summary(job))
-        for job in chosen:
-            self.log.info("---- log of PandaID %d (%s)", job.panda_id, job.job_name)
-            for line in logs[job.panda_id].splitlines()[-_LOG_LINES:]:
-                self.log.info("%s", line)
-            if any(file.lfn == PILOT_LOG for file in job.logs):
-                self.log.info("---- what the pilot saw and did: /panda/v1/job/%d/pilot_log", job.panda_id)
 
 
 class PandaJobOperator(PandaTaskOperator):
@@ -440,19 +400,6 @@ class PandaJobOperator(PandaTaskOperator):
             **(self.needs or {}),
         }
         return [checks.job_spec("the job", job)]
-
-
-def _unfinished(progress: TaskProgress) -> bool:
-    return any(progress.counts.get(status) for status in _UNFINISHED)
-
-
-def _jobs(hook: PandaHook, task_id: int, n: int) -> list[JobView]:
-    return list(_pages(hook, task_id, n))
-
-
-def _pages(hook: PandaHook, task_id: int, n: int) -> Iterator[JobView]:
-    for offset in range(0, n, _PAGE):
-        yield from hook.send(calls.jobs(task_id, limit=min(_PAGE, n - offset), offset=offset))
 
 
 def _words(pause: timedelta) -> str:

@@ -37,7 +37,7 @@ class PandaTaskTrigger(BaseTrigger):
         *,
         panda_task_id: int,
         ti: dict[str, Any] | None,
-        poll_s: float = 2.0,
+        poll_s: float = 1.0,
         panda_conn_id: str,
         returns: int = 0,
     ) -> None:

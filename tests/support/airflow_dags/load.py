@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from airflow.sdk import Param, dag, task
 
 from airpanda.operators.jobs import PandaTaskOperator
@@ -18,7 +16,6 @@ def load_panda() -> None:
         count="{{ params.n }}",
         payload_owner="alice",
         panda_queue="DEMO",
-        poll=timedelta(seconds=2),
     )
 
 
