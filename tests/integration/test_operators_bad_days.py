@@ -37,7 +37,7 @@ KEY = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEI{}\n-----END PRIVATE KE
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airpanda.triggers.panda_task.SETTLE_S", 0.0)
+    monkeypatch.setattr("airpanda.triggers.settling.SETTLE_S", 0.0)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_a_token_revoked_before_the_task_speaks(served: Served, monkeypatch: pyt
 def test_a_clock_that_jumps_while_it_waits_changes_nothing(
     served: Served, monkeypatch: pytest.MonkeyPatch, jump_s: int
 ) -> None:
-    monkeypatch.setattr("airpanda.triggers.panda_task.SETTLE_S", 0.3)
+    monkeypatch.setattr("airpanda.triggers.settling.SETTLE_S", 0.3)
     trigger = deferred(task(served))
     real, began, jumps = time.time, time.monotonic(), iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: real() + jump_s * (next(jumps) % 2))
