@@ -25,6 +25,7 @@ from airpanda.core.errors import (
     CredentialError,
     NotAuthorisedError,
     NotFoundError,
+    QueueOfflineError,
     RequestError,
 )
 from airpanda.operators.jobs import PandaJobOperator, PandaTaskOperator
@@ -118,16 +119,28 @@ def test_a_banned_owner_stages_nothing_more(served: Served) -> None:
     [
         ("NOWHERE", "there is no queue 'NOWHERE'"),
         (["DEMO", "NOWHERE"], "there is no queue 'NOWHERE'"),
-        ("CLOSED", "queue CLOSED is offline: wait until its site puts it online, or name another one"),
         ("SMALL", "job peak asks for cores = 2, but a pilot of queue SMALL has 1 to give"),
-        (["CLOSED", "SMALL"], "no queue fits: queue CLOSED is offline"),
+        ("SHUT", "queue SHUT is offline"),
+        (["SHUT", "SMALL"], "no queue fits: queue SHUT is offline"),
     ],
 )
 def test_a_queue_that_cannot_take_the_job(served: Served, queue: Any, says: str) -> None:
-    served.world.queues["CLOSED"] = Queue("CLOSED", is_online=False)
+    served.world.queues["SHUT"] = Queue("SHUT", is_online=False, slot=Slot(cores=1))
     served.world.queues["SMALL"] = Queue("SMALL", slot=Slot(cores=1))
     said = refused(job(credential=served.credential(), panda_queue=queue, needs={"cores": 2}), RequestError, served)
     assert said.startswith(says)
+
+
+@pytest.mark.parametrize("queue", ["SHUT", ["SHUT", "SMALL"]])
+def test_a_queue_that_is_offline_is_waited_for_by_retries(served: Served, queue: Any) -> None:
+    served.world.queues["SHUT"] = Queue("SHUT", is_online=False)
+    served.world.queues["SMALL"] = Queue("SMALL", slot=Slot(cores=1))
+    with pytest.raises(QueueOfflineError) as caught:
+        job(credential=served.credential(), panda_queue=queue, needs={"cores": 2}).execute(Context())
+    assert "queue SHUT is offline: wait until its site puts it online, or name another one" in str(caught.value)
+    decision = PandaRetryPolicy().evaluate(caught.value, 1, 3)
+    assert (decision.action, decision.retry_delay) == (RetryAction.RETRY, timedelta(minutes=10))
+    assert served.states() == {}
 
 
 @pytest.mark.parametrize(

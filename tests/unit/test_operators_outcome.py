@@ -16,6 +16,7 @@ from airpanda.core.errors import (
     IdentitySwitchError,
     NotAuthorisedError,
     NotFoundError,
+    QueueOfflineError,
     RequestError,
     ServiceError,
 )
@@ -76,6 +77,7 @@ def test_a_rule_that_is_none_is_refused(rule: Any) -> None:
         (ConfigurationError(""), RetryAction.FAIL, None),
         (CredentialError(""), RetryAction.FAIL, None),
         (BannedError(""), RetryAction.FAIL, None),
+        (QueueOfflineError(""), RetryAction.RETRY, SITE),
         (NotFoundError(""), RetryAction.FAIL, None),
         (ConflictError(""), RetryAction.FAIL, None),
         (IdentitySwitchError(""), RetryAction.FAIL, None),
@@ -119,7 +121,7 @@ def job(status: str, reason: str = "", *blames: str) -> JobView:
 )
 def test_whose_turn_it_is(found: JobView, fault: str) -> None:
     assert fault_of(found) == fault
-    said = paragraph([found], counts={found.status: 1}, rule="all must finish", next_step="")
+    said = " ".join(paragraph([found], counts={found.status: 1}, rule="all must finish", next_step=""))
     assert f"At fault is {WHO[fault]}" in said
     assert remedy({fault: 1}) in said  # type: ignore[dict-item]
 
@@ -136,7 +138,7 @@ WHO = {
 def test_the_most_frequent_fault_is_shown_and_the_others_are_counted() -> None:
     failed = [job("failed", "", "user"), job("failed", "", "site"), job("failed", "", "site")]
     assert most_telling(failed) is failed[1]
-    said = paragraph(failed, counts={JobStatus.FAILED: 3}, rule="all must finish", next_step="Then.")
+    said = " ".join(paragraph(failed, counts={JobStatus.FAILED: 3}, rule="all must finish", next_step="Then."))
     assert (
         "At fault is, in 2 cases, the site, not the payload: its administrator must act; others: user 1. Then." in said
     )

@@ -9,6 +9,7 @@
     │   ├── ConflictError       the stored state does not allow it            → 409
     │   │   ├── InvalidTransitionError   a job status may not follow the stored one
     │   │   └── StaleReportError         attempt or pilot no longer holds the lease
+    │   ├── QueueOfflineError   the same request may succeed when the site is back
     │   └── ConfigurationError  a site's file or option is wrong; names file, line and key
     ├── NotAuthorisedError      the caller may not                            → 401/403
     ├── CredentialError         the payload owner must act                    → 409
@@ -65,6 +66,12 @@ class StaleReportError(ConflictError):
     """The attempt was fenced off or belongs to another pilot: the reporter must stop its payload."""
 
     code = "stale-report"
+
+
+class QueueOfflineError(RequestError):
+    """A queue that could take the jobs is offline, and no other is left."""
+
+    code = "queue-offline"
 
 
 class ConfigurationError(RequestError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from airpanda.core.errors import RequestError
+from airpanda.core.errors import QueueOfflineError, RequestError
 from airpanda.dispatcher.auth import demand_queue
 from airpanda.dispatcher.services import QueueLike, Services, start_allowance_s
 from airpanda.dispatcher.tokens import ClientIdentity
@@ -22,7 +22,8 @@ async def choose_queue(wanted: JobSubmission, known: Known | None, client: Clien
 
     Raises:
         NotAuthorisedError: a queue is named that the client may not use.
-        RequestError: a queue is unknown, offline, or no pilot of it could ever take the jobs; says which and why.
+        RequestError: a queue is unknown, or no pilot of it could ever take the jobs; says which and why.
+        QueueOfflineError: a queue that could take them is offline, and no other is left.
     """
     if "*" not in wanted.queues:
         for name in wanted.queues:
@@ -31,9 +32,8 @@ async def choose_queue(wanted: JobSubmission, known: Known | None, client: Clien
     named = None if "*" in wanted.queues else wanted.queues
     fitting, reasons = sift(_open_to(client, services, named), wanted.jobs, home=known.queue if known else None)
     if not fitting:
-        raise RequestError(
-            reasons[0] if len(reasons) == 1 else f"no queue fits: {'; '.join(reasons) or 'there is none'}"
-        )
+        kind = QueueOfflineError if _would_fit(_open_to(client, services, named), wanted.jobs) else RequestError
+        raise kind(reasons[0] if len(reasons) == 1 else f"no queue fits: {'; '.join(reasons) or 'there is none'}")
     if known is not None:
         fitting = [queue for queue in fitting if queue.name not in known.failed_at] or fitting
         if known.queue in (queue.name for queue in fitting):
@@ -62,6 +62,11 @@ def _open_to(client: ClientIdentity, services: Services, named: Sequence[str] | 
     if named is not None:
         return [everything[name] for name in dict.fromkeys(named)]
     return [queue for name, queue in everything.items() if client.queues is None or name in client.queues]
+
+
+def _would_fit(queues: Iterable[QueueLike], jobs: Sequence[JobSpec]) -> bool:
+    """Whether one of them could take the jobs if it were online."""
+    return any(not any(too_much(job, queue) for job in jobs) for queue in queues)
 
 
 def _obstacle(queue: QueueLike, jobs: Sequence[JobSpec], home: str | None) -> str:

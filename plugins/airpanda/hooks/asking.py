@@ -19,6 +19,7 @@ from airpanda.core.errors import (
     GoneError,
     NotAuthorisedError,
     NotFoundError,
+    QueueOfflineError,
     RequestError,
     ServiceError,
 )
@@ -74,7 +75,9 @@ def read(call: Call[R], response: httpx.Response) -> R:
 
 
 _BY_STATUS: dict[int, type[AirpandaError]] = {404: NotFoundError, 409: ConflictError, 403: NotAuthorisedError}
-_BY_CODE: dict[str, type[AirpandaError]] = {kind.code: kind for kind in (CredentialError, BannedError, GoneError)}
+_BY_CODE: dict[str, type[AirpandaError]] = {
+    kind.code: kind for kind in (CredentialError, BannedError, GoneError, QueueOfflineError)
+}
 
 
 def raise_for_problem(response: httpx.Response) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import RetryDecision, RetryPolicy
 
-from airpanda.core.errors import AirpandaError, ServiceError
+from airpanda.core.errors import AirpandaError, QueueOfflineError, ServiceError
 from airpanda.operators.outcome import PandaJobsFailed, PandaTaskLost
 
 
@@ -17,7 +17,7 @@ class PandaRetryPolicy(RetryPolicy):
     The task's ``retries`` bound how often it is tried again; this says whether that can help.
 
     Args:
-        site_wait: pause before another try where a site is at fault.
+        site_wait: pause before another try where a site is at fault, or has put its queue offline.
         system_wait: pause where the system is at fault, or a service does not answer.
     """
 
@@ -36,6 +36,8 @@ class PandaRetryPolicy(RetryPolicy):
             if exception.retry_after_s is not None:
                 wait = max(wait, timedelta(seconds=exception.retry_after_s))
             return RetryDecision.retry(wait, "a service did not answer")
+        if isinstance(exception, QueueOfflineError):
+            return RetryDecision.retry(self.site_wait, "the queue is offline")
         if isinstance(exception, (AirpandaError, PandaTaskLost)):
             return RetryDecision.fail("only a person can put this right")
         return RetryDecision.default()
