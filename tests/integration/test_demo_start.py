@@ -119,8 +119,10 @@ def test_a_directory_of_something_else_is_neither_used_nor_cleaned(directory: Pa
 
 def test_clean(directory: Path) -> None:
     assert demo(directory, "clean") == (0, "")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])  # free in a moment; one below 1024 is root's alone
     refused(
-        demo(directory, AIRPANDA_DEMO_PORT="1", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_TIMEOUT="2"), "index"
+        demo(directory, AIRPANDA_DEMO_PORT=port, PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_TIMEOUT="2"), "index"
     )
     assert demo(directory, "clean") == (0, "")
     assert not directory.exists()
