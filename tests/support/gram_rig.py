@@ -16,7 +16,7 @@ from support.gram import Gram, running_gram
 from support.launcher import Site, running_site
 
 DIRECTORY = "/home/pilot/air panda's/$pilots"  # a space, a quote and a dollar: every word must arrive whole
-_SEEN = ("/home/pilot", "/run/gram", "/tmp", "/var/tmp")
+_SEEN = ("/home/pilot", "/run/gram", "/tmp")
 _QUEUE = """
 [queue]
 name = "TEST"

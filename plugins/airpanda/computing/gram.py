@@ -75,9 +75,9 @@ class GramElement(BatchElement):
         self._gram, self._clock, self._dialect_of_places = GramClient(ce, credential, clock=clock), clock, Gram()
         place = BatchCE("gram", ce.directory, scratch=ce.scratch, max_pilots=ce.max_pilots)
         super().__init__(
-            replace(queue, ce=place, more_ces={}), wrapper, self._gram, self._dialect_of_places, timeout_s=timeout_s / 3
+            replace(queue, ce=place, more_ces={}), wrapper, self._gram, self._dialect_of_places, timeout_s=timeout_s / 2
         )
-        self._limit_s = timeout_s  # of a whole call; a program has a third of it
+        self._limit_s = timeout_s  # of a whole call; a program has half of it
         self._gram_ce = ce
         self._proxy = "" if queue.pilot.proxy else PROXY_MARK
         self._seen = remote.Observation()
