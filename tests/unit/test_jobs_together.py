@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -83,3 +84,16 @@ async def test_who_has_gone_is_not_asked_for() -> None:
     with pytest.raises(asyncio.CancelledError):
         await gone
     assert statements.groups == [[1], [3]]
+
+
+async def test_who_comes_right_after_a_statement_waits_for_company() -> None:
+    statements = Statements()
+    statements.go.set()
+    together = Together(statements.run, pause_s=0.05)
+    started = time.perf_counter()
+    assert await together.ask("k", 1) == 10
+    assert time.perf_counter() - started < 0.04, "the first one waits for nobody"
+    second = asyncio.create_task(together.ask("k", 2))
+    await asyncio.sleep(0.01)
+    assert await asyncio.gather(second, together.ask("k", 3)) == [20, 30]
+    assert statements.groups == [[1], [2, 3]]

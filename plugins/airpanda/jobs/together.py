@@ -20,6 +20,8 @@ Answer = TypeVar("Answer")
 
 MOST = 100
 AT_ONCE = 1
+PAUSE_S = 0.001
+"""So long the next statement waits after one for company: a statement for ten costs little more than one for one."""
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Together(Generic[Key, Ask, Answer]):
         weight: how much of ``most`` a question takes.
         most: of one statement, in weights; a single question may be heavier.
         at_once: statements of one key that may run side by side.
+        pause_s: from the end of one to the beginning of the next; who finds none running waits for nothing.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class Together(Generic[Key, Ask, Answer]):
         weight: Callable[[Ask], int] = lambda _ask: 1,
         most: int = MOST,
         at_once: int = AT_ONCE,
+        pause_s: float = PAUSE_S,
     ) -> None:
         self._statement = statement
-        self._weight, self._most, self._at_once = weight, most, at_once
+        self._weight, self._most, self._at_once, self._pause_s = weight, most, at_once, pause_s
         self._lines: dict[Key, _Line[Ask, Answer]] = defaultdict(_Line)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -72,6 +76,7 @@ class Together(Generic[Key, Ask, Answer]):
         try:
             while group := self._next(line):
                 await self._run(key, group)
+                await asyncio.sleep(self._pause_s)
         finally:
             line.running -= 1
             if not line.running and not line.waiting:
