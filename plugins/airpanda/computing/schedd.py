@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -235,8 +236,8 @@ class ScheddElement:
         }
         agent = resources.files("airpanda.computing").joinpath("schedd_agent.py")
         try:
-            with resources.as_file(agent) as path:
-                argv = [*self._python, str(path)]
+            with resources.as_file(agent) as path, tempfile.TemporaryDirectory(prefix="airpanda-schedd-") as place:
+                argv, request["place"] = [*self._python, str(path)], place
                 done = LocalTransport().run(argv, json.dumps(request).encode(), timeout_s=self._timeout_s)
         except AnswerLostError as error:
             raise _lost(submitting, f"{self.name} did not answer: {error}") from error

@@ -1,8 +1,8 @@
 """Speaks with one schedd by HTCondor's bindings, in a process of its own: a request on stdin, an answer on stdout.
 
 The bindings block without a limit, keep their configuration for the whole process, and are C++ code that can end it. So
-each call is one process, which its caller ends in time. Token and secrets come on stdin and lie in a private directory
-while they are needed. Standard library and ``htcondor2`` only; nothing of airpanda is imported.
+each call is one process, which its caller ends in time. Token and secrets come on stdin and lie in the private
+directory ``place``, which the caller removes. Standard library and ``htcondor2`` only; nothing of airpanda is imported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,7 @@ _ATTRIBUTES = [
 def main() -> None:
     request = json.load(sys.stdin)
     os.umask(0o077)
-    with tempfile.TemporaryDirectory(prefix="airpanda-schedd-") as place:
-        answer = _answer(request, Path(place))
-    print(MARK + json.dumps(answer), flush=True)
+    print(MARK + json.dumps(_answer(request, Path(request["place"]))), flush=True)
 
 
 def _answer(request: dict[str, Any], place: Path) -> dict[str, Any]:
