@@ -20,6 +20,7 @@ from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     SecretStr,
     field_serializer,
@@ -184,7 +185,7 @@ class CredentialScope(StrEnum):
 
 
 QueueName = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:+-]{0,249})$")]
-QueueNames = Annotated[list[QueueName], Field(min_length=1, max_length=1000)]
+QueueNames = Annotated[list[QueueName], Field(fail_fast=True, min_length=1, max_length=1000)]
 
 
 class ConsentGiven(Message):
@@ -265,9 +266,9 @@ class CredentialRegistration(Message):
 
     owner: Name
     owner_dn: Dn
-    fqans: list[str] = Field(default_factory=list, max_length=64)
+    fqans: Annotated[list[str], FailFast(), Field(max_length=64)] = Field(default_factory=list)
     server: Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:-]+:[0-9]{1,5}$")]
-    username: Annotated[str, Field(min_length=1, max_length=MAX_DN_CHARS, pattern=r"^[^\x00]*$")]
+    username: Annotated[str, Field(min_length=1, max_length=MAX_DN_CHARS)]
     cred_name: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     passphrase: SecretStr
     retriever_dn: Dn
@@ -405,18 +406,18 @@ class JobSpec(Message):
     """
 
     job_name: Name
-    argv: Annotated[list[Text], Field(min_length=1, max_length=1000)]
+    argv: Annotated[list[Text], FailFast(), Field(min_length=1, max_length=1000)]
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Text] = Field(default_factory=dict)
     scripts: Scripts = Field(default_factory=dict)
-    inputs: list[InputFile] = Field(default_factory=list, max_length=10_000)
-    outputs: list[OutputFile] = Field(default_factory=list, max_length=1000)
+    inputs: Annotated[list[InputFile], FailFast(), Field(max_length=10_000)] = Field(default_factory=list)
+    outputs: Annotated[list[OutputFile], FailFast(), Field(max_length=1000)] = Field(default_factory=list)
     cores: Annotated[int, Field(ge=1, le=4096)] = 1
     memory_mib: Count = 1000
     disk_mib: Count = 1000
     walltime_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 3600
     priority: Number = 1000
     max_attempt: Annotated[int, Field(ge=1, le=50)] = 3
-    features: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list)
+    features: Annotated[list[Name], FailFast(), Field(max_length=64)] = Field(default_factory=list)
     working_group: Name | Literal[""] = ""
 
     @field_validator("argv")
@@ -450,7 +451,7 @@ class JobSubmission(Message):
     credential_id: Id
     queue: QueueName | QueueNames
     ti: TaskInstanceKey
-    jobs: Annotated[list[JobSpec], Field(min_length=1, max_length=MAX_JOBS_PER_SUBMISSION)]
+    jobs: Annotated[list[JobSpec], FailFast(), Field(min_length=1, max_length=MAX_JOBS_PER_SUBMISSION)]
     scripts: Annotated[Scripts, Field(max_length=64)] = Field(default_factory=dict)
     generation: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     start_over: Literal["never", "changed", "always"] = "never"
@@ -493,7 +494,7 @@ class TaskProgress(Message):
 class TaskNumbers(Message):
     """POST ``/v1/tasks/progress``: of several panda tasks at once, so that whoever waits for many asks once."""
 
-    task_ids: Annotated[list[Id], Field(min_length=1, max_length=1000)]
+    task_ids: Annotated[list[Id], FailFast(), Field(min_length=1, max_length=1000)]
 
 
 class LauncherRecord(Message):
@@ -505,7 +506,7 @@ class LauncherRecord(Message):
     """
 
     dn: Text = ""
-    fqans: Annotated[list[Text], Field(max_length=64)] = Field(default_factory=list)
+    fqans: Annotated[list[Text], FailFast(), Field(max_length=64)] = Field(default_factory=list)
     issuer: Text = ""
     serial: Text = ""
     fingerprint: Text = ""
@@ -777,8 +778,8 @@ class PilotOffer(Message):
     memory: Annotated[Count, Field(description="MiB")]
     disk_space: Annotated[Count, Field(description="MiB")]
     remaining_time: Annotated[Count, Field(description="seconds")]
-    features: Annotated[list[Name], Field(max_length=256)] = Field(default_factory=list)
-    avoid_owners: Annotated[list[Dn], Field(max_length=100)] = Field(default_factory=list)
+    features: Annotated[list[Name], FailFast(), Field(max_length=256)] = Field(default_factory=list)
+    avoid_owners: Annotated[list[Dn], FailFast(), Field(max_length=100)] = Field(default_factory=list)
 
 
 class AcquiredJob(Message):
@@ -853,14 +854,14 @@ class JobReport(Message):
     account_uid: Id | None = None
     identity_switched: bool | None = None
     trans_exit_code: Number | None = None
-    errors: list[JobError] = Field(default_factory=list, max_length=100)
+    errors: Annotated[list[JobError], FailFast(), Field(max_length=100)] = Field(default_factory=list)
     use: ResourceUse | None = None
     credential_event: Literal["", "retrieved", "renewed", "refused"] = ""
     log_tail: Annotated[str, Field(max_length=64 * 1024), AfterValidator(_without_nul)] = ""
     launcher: LauncherRecord | None = None
-    samples: Annotated[list[Sample], Field(max_length=MAX_SAMPLES_PER_REPORT)] = Field(default_factory=list)
+    samples: Annotated[list[Sample], FailFast(), Field(max_length=MAX_SAMPLES_PER_REPORT)] = Field(default_factory=list)
     debug_output: Annotated[str, Field(max_length=64 * 1024), AfterValidator(_without_nul)] = ""
-    stored: Annotated[list[StoredFile], Field(max_length=1000)] = Field(default_factory=list)
+    stored: Annotated[list[StoredFile], FailFast(), Field(max_length=1000)] = Field(default_factory=list)
 
 
 class ReportReply(Message):
@@ -878,7 +879,7 @@ class ReportReply(Message):
 class BulkReport(Message):
     """POST ``/v1/pilot/update_jobs_bulk``: reports of several attempts of one pilot, each answered for itself."""
 
-    job_list: Annotated[list[JobReport], Field(min_length=1, max_length=MAX_REPORTS_PER_BULK)]
+    job_list: Annotated[list[JobReport], FailFast(), Field(min_length=1, max_length=MAX_REPORTS_PER_BULK)]
 
 
 class BulkResult(Message):
@@ -1001,7 +1002,7 @@ class PilotsSeen(Message):
     """POST ``/v1/batch/observed``: what was seen of a queue's pilots. A pilot that speaks outranks it."""
 
     queue: Name
-    pilots: Annotated[list[PilotSeen], Field(max_length=20_000)]
+    pilots: Annotated[list[PilotSeen], FailFast(), Field(max_length=20_000)]
 
 
 class PilotView(Message):
@@ -1041,7 +1042,7 @@ class PilotLog(Message):
 class KnownTags(Message):
     """POST ``/v1/batch/known``, and its answer: those of them that are on record."""
 
-    tags: Annotated[list[Text], Field(max_length=20_000)]
+    tags: Annotated[list[Text], FailFast(), Field(max_length=20_000)]
 
 
 class PilotProbe(PilotView):
@@ -1158,8 +1159,8 @@ class FactoryEnd(Message):
 
     fence: Count
     memory: Annotated[dict[str, Any], AfterValidator(_storable)]
-    decisions: Annotated[list[Text], Field(max_length=1000)]
-    benches: Annotated[list[NodeBench], Field(max_length=1000)] = Field(default_factory=list)
+    decisions: Annotated[list[Text], FailFast(), Field(max_length=1000)]
+    benches: Annotated[list[NodeBench], FailFast(), Field(max_length=1000)] = Field(default_factory=list)
 
 
 class FactoryState(Message):

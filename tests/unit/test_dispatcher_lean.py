@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import httpx
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
 
 from airpanda.core.errors import NotAuthorisedError, RequestError
 from airpanda.dispatcher import problems
-from airpanda.dispatcher.lean import LeanRoute
+from airpanda.dispatcher.lean import MOST_ERRORS, LeanRoute
 
 
 class Wanted(BaseModel):
@@ -100,6 +101,14 @@ async def test_what_is_no_json_is_refused(http: httpx.AsyncClient, content: byte
     assert answer.json()["detail"].startswith("invalid fields: body")
     stranger = await http.post("/lean/told", content=content, headers={"Content-Type": "application/json"})
     assert stranger.status_code == 401, "nothing is made of a stranger's body"
+
+
+async def test_more_errors_than_anybody_reads_are_one(http: httpx.AsyncClient) -> None:
+    for surplus, says in ((MOST_ERRORS - 1, "body.x0: extra_forbidden"), (MOST_ERRORS + 1, "body: too_many_errors")):
+        content = json.dumps({f"x{n}": 0 for n in range(surplus)})  # and n is missing
+        answer = await http.post("/lean/told", content=content, headers=AS_JSON)
+        assert answer.status_code == 422
+        assert says in answer.json()["detail"]
 
 
 async def test_other_methods_are_refused(http: httpx.AsyncClient) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from airpanda import messages as m
 
@@ -95,3 +95,25 @@ def test_shared_scripts_are_bounded_together() -> None:
     assert m.JobSubmission(**whole, scripts={"a.sh": "x" * 1000})
     with pytest.raises(ValidationError, match="together"):
         m.JobSubmission(**whole, scripts={f"s{n}": "x" * 250_000 for n in range(5)})
+
+
+STORED = b'{"stored":[' + b",".join([b"{}"] * 1000) + b"]}"
+ARGV = b'{"argv":[' + b",".join([b"1"] * 1000) + b"]}"
+
+
+@pytest.mark.parametrize(
+    ("message", "body"),
+    [
+        (m.BulkReport, b'{"job_list":[' + b",".join([STORED] * 20) + b"]}"),
+        (m.BulkReport, b'{"job_list":[' + b",".join([b"0"] * 100_000) + b"]}"),
+        (m.JobReport, STORED),
+        (m.JobSubmission, b'{"jobs":[' + b",".join([ARGV] * 20) + b"]}"),
+        (m.JobSubmission, b'{"queue":[' + b",".join([b"0"] * 1000) + b"]}"),
+        (m.PilotOffer, b'{"avoid_owners":[' + b",".join([b"0"] * 1000) + b"]}"),
+    ],
+)
+def test_a_list_costs_few_errors(message: type, body: bytes) -> None:
+    """Each is some hundred bytes of memory, and more to tell, for two bytes of the body."""
+    with pytest.raises(ValidationError) as refused:
+        TypeAdapter(message).validate_json(body)
+    assert refused.value.error_count() < 50

@@ -19,6 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+MOST_ERRORS = 100
+"""Of one body, told each for itself."""
+
 Caller = Callable[[Request], Awaitable[Any]]
 
 
@@ -95,6 +98,8 @@ def _parsed(message: TypeAdapter[Any], content: bytes, request: Request) -> Any:
     try:
         return message.validate_json(content)
     except ValidationError as error:
+        if error.error_count() > MOST_ERRORS:  # each costs a kilobyte and more to tell
+            raise RequestValidationError([{"type": "too_many_errors", "loc": ("body",)}]) from None
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from None
 

@@ -25,7 +25,7 @@ from airpanda.dispatcher.tokens import ClientIdentity, Issuer, PilotIdentity
 MAX_BODY_BYTES = 1024 * 1024
 MAX_SUBMISSION_BYTES = 64 * 1024 * 1024
 MAX_STRANGERS_BYTES = 64 * 1024
-MAX_BULK_BYTES = 8 * 1024 * 1024
+MAX_BULK_BYTES = 2 * 1024 * 1024
 BODY_TIMEOUT_S = 60.0
 SLOWEST_BYTES_S = 10 * 1024
 _UNCOUNTED = ("/v1/health", "/v1/ready")  # asked for by whoever watches over the service
