@@ -118,6 +118,24 @@ async def test_no_column_is_forgotten(world: World, table: str, source: str) -> 
     assert names[0] == names[1]
 
 
+async def test_what_is_on_its_way_to_the_archive_is_not_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    task = await world.submit(5)
+    await world.good("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "no use"})
+    await age(world, 8)
+    retention = tidier(world)
+    await retention.step()  # two of five are in the archive
+    last = task["first_panda_id"] + 4
+    assert (await world.call("POST", f"/v1/task/{task['task_id']}/retry")).status_code == 409
+    assert (await world.call("POST", f"/v1/job/{last}/retry")).status_code == 409
+    while await retention.step():
+        pass
+    (row,) = await world.sql("SELECT in_archive FROM panda_task")
+    assert row["in_archive"]
+
+
 async def test_archived_outputs_are_inputs_still(world: World) -> None:
     task = await a_whole_life(world, await world.pilot())
     await age(world, 8)

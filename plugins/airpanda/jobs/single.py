@@ -48,7 +48,7 @@ class SingleJobs:
             # Task before job, as everybody locks them who needs both.
             task = await connection.fetchrow(views_sql.LOCK_TASK_OF_JOB, panda_id)
             job = await connection.fetchrow(sql.LOCK_JOB, panda_id)
-            if job is None:
+            if job is None or task["archived_at"] is not None:  # or on its way there
                 raise ConflictError(f"job {panda_id} is in the archive: it can be looked at and is not tried again")
             await connection.execute(sql.DETACH_TASK, task["task_id"], *job_range(task))
             alone = {"first_panda_id": panda_id, "n_jobs": 1}
