@@ -339,6 +339,25 @@ async def test_a_kill_in_the_middle_loses_nothing(world: World) -> None:
     assert (await world.call("GET", f"/v1/job/{old['first_panda_id']}")).status_code == 410
 
 
+async def test_files_are_removed_while_nothing_is_held_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await a_whole_life(world, await world.pilot())
+    await age(world, 8)
+    await put_away(world)
+    await age(world, 366)
+    loop, unlink, seen = asyncio.get_running_loop(), module._unlink, []
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = hashtext('panda_retention')::oid"
+
+    def slow(paths: list[Path]) -> None:
+        answer = asyncio.run_coroutine_threadsafe(world.sql(held), loop)  # the loop answers, and so does the database
+        seen.append((len(paths), answer.result(10)[0][0]))
+        unlink(paths)
+
+    monkeypatch.setattr(module, "_unlink", slow)
+    await put_away(world)
+    assert seen == [(3, 0)]
+    assert not any(path.is_file() for path in world.settings.file_store.rglob("*"))
+
+
 async def test_what_was_removed_is_said_to_be_gone(world: World) -> None:
     pilot = await world.pilot()
     tasks = [await a_whole_life(world, pilot) for _ in range(2)]

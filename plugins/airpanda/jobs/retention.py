@@ -6,7 +6,8 @@ One process at a time; others find the lock taken and do nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -137,28 +138,20 @@ class Retention:
         return len(panda_ids)
 
     async def _remove(self, after: timedelta, done: Done) -> None:
-        async with self._alone() as connection:
-            task = None if connection is None else await connection.fetchrow(sql.OLD, after)
-            if task is None:
-                return
-            rows = await connection.fetch(sql.ARCHIVED_IDS, *job_range(task), BATCH)
-            panda_ids = [row["panda_id"] for row in rows]
-            await self._remove_jobs(connection, panda_ids)
-            done.jobs_removed += len(panda_ids)
-            if len(panda_ids) < BATCH:
-                for statement in sql.REMOVE_TASK:
-                    await connection.execute(statement, task["task_id"])
-                await _note(connection, "task", task["task_id"], task["task_id"])
-                done.tasks_removed += 1
+        """Files before their names: after a kill in between they are named still, and removed by the next run.
 
-    async def _remove_jobs(self, connection: Any, panda_ids: list[int]) -> None:
-        """Files before their names: after a kill in between they are named still, and removed by the next run."""
-        for row in await connection.fetch(sql.BLOBS, panda_ids):
-            (self._root / row["blob"]).unlink(missing_ok=True)
-        for statement in sql.REMOVE:
-            await connection.execute(statement, panda_ids)
-        if panda_ids:
-            await _note(connection, "job", panda_ids[0], panda_ids[-1])
+        No transaction is open meanwhile: a slow file system holds no row, and nobody else up.
+        """
+        async with self._alone() as connection:
+            due = None if connection is None else await _oldest(connection, after)
+            if due is None:
+                return
+            blobs = [self._root / row["blob"] for row in await connection.fetch(sql.BLOBS, due.panda_ids)]
+        await asyncio.to_thread(_unlink, blobs)  # the loop serves pilots
+        async with self._alone() as connection:
+            if connection is None or await _oldest(connection, after) != due:
+                return  # another process was as far
+            await _forget(connection, due, done)
 
     async def _remove_batches(self, after: timedelta, done: Done) -> None:
         async with self._alone() as connection:
@@ -173,6 +166,40 @@ class Retention:
             if connection is not None:
                 text = await connection.execute(sql.REMOVE_AUDIT, after, AUDIT_BATCH)
                 done.audit_removed += int(text.split()[-1])
+
+
+@dataclass(frozen=True)
+class _Due:
+    """Jobs of the oldest panda task that are to go next; fewer than a batch: the panda task goes with them."""
+
+    task_id: int
+    panda_ids: list[int]
+
+
+async def _oldest(connection: Any, after: timedelta) -> _Due | None:
+    task = await connection.fetchrow(sql.OLD, after)
+    if task is None:
+        return None
+    rows = await connection.fetch(sql.ARCHIVED_IDS, *job_range(task), BATCH)
+    return _Due(task["task_id"], [row["panda_id"] for row in rows])
+
+
+async def _forget(connection: Any, due: _Due, done: Done) -> None:
+    for statement in sql.REMOVE:
+        await connection.execute(statement, due.panda_ids)
+    if due.panda_ids:
+        await _note(connection, "job", due.panda_ids[0], due.panda_ids[-1])
+    done.jobs_removed += len(due.panda_ids)
+    if len(due.panda_ids) < BATCH:
+        for statement in sql.REMOVE_TASK:
+            await connection.execute(statement, due.task_id)
+        await _note(connection, "task", due.task_id, due.task_id)
+        done.tasks_removed += 1
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 async def _note(connection: Any, kind: str, first: int, last: int) -> None:
