@@ -11,6 +11,7 @@ from support.dispatcher import PILOT_DN, Pilot, World, job_database, template_da
 from support.postgres import postgres
 
 from airpanda.db.sql import claims as claims_sql
+from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import reports as reports_sql
 from airpanda.jobs import store
 
@@ -148,6 +149,34 @@ async def test_a_report_of_another_attempt_is_answered_alone(world: World) -> No
         pilots[0].report(found[0], "running"), pilots[1].report(wrong, "running"), pilots[2].report(found[2], "running")
     )
     assert [each.status_code for each in answers] == [200, 409, 200]
+
+
+async def test_a_new_attempt_keeps_nobody_elses_report_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another panda task: its report stands in one statement with one that a retry is about to fence off."""
+    killed, well = await world.submit(1), await world.submit(1)
+    pilots = await started(world, 2)
+    found = {jobs[0]["panda_id"]: (p, jobs[0]) for p, jobs in zip(pilots, await asked_together(pilots), strict=True)}
+    for pilot, job in found.values():
+        await pilot.good_report(job, "starting")
+    await world.good("POST", f"/v1/task/{killed['task_id']}/kill", {"reason": "drill"})
+    first = killed["first_panda_id"]
+    connection = await asyncpg.connect(world.database.url())
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(jobs_sql.CLOSE_KILLED_ATTEMPTS, first, first)  # as where new attempts are opened
+        monkeypatch.setattr(world.services.jobs._reports._moves, "_at_once", 1)
+        late = asyncio.create_task(found[first][0].report(found[first][1], "running"))
+        await asyncio.sleep(0.3)
+        other, job = found[well["first_panda_id"]]
+        try:
+            async with asyncio.timeout(5):
+                await other.good_report(job, "running")
+        finally:
+            await transaction.rollback()
+            await late
+    finally:
+        await connection.close()
 
 
 async def test_counts_are_folded_early_where_much_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,10 +55,11 @@ WHERE task_id = $1 AND NOT EXISTS (
 # A job that was told to die and has not answered yet is fenced off at once: its pilot learns so at its next report.
 CLOSE_KILLED_ATTEMPTS = """
 UPDATE panda_attempt a SET status = 'cancelled', ended_at = now()
-FROM panda_job j
-WHERE j.panda_id BETWEEN $1 AND $2 AND j.command = 'tobekilled'
-  AND a.panda_id = j.panda_id AND a.attempt_nr = j.attempt_nr AND a.ended_at IS NULL
+FROM (SELECT panda_id, attempt_nr FROM panda_job WHERE panda_id BETWEEN $1 AND $2 AND command = 'tobekilled'
+      ORDER BY panda_id FOR UPDATE) AS j
+WHERE a.panda_id = j.panda_id AND a.attempt_nr = j.attempt_nr AND a.ended_at IS NULL
 """
+# Jobs before their attempts, as everybody locks them: reports that go together never wait for an attempt's row.
 
 ANY_OPEN = """
 SELECT EXISTS (
