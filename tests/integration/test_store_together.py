@@ -179,6 +179,20 @@ async def test_a_new_attempt_keeps_nobody_elses_report_waiting(world: World, mon
         await connection.close()
 
 
+async def test_whose_first_ask_was_skipped_still_hears_of_the_second(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SKIP LOCKED is asked row by row: a pilot's row may be let go between its first and its second token."""
+    await world.submit(2)
+    (pilot,) = await started(world, 1)
+    skip = "    FOR NO KEY UPDATE OF p SKIP LOCKED"
+    assert skip in claims_sql.ACQUIRE
+    monkeypatch.setattr(claims_sql, "ACQUIRE", claims_sql.ACQUIRE.replace(skip, f"      AND a.nr <> 1\n{skip}"))
+    taken = await pilot.acquire(n_jobs=2)
+    rows = await world.sql("SELECT panda_id FROM panda_job WHERE status = 'sent'")
+    assert {job["panda_id"] for job in taken} == {row["panda_id"] for row in rows} != set(), "what was leased is told"
+
+
 async def test_counts_are_folded_early_where_much_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MANY_CHANGES", 6)
     task = await world.submit(5)

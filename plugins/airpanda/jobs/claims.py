@@ -41,7 +41,7 @@ class _Ask:
     digests: list[bytes]
 
 
-_Found = tuple[list[Any] | None, dict[int, CredentialPointer]]
+_Found = tuple[list[Any | None] | None, dict[int, CredentialPointer]]
 
 
 class Claims:
@@ -104,7 +104,7 @@ class Claims:
             ask = _Ask(pilot_id, offer.node, choice.start, [digest(token) for token in tokens])
             rows, pointers = await self._together.ask(lane, ask)
             claim.is_served = rows is not None
-            taken = [(n, row) for n, row in enumerate(rows or ()) if row["panda_id"] is not None]
+            taken = [(n, row) for n, row in enumerate(rows or ()) if row is not None and row["panda_id"] is not None]
             claim.positions += [(row["activated_xid"], row["panda_id"]) for _, row in taken]
         if rows is None:
             return None
@@ -118,6 +118,8 @@ class Claims:
 
     async def _statement(self, lane: _Lane, asks: Sequence[_Ask]) -> list[_Found]:
         """The rows of each ask, one for each of its tokens; None for a pilot that is not served.
+
+        A pilot's row may be let go by who held it between two tokens of one ask: only some have a row then.
 
         With a place for opened credentials, of which there are few behind many jobs: it ends with the answers.
         """
@@ -144,7 +146,8 @@ class Claims:
         nr = 1
         for ask in asks:
             last = nr + len(ask.digests)
-            found.append(([by_nr[each] for each in range(nr, last)] if nr in by_nr else None, pointers))
+            rows_of = [by_nr.get(each) for each in range(nr, last)]
+            found.append((rows_of if any(row is not None for row in rows_of) else None, pointers))
             nr = last
         return found
 
