@@ -55,6 +55,10 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
         raise ValueError("holds a number that is none") from None
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character") from None
     if "\\u0000" in text or len(text) > MAX_PROBE_CHARS:
         raise ValueError(f"holds NUL, or more than {MAX_PROBE_CHARS} characters")
     return value
@@ -76,14 +80,14 @@ class Problem(BaseModel):
     code: str
 
 
-Dn = Annotated[str, Field(min_length=3, max_length=MAX_DN_CHARS)]
+Dn = Annotated[str, Field(min_length=3, max_length=MAX_DN_CHARS, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,249}$")]
 Lfn = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}$")]
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Number = Annotated[int, Field(strict=True, ge=-(2**31), le=2**31 - 1)]
 Id = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Adler32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 Size = Annotated[int, Field(strict=True, ge=0, le=2**53)]

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -100,6 +101,34 @@ async def test_nonsense_is_the_callers_error(world: World, body: bytes) -> None:
     response = await world.http.post("/v1/pilot/acquire_jobs", content=body, headers=headers)
     assert response.status_code in (400, 422), response.text
     assert response.headers["content-type"] == "application/problem+json"
+
+
+END = {"fence": 1, "memory": {}, "decisions": []}
+OFFER = {"site_name": "DEMO", "node": "n", "cores": 8, "memory": 16000, "disk_space": 16000, "remaining_time": 86400}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/factory/%00", None),
+        ("POST", "/v1/factory/%00/end", END),
+        ("POST", "/v1/factory/DEMO/end", END | {"memory": {"x": "\ud800"}}),
+        ("POST", "/v1/creds/staged", {"owner_dn": "/CN=\0"}),
+        ("POST", "/v1/pilot/update_worker_status", {"status": "started", "node": "n", "probe": {"x": "\ud800"}}),
+        ("POST", "/v1/pilot/acquire_jobs", OFFER | {"avoid_owners": ["/CN=\0"]}),
+    ],
+)
+async def test_what_postgresql_cannot_keep_is_the_callers_error(
+    world: World, method: str, path: str, body: dict[str, Any] | None
+) -> None:
+    pilot = await world.pilot()
+    headers = pilot.headers if "/pilot/" in path else world.client_headers(pilots=True)
+    content = None if body is None else json.dumps(body)  # halves of characters, too
+    answer = await world.http.request(
+        method, path, content=content, headers=headers | {"Content-Type": "application/json"}
+    )
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.status_code not in (401, 403, 405), "it is the content that is refused"
 
 
 async def test_bodies_over_the_limit_are_refused(world: World) -> None:

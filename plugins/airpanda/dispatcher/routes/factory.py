@@ -37,6 +37,7 @@ async def states(client: TheClient, services: TheServices) -> list[FactoryState]
 async def look(queue: QueueInPath, client: TheClient, services: TheServices) -> Response:
     """What the queue's factory would decide from now; holds nothing."""
     demand_queue(client, queue)
+    services.queue(queue)
     return await _view(queue, 0, await services.factory.memory(queue), services)
 
 
@@ -53,6 +54,7 @@ async def begin(queue: QueueInPath, wanted: FactoryBegin, client: TheClient, ser
 async def end(queue: QueueInPath, end: FactoryEnd, client: TheClient, services: TheServices) -> None:
     """Keep what the cycle decided, and let go of the queue."""
     demand_queue(client, queue)
+    services.queue(queue)
     await services.factory.end(queue, end)
 
 
