@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,14 +19,18 @@ from airpanda.computing.elements import (
     CEUnavailableError,
     ComputingElementError,
     InvalidDescriptionError,
+    PilotBatch,
     PilotJobState,
     SubmitUncertainError,
     ThrottledError,
     make_element,
 )
+from airpanda.computing.gram import GramElement
 from airpanda.computing.gram_rsl import contact_in, quoted, relation, state_in, to_error
 from airpanda.computing.queues import GramCE, parse_queue
+from airpanda.computing.transports import Completed, LocalTransport
 from airpanda.core.errors import ConfigurationError
+from airpanda.core.secret import Secret
 
 CONTACT = "https://localhost:35823/17370775102614161646/72057598265949059/"
 QUEUE = """
@@ -203,3 +209,46 @@ def test_a_queue_needs_no_proxy_of_its_own_but_the_robots_credential(tmp_path: P
     wrapper.touch()
     with pytest.raises(CECredentialError, match="robot's credential"):
         make_element(queue, wrapper)
+
+
+class FakeCE:
+    """GRAM in this process: programs run here, and jobs are taken or refused as ``answers`` says; then all are taken."""
+
+    def __init__(self, answers: list[ComputingElementError | None]) -> None:
+        self.answers, self.taken = answers, 0
+        self.credential = SimpleNamespace(not_after=datetime.now(UTC) + timedelta(days=1), identity="/CN=robot")
+
+    def run(self, argv: list[str], stdin: bytes = b"", *, timeout_s: float) -> Completed:
+        return LocalTransport().run(argv, stdin, timeout_s=timeout_s)
+
+    def submit(self, rsl: str, *, timeout_s: float) -> str:
+        answer = self.answers.pop(0) if self.answers else None
+        if answer is not None:
+            raise answer
+        self.taken += 1
+        return f"https://localhost:1/{self.taken}/1/"
+
+    def state(self, contact: str) -> PilotJobState:
+        return PilotJobState.QUEUED
+
+
+def gram_element(tmp_path: Path, ce: FakeCE) -> GramElement:
+    text = QUEUE.replace("/home/pilot/pilots", str(tmp_path / "pilots"))
+    element = GramElement(parse_queue(text, "G.toml"), "exit 0\n", ce.credential)  # type: ignore[arg-type]
+    element._gram = element._transport = ce  # type: ignore[assignment]
+    return element
+
+
+BATCH = PilotBatch("t", {number: Secret(f"token-{number}") for number in (1, 2, 3)})
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [ThrottledError("would exceed", retry_after_s=1.0), CECredentialError("no"), InvalidDescriptionError("no")],
+)
+def test_a_refusal_after_some_were_taken_is_no_refusal_of_all(tmp_path: Path, refusal: ComputingElementError) -> None:
+    """Any other error is recorded as failed: the dispatcher then ends pilots that wait at the CE."""
+    ce = FakeCE([None, refusal, refusal])
+    with pytest.raises(SubmitUncertainError):
+        gram_element(tmp_path, ce).submit(BATCH)
+    assert ce.taken == 1

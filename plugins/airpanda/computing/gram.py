@@ -285,12 +285,12 @@ def _lines(words: Iterable[str]) -> bytes:
 def _partial(error: ComputingElementError, took: str, some: bool) -> ComputingElementError:
     """The error of a submission that stopped on the way."""
     text = f"{took}; a repeat adopts those and sends the others: {error}"
+    if some or isinstance(error, SubmitUncertainError):
+        return SubmitUncertainError(text)  # any other would have the pilots that GRAM took ended as never submitted
     if isinstance(error, ThrottledError):
         return ThrottledError(text, retry_after_s=error.retry_after_s or BUSY_RETRY_S)
     if isinstance(error, (InvalidDescriptionError, CECredentialError)):
         return type(error)(text)
-    if some or isinstance(error, SubmitUncertainError):
-        return SubmitUncertainError(text)
     return CEUnavailableError(text)
 
 
