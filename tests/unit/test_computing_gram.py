@@ -252,3 +252,15 @@ def test_a_refusal_after_some_were_taken_is_no_refusal_of_all(tmp_path: Path, re
     with pytest.raises(SubmitUncertainError):
         gram_element(tmp_path, ce).submit(BATCH)
     assert ce.taken == 1
+
+
+def test_a_refused_repeat_loses_no_pilot_of_a_batch_that_is_half_there(tmp_path: Path) -> None:
+    full = ThrottledError("would exceed queue's per-user limit", retry_after_s=1.0)
+    ce = FakeCE([None, SubmitUncertainError("lost"), SubmitUncertainError("lost"), full])
+    element = gram_element(tmp_path, ce)
+    for kind in (SubmitUncertainError, ComputingElementError):
+        with pytest.raises(kind):
+            element.submit(BATCH)
+    submission = element.submit(BATCH)
+    states = {status.state for status in element.status(list(submission.handles.values())).values()}
+    assert (ce.taken, states) == (3, {PilotJobState.QUEUED})

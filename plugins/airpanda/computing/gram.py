@@ -87,11 +87,13 @@ class GramElement(BatchElement):
         """Put the batch in place in one call, then submit a job for each copy that has none.
 
         Raises:
-            InvalidDescriptionError: too many, refused for good, or the tag is in use for other pilots.
+            InvalidDescriptionError: too many, refused for good, or the tag is in use for other pilots. Nothing was
+                submitted, as with the next three.
             CECredentialError: the robot is refused, or its credential ends before such a pilot would.
             ThrottledError: they would exceed ``max_pilots`` or a limit of the site.
-            CEUnavailableError: nothing was submitted; a repeat is safe.
-            SubmitUncertainError: not all are known to be submitted; a repeat is safe and adopts.
+            CEUnavailableError: a repeat is safe.
+            SubmitUncertainError: not all are known to be submitted, be it that GRAM refused the others; a repeat is
+                safe and adopts.
         """
         end = time.monotonic() + self._limit_s
         self._check_credential()
@@ -99,7 +101,7 @@ class GramElement(BatchElement):
         copies = sorted(range(len(batch.tokens)))
         if submission.adopted:
             copies = self._without_job(batch.tag, copies)
-        self._start(batch.tag, copies, end)
+        self._start(batch.tag, copies, end, adopted=bool(submission.adopted))
         fresh = {pilot for index, pilot in enumerate(sorted(batch.tokens)) if index in copies}
         return replace(submission, adopted=submission.adopted - fresh)
 
@@ -161,8 +163,12 @@ class GramElement(BatchElement):
         unsent = {index for (_, index, _), job in seen.jobs.items() if job.state is PilotJobState.SUBMITTED}
         return [index for index in copies if index in unsent - ended]
 
-    def _start(self, tag: str, copies: Sequence[int], end: float) -> None:
-        """Submit these copies; the first alone, so that a refusal costs one call."""
+    def _start(self, tag: str, copies: Sequence[int], end: float, *, adopted: bool) -> None:
+        """Submit these copies; the first alone, so that a refusal costs one call.
+
+        Of a batch that was ``adopted`` the others may be at GRAM, so a refusal is not one of all: what was refused
+        stays in place for the next repeat.
+        """
         contacts: dict[int, str] = {}
         failure: ComputingElementError | None = None
         try:
@@ -179,10 +185,11 @@ class GramElement(BatchElement):
             failure = error
         if contacts:
             self._record(tag, contacts)
-        elif failure is not None and not isinstance(failure, SubmitUncertainError):
+        elif failure is not None and not adopted and not isinstance(failure, SubmitUncertainError):
             self._call("purge", (), _lines(f"{tag}/{index}" for index in copies))
         if failure is not None:
-            raise _partial(failure, f"{self.name} took {len(contacts)} of {len(copies)} pilots", bool(contacts))
+            took = f"{self.name} took {len(contacts)} of {len(copies)} pilots"
+            raise _partial(failure, took, adopted or bool(contacts))
 
     def _submit_one(self, tag: str, index: int, end: float) -> str:
         left = end - _RECORD_S - time.monotonic()
