@@ -212,7 +212,7 @@ def test_a_queue_needs_no_proxy_of_its_own_but_the_robots_credential(tmp_path: P
 
 
 class FakeCE:
-    """GRAM in this process: programs run here, and jobs are taken or refused as ``answers`` says; then all are taken."""
+    """GRAM in this process: programs run here; jobs are taken or refused as ``answers`` says, then all are taken."""
 
     def __init__(self, answers: list[ComputingElementError | None]) -> None:
         self.answers, self.taken = answers, 0
