@@ -182,6 +182,16 @@ def test_a_better_look_at_memory_is_waited_for_but_not_for_ever(crowd: World) ->
     assert "3072 MiB (resident, what processes share counts for each)" in str(fault)
 
 
+def test_a_look_at_what_is_shared_grows_old(crowd: World) -> None:
+    """One good look must not lift the limit for the rest of the payload's life when no other look follows."""
+    assert crowd.after(3) == 0
+    crowd.pss_kib, crowd.pss_at = GIB_KIB, crowd.now
+    crowd.rss_kib = 30 * GIB_KIB
+    assert [crowd.after(60) for _ in range(3)] == [0, 0, 0]
+    (fault,) = crowd.faults_after(60)
+    assert "resident" in str(fault)
+
+
 @pytest.mark.parametrize("known", [{"pss_at": None}, {"largest_kib": 3 * GIB_KIB}], ids=["nobody looks", "one process"])
 def test_where_no_look_can_change_anything_none_is_waited_for(crowd: World, known: dict[str, Any]) -> None:
     for name, value in known.items():

@@ -22,7 +22,8 @@ MEASURE_S = 2.0
 COST = 100
 """A look that took long is followed by a pause so many times as long: a hundredth of a core, whatever the node runs."""
 DOUBT_S = 180.0
-"""So long a better look at memory is waited for: the launcher takes one a minute, less often where that costs much."""
+"""So long a better look at memory is waited for, and so long it holds: the launcher takes one a minute, or one in two
+minutes where that costs much."""
 FIRST_SCAN_S = 10.0
 """What fills its sandbox often does so at once."""
 
@@ -95,7 +96,7 @@ class Watch:
         """By the sum of resident memory, where that is within the limit or nobody can tell better.
 
         Over it, what is shared must not count twice: the next look that knows better decides, and is waited for, but
-        not for ever.
+        not for ever. Nor does it hold for ever, where no other look follows.
         """
         if usage.rss_kib / 1024 <= self.limits.most_mib:
             self._doubt = None
@@ -104,7 +105,8 @@ class Watch:
         alone = self.limits.memory(usage.largest_kib / 1024, ONE_PROCESS)
         if alone is not None:
             return alone
-        if usage.pss_kib is not None and usage.pss_at is not None and usage.pss_at >= self._doubt:
+        since = max(self._doubt, now - DOUBT_S)
+        if usage.pss_kib is not None and usage.pss_at is not None and usage.pss_at >= since:
             return self.limits.memory(usage.pss_kib / 1024, PROPORTIONAL)
         if usage.pss_at is not None and now - self._doubt < DOUBT_S:
             return None

@@ -12,8 +12,9 @@ EVERY_S = 5.0
 _SHARE, _LONGEST_S = 60, 60.0
 """The pauses grow with the payload's age, so that the record of a long one stays short (1500 lines a day); but who must
 judge its memory does not wait long."""
-_COST = 100
-"""A look that costs much is followed by a pause so many times as long: a hundredth of a core at most."""
+_COST, _MOST_S = 100, 120.0
+"""A look that costs much is followed by a pause so many times as long, which is a hundredth of a core; but who judges
+memory by these looks (``airpanda.pilot.watch``) takes none that is older than three minutes."""
 
 
 class Meter:
@@ -42,7 +43,8 @@ class Meter:
         members = self._members()
         (read, written), pss_kib = moved_by(members), proportional_kib(pid for pid in members if pid != self._init)
         cost_s, now = time.process_time() - begin, time.monotonic()
-        self._next = now + max(EVERY_S, min((now - self._began) / _SHARE, _LONGEST_S), _COST * cost_s)
+        by_age, by_cost = min((now - self._began) / _SHARE, _LONGEST_S), min(_COST * cost_s, _MOST_S)
+        self._next = now + max(EVERY_S, by_age, by_cost)
         shared: dict[str, Value] = {} if pss_kib is None else {"pss_kib": pss_kib}
         return {"event": "used", "at": round(at, 3), "read_bytes": read, "written_bytes": written, **shared}
 
