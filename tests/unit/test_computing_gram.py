@@ -146,6 +146,16 @@ def test_of_two_jobs_for_one_copy_one_becomes_the_pilot(tmp_path: Path) -> None:
     assert not (batch / "0" / "pilot.json").exists()
 
 
+@pytest.mark.parametrize("known", [f"{CONTACT}\n", None])
+def test_a_job_that_does_not_know_its_contact_leaves_that_on_record(tmp_path: Path, known: str | None) -> None:
+    """A site's job manager may give the job another environment; without its contact it cannot be cancelled."""
+    batch = place(tmp_path, "exit 3\n")
+    if known is not None:
+        (batch / "0" / "contact").write_text(known)
+    assert run_job(batch, GLOBUS_GRAM_JOB_CONTACT="") == 3
+    assert [path.read_text() for path in (batch / "0").glob("contact*")] == ([known] if known else [])
+
+
 def test_a_pilot_that_was_cancelled_before_it_began_does_not_begin(tmp_path: Path) -> None:
     batch = place(tmp_path, "echo here\n")
     (batch / "0" / "cancelled").touch()

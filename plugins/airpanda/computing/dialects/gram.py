@@ -34,7 +34,10 @@ umask 077
 cd -- {directory}/"$1" || exit 71
 [ ! -e cancelled ] && mkdir started 2>/dev/null || exit 0
 [ ! -e cancelled ] || exit 0
-printf '%s\\n' "${{GLOBUS_GRAM_JOB_CONTACT:-unknown}}" >contact.new && mv contact.new contact
+case ${{GLOBUS_GRAM_JOB_CONTACT-}} in
+'') ;; # what was put on record after the submission stays
+*) printf '%s\\n' "$GLOBUS_GRAM_JOB_CONTACT" >contact.new && mv contact.new contact ;;
+esac
 [ -s ../job ] || {{ echo {job} >"../job.$1" && mv "../job.$1" ../job; }}
 exec >>pilot.log 2>&1 </dev/null
 mkdir -p tmp
@@ -118,7 +121,8 @@ dequeue() { :; }
 
 def _job(state: str, tag: str, index: str, contact: str) -> CEJob:
     if state == "started":
-        return CEJob(JOB, int(index), tag, PilotJobState.RUNNING, f"the pilot has begun, as {contact}")
+        known = f", as {contact}" if is_contact(contact) else "; GRAM's name of its job is not known"
+        return CEJob(JOB, int(index), tag, PilotJobState.RUNNING, f"the pilot has begun{known}")
     if not is_contact(contact):
         return CEJob(JOB, int(index), tag, PilotJobState.SUBMITTED, "put in place; GRAM has not said that it has it")
     return CEJob(JOB, int(index), tag, PilotJobState.QUEUED, f"waits as {contact}")
