@@ -72,6 +72,36 @@ def test_a_panda_task_is_waited_for_in_the_triggerer_too(monkeypatch: pytest.Mon
         sensor.execute_complete({}, {"done": False, "note": "no such task"})
 
 
+def asked(sensor: Any) -> Any:
+    return sensor.execute({}) if getattr(sensor, "deferrable", False) else sensor.poke({})
+
+
+NONE = ["", "None", "seven", "-1", "1.5", -1, 1.5, True, [], "9" * 19]
+
+
+@pytest.mark.parametrize("value", NONE)
+@pytest.mark.parametrize(
+    ("kind", "field", "others"),
+    [
+        (PandaTaskSensor, "panda_task_id", {}),
+        (PandaTaskSensor, "panda_task_id", {"deferrable": True}),
+        (PandaTaskSensor, "at_least", {"panda_task_id": 7}),
+        (PandaJobSensor, "panda_id", {}),
+    ],
+)
+def test_a_number_that_is_none_after_rendering_fails_at_once(
+    kind: Any, field: str, others: dict[str, Any], value: Any
+) -> None:
+    with pytest.raises(AirflowFailException, match=rf"^task t: {field} is .*; correct the DAG$"):
+        asked(kind(task_id="t", **others | {field: value}))
+
+
+@pytest.mark.parametrize(("kind", "field"), [(PandaTaskSensor, "panda_task_id"), (PandaJobSensor, "panda_id")])
+def test_an_xcom_that_is_not_there_is_said(kind: Any, field: str) -> None:
+    with pytest.raises(AirflowFailException, match=rf"{field} is empty: its template, or the XCom"):
+        asked(kind(task_id="t", **{field: None}))
+
+
 async def test_a_cleared_sensor_kills_nobodys_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     with http_stub(progress(running=1)) as stub:
         connect(monkeypatch, port=stub.port)

@@ -66,11 +66,32 @@ def test_a_queue_is_as_wished_or_not_in_both_ways_of_waiting(
     assert PandaQueueTrigger(**arguments).serialize() == (path, arguments), "it survives being stored"
 
 
-@pytest.mark.parametrize("wish", [{"at_least_idle": -1}, {"at_least_idle": "few"}, {"at_most_waiting": "-2"}])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"at_least_idle": -1},
+        {"at_least_idle": "few"},
+        {"at_least_idle": None},
+        {"at_least_idle": True},
+        {"at_most_waiting": "-2"},
+        {"at_most_waiting": ""},
+        {"at_most_waiting": 1.5},
+    ],
+)
 @pytest.mark.parametrize("deferrable", [True, False])
 def test_a_number_that_is_none_fails_at_once(wish: dict[str, Any], deferrable: bool) -> None:
-    with pytest.raises(AirflowFailException, match="correct the DAG"):
+    (field,) = wish
+    with pytest.raises(AirflowFailException, match=f"^task t: {field} is .*; correct the DAG$"):
         sensor(deferrable=deferrable, **wish).execute({})
+
+
+@pytest.mark.parametrize("name", [None, "", " ", "None", 7])
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_queue_without_a_name_fails_at_once(name: Any, deferrable: bool) -> None:
+    subject = sensor(deferrable=deferrable)
+    subject.panda_queue = name  # as rendered
+    with pytest.raises(AirflowFailException, match="panda_queue names no queue"):
+        subject.execute({}) if deferrable else subject.poke({})
 
 
 def test_a_refusal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

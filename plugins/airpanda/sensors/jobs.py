@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airpanda.hooks import calls
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import JobStatus
+from airpanda.sensors.numbers import number_of
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
 
@@ -53,7 +54,7 @@ class PandaTaskSensor(BaseSensorOperator):
             return seen.xcom_value
         self.defer(
             trigger=PandaTaskTrigger(
-                panda_task_id=int(self.panda_task_id),
+                panda_task_id=self._number(),
                 ti=None,
                 poll_s=self.poke_interval,
                 panda_conn_id=self.panda_conn_id,
@@ -71,14 +72,16 @@ class PandaTaskSensor(BaseSensorOperator):
 
     def poke(self, context: Any) -> PokeReturnValue:
         """Raises:
-        AirflowFailException: the jobs have ended and too few of them finished: waiting on changes nothing.
+        AirflowFailException: the jobs have ended and too few of them finished: waiting on changes nothing. Or a
+            number is none.
         AirpandaError: the dispatcher refuses or does not answer.
         """
-        progress = PandaHook(self.panda_conn_id).send(calls.progress(int(self.panda_task_id)))
+        at_least = None if self.at_least is None else number_of(self, "at_least")
+        progress = PandaHook(self.panda_conn_id).send(calls.progress(self._number()))
         self.log.info("panda_task=%d %s", progress.task_id, describe(progress))
         if not progress.done:
             return PokeReturnValue(is_done=False)
-        wanted = progress.total if self.at_least is None else int(self.at_least)
+        wanted = progress.total if at_least is None else at_least
         finished = progress.counts.get(JobStatus.FINISHED, 0)
         if finished < wanted:
             raise AirflowFailException(
@@ -86,6 +89,9 @@ class PandaTaskSensor(BaseSensorOperator):
                 " submitted it must look why, and clear its Airflow task"
             )
         return PokeReturnValue(is_done=True, xcom_value={status.value: n for status, n in progress.counts.items() if n})
+
+    def _number(self) -> int:
+        return number_of(self, "panda_task_id")
 
 
 class PandaJobSensor(BaseSensorOperator):
@@ -112,10 +118,10 @@ class PandaJobSensor(BaseSensorOperator):
 
     def poke(self, context: Any) -> PokeReturnValue:
         """Raises:
-        AirflowFailException: the job has ended otherwise: waiting on changes nothing.
+        AirflowFailException: the job has ended otherwise: waiting on changes nothing. Or the PandaID is none.
         AirpandaError: the dispatcher refuses or does not answer.
         """
-        job = PandaHook(self.panda_conn_id).send(calls.job(int(self.panda_id)))
+        job = PandaHook(self.panda_conn_id).send(calls.job(number_of(self, "panda_id")))
         self.log.info("PandaID=%d is %s", job.panda_id, job.status.value)
         if not job.status.is_final:
             return PokeReturnValue(is_done=False)

@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airpanda.hooks import calls
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import QueueView
+from airpanda.sensors.numbers import number_of
 from airpanda.triggers.queues import PandaQueueTrigger, QueueWish, describe
 
 
@@ -52,7 +53,7 @@ class PandaQueueSensor(BaseSensorOperator):
 
     def execute(self, context: Any) -> Any:
         """Raises:
-        AirflowFailException: a number is none.
+        AirflowFailException: the queue has no name, or a number is none.
         AirpandaError: the dispatcher refuses or does not answer.
         """
         wish = self._wish()
@@ -93,11 +94,11 @@ class PandaQueueSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=not lacking, xcom_value=seen.model_dump(mode="json"))
 
     def _look(self) -> QueueView:
+        if not isinstance(self.panda_queue, str) or self.panda_queue.strip() in ("", "None"):
+            says = f"names no queue, but is {str(self.panda_queue)[:60]!r} after rendering"
+            raise AirflowFailException(f"task {self.task_id}: panda_queue {says}; correct the DAG")
         return PandaHook(self.panda_conn_id).send(calls.queue(self.panda_queue))
 
     def _wish(self) -> QueueWish:
-        most = self.at_most_waiting
-        try:
-            return QueueWish(int(self.at_least_idle), None if most is None else int(most))
-        except (TypeError, ValueError) as error:
-            raise AirflowFailException(f"task {self.task_id}: {error}; correct the DAG") from None
+        most = None if self.at_most_waiting is None else number_of(self, "at_most_waiting")
+        return QueueWish(number_of(self, "at_least_idle"), most)
