@@ -119,7 +119,8 @@ def test_times_survive_the_wire(moment: datetime) -> None:
         ({"archive_after": "-1"}, "archive_after"),
         ({"remove_after": "inf"}, "remove_after"),
         ({"remove_after": "nan"}, "remove_after"),
-        ({"archive_after": "7200", "remove_after": "3600"}, "remove_after"),
+        ({"archive_after": "172800", "remove_after": "86400"}, "remove_after is shorter"),
+        ({"archive_after": "0", "remove_after": "86399"}, "remove_after = '86399': must be 0 .* at least 86400"),
         ({"audit_after": "7775999"}, "audit_after"),
     ],
 )
@@ -138,6 +139,6 @@ def test_settings_have_units() -> None:
     longer = Settings.from_options(GOOD | {"state_timeouts": "starting=7200, holding=60"}).state_timeouts
     assert (longer["starting"], longer["holding"]) == (timedelta(hours=2), timedelta(minutes=1))
     assert longer["activated"] == timedelta(days=7)
-    assert Settings.from_options(GOOD | {"archive_after": "0", "remove_after": "1"}).archive_after is None
+    assert Settings.from_options(GOOD | {"archive_after": "0", "remove_after": "86400"}).archive_after is None
     several = Settings.from_options(GOOD | {"myproxy_servers": "MyProxy.example.org:7512, [::1]:7512"})
     assert several.myproxy_servers == ("myproxy.example.org:7512", "[::1]:7512")

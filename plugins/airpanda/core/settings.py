@@ -28,6 +28,13 @@ def _seconds_or_ever(text: str) -> timedelta | None:
     return timedelta(seconds=value) if value else None
 
 
+def _removal(text: str) -> timedelta | None:
+    value = _seconds_or_ever(text)
+    if value is not None and value < SHORTEST_REMOVAL:
+        raise ValueError(f"must be 0 (for ever) or at least {int(SHORTEST_REMOVAL.total_seconds())} seconds")
+    return value
+
+
 def _audit(text: str) -> timedelta | None:
     value = _seconds_or_ever(text)
     if value is not None and value < SHORTEST_AUDIT:
@@ -66,6 +73,9 @@ def _servers(text: str) -> tuple[str, ...]:
             raise ValueError(f"{server!r} must be host:port")
     return servers
 
+
+SHORTEST_REMOVAL = timedelta(days=1)
+"""The database keeps the archive of what has ended later, too."""
 
 SHORTEST_AUDIT = timedelta(days=90)
 """The database keeps what is younger, too."""
@@ -156,7 +166,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "stranger_rate": _rate,
     "state_timeouts": _timeouts,
     "archive_after": _seconds_or_ever,
-    "remove_after": _seconds_or_ever,
+    "remove_after": _removal,
     "audit_after": _audit,
     "campaign_schedule": str,
 }
