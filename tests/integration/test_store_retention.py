@@ -128,8 +128,9 @@ async def test_what_is_on_its_way_to_the_archive_is_not_tried_again(
     retention = tidier(world)
     await retention.step()  # two of five are in the archive
     last = task["first_panda_id"] + 4
-    assert (await world.call("POST", f"/v1/task/{task['task_id']}/retry")).status_code == 409
-    assert (await world.call("POST", f"/v1/job/{last}/retry")).status_code == 409
+    for path in (f"/v1/task/{task['task_id']}/retry", f"/v1/job/{last}/retry"):
+        refused = await world.call("POST", path)
+        assert (refused.status_code, refused.json()["code"]) == (409, "archived")
     while await retention.step():
         pass
     (row,) = await world.sql("SELECT in_archive FROM panda_task")
@@ -213,7 +214,7 @@ async def test_the_archive_is_for_looking_only(world: World) -> None:
         ("/v1/job/submit", again | {"credential_id": fresh}),
     ):
         refused = await world.call("POST", path, body)
-        assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+        assert (refused.status_code, refused.json()["code"]) == (409, "archived")
         assert "2 jobs that did not finish" in refused.json()["detail"]
     refused = await world.call("POST", f"/v1/job/{first + 1}/retry")
     assert (refused.status_code, "archive" in refused.json()["detail"]) == (409, True)

@@ -15,7 +15,7 @@ from support.airflow_connection import connect, connection
 from support.http_stub import Answer, http_stub
 from support.task_context import Context
 
-from airpanda.core.errors import ConflictError, CredentialError
+from airpanda.core.errors import ArchivedError, ConflictError, CredentialError
 from airpanda.hooks.myproxy import MyProxyHook
 from airpanda.operators.jobs import PandaJobOperator, PandaTaskOperator
 from airpanda.operators.outcome import PandaJobsFailed, PandaTaskLost
@@ -225,6 +225,15 @@ def test_a_clear_is_told_from_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
                 operator(rerun="all").execute(context)
     told = [json.loads(seen.body) for seen in stub.seen]
     assert [(each["generation"], each["start_over"]) for each in told] == [(2, "always")] * 2
+
+
+def test_the_same_jobs_in_the_archive_are_not_said_to_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    says = "panda task 7 is in the archive: run all of it again"
+    with http_stub(Answer(409, json.dumps({"detail": says, "code": "archived"}).encode())) as stub:
+        connect(monkeypatch, port=stub.port)
+        with pytest.raises(ArchivedError) as refused:
+            operator().execute(Context())
+    assert str(refused.value) == says
 
 
 def test_other_jobs_without_a_clear_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@
     │   │   └── GoneError           it was, and was removed after its time    → 410
     │   ├── ConflictError       the stored state does not allow it            → 409
     │   │   ├── InvalidTransitionError   a job status may not follow the stored one
+    │   │   ├── ArchivedError            it may be looked at and is not changed any more
     │   │   └── StaleReportError         attempt or pilot no longer holds the lease
     │   ├── QueueOfflineError   the same request may succeed when the site is back
     │   └── ConfigurationError  a site's file or option is wrong; names file, line and key
@@ -60,6 +61,12 @@ class InvalidTransitionError(ConflictError):
     """The reported job status may not follow the stored one."""
 
     code = "invalid-transition"
+
+
+class ArchivedError(ConflictError):
+    """What the request would change is in the archive, or on its way there."""
+
+    code = "archived"
 
 
 class StaleReportError(ConflictError):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from airpanda.core.errors import (
     AirpandaError,
+    ArchivedError,
     BannedError,
     ConflictError,
     CredentialError,
@@ -76,7 +77,7 @@ def read(call: Call[R], response: httpx.Response) -> R:
 
 _BY_STATUS: dict[int, type[AirpandaError]] = {404: NotFoundError, 409: ConflictError, 403: NotAuthorisedError}
 _BY_CODE: dict[str, type[AirpandaError]] = {
-    kind.code: kind for kind in (CredentialError, BannedError, GoneError, QueueOfflineError)
+    kind.code: kind for kind in (ArchivedError, CredentialError, BannedError, GoneError, QueueOfflineError)
 }
 
 

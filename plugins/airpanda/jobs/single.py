@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from airpanda.core.errors import ConflictError
+from airpanda.core.errors import ArchivedError, ConflictError
 from airpanda.db.pool import Database
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import views as views_sql
@@ -41,7 +41,8 @@ class SingleJobs:
 
         Raises:
             NotFoundError: there is no such job for this caller.
-            ConflictError: the job has finished, is with a pilot, or is archived.
+            ArchivedError: it is in the archive, or on its way there.
+            ConflictError: the job has finished, or is with a pilot.
         """
         async with self._database.transaction() as connection:
             await _demand(connection, panda_id, owners)
@@ -49,7 +50,7 @@ class SingleJobs:
             task = await connection.fetchrow(views_sql.LOCK_TASK_OF_JOB, panda_id)
             job = await connection.fetchrow(sql.LOCK_JOB, panda_id)
             if job is None or task["archived_at"] is not None:  # or on its way there
-                raise ConflictError(f"job {panda_id} is in the archive: it can be looked at and is not tried again")
+                raise ArchivedError(f"job {panda_id} is in the archive: it can be looked at and is not tried again")
             await connection.execute(sql.DETACH_TASK, task["task_id"], *job_range(task))
             alone = {"first_panda_id": panda_id, "n_jobs": 1}
             done = await open_new_attempts(connection, alone, task["credential_id"], actor, "retry on request")

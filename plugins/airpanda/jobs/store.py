@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airpanda.core.clock import to_wire
-from airpanda.core.errors import AirpandaError, ConflictError, RequestError, StaleReportError
+from airpanda.core.errors import AirpandaError, ArchivedError, RequestError, StaleReportError
 from airpanda.core.secret import Secret
 from airpanda.credentials.audit import note_use
 from airpanda.credentials.errors import UnreadableCredentialError
@@ -229,7 +229,7 @@ class JobStore:
 
         Raises:
             NotFoundError: there is no such panda task.
-            ConflictError: it is archived, and not all of it finished.
+            ArchivedError: it is archived, and not all of it finished.
         """
         async with self._database.transaction() as connection:
             task = await connection.fetchrow(sql.LOCK_TASK, task_id)
@@ -423,16 +423,16 @@ def job_range(task: Any) -> tuple[int, int]:
 
 async def demand_here(connection: Any, task: Any) -> None:
     """Raises:
-    ConflictError: the panda task is archived, and there is something in it that did not finish.
+    ArchivedError: the panda task is archived, and there is something in it that did not finish.
     """
     if task["archived_at"] is None:
         return
     left = task["n_jobs"] - (await progress_of(connection, task)).counts.get(JobStatus.FINISHED, 0)
     if left:
-        raise ConflictError(
+        raise ArchivedError(
             f"panda task {task['task_id']} is in the archive since {to_wire(task['archived_at'])[:10]}: its {left} jobs"
-            " that did not finish can be looked at and are not tried again; submit them under another key (in Airflow:"
-            " clear the task with rerun = 'all')"
+            " that did not finish can be looked at and are not tried again; run all of it again, in Airflow with"
+            " rerun = 'all' in the DAG and a clear of the task, else under another key"
         )
 
 

@@ -97,7 +97,8 @@ class Submissions:
             NotAuthorisedError: such an input is not this owner's to read.
             CredentialError: the credential cannot cover the jobs, serves another panda task, or its owner has not
                 consented to this client and queue. The refusal stands in the audit log.
-            ConflictError: the key is known with other jobs or another DN, or its jobs are archived unfinished.
+            ConflictError: the key is known with other jobs or another DN.
+            ArchivedError: its jobs are archived unfinished.
         """
         try:
             reply = await self._submit(wanted.model_copy(update={"queue": queue}), client, now)

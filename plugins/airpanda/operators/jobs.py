@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
 from airpanda.core.errors import (
+    ArchivedError,
     BannedError,
     ConfigurationError,
     ConflictError,
@@ -313,6 +314,8 @@ class PandaTaskOperator(BaseOperator):
     def _send(self, hook: PandaHook, submission: JobSubmission) -> SubmissionReply:
         try:
             return hook.send(calls.submit(submission))
+        except ArchivedError:
+            raise  # they are the same jobs, and its sentence says what to do
         except ConflictError as error:
             raise ConflictError(
                 f"the jobs differ from those that an earlier try of this task has submitted ({error}). If that is"
