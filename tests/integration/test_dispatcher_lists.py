@@ -9,6 +9,8 @@ import pytest
 from support.dispatcher import World, job_database, spec, template_database, ti, world
 from support.postgres import postgres
 
+from airpanda.core.errors import RequestError
+from airpanda.db.pool import values_refused
 from airpanda.dispatcher.problems import codes
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
@@ -176,6 +178,42 @@ async def test_each_report_of_a_bulk_is_answered_for_itself(world: World) -> Non
     assert states == ["sent", "finished", "activated", "finished", "running", "sent"]
     log = await world.sql("SELECT panda_id, count(*) AS n FROM panda_job_status_log GROUP BY 1 ORDER BY 1")
     assert [row["n"] for row in log] == [2, 5, 5, 5, 4, 2]
+
+
+@pytest.mark.parametrize(("plain", "single"), [(True, False), (False, False), (True, True), (False, True)])
+async def test_what_postgresql_refuses_of_a_report_is_that_reports_error(
+    world: World, plain: bool, single: bool
+) -> None:
+    await world.submit(3)
+    pilot = await world.pilot()
+    jobs = await pilot.acquire(n_jobs=3)
+    for job in jobs:
+        await pilot.good_report(job, "starting")
+    connection = await asyncpg.connect(world.database.url())
+    await connection.execute("ALTER TABLE panda_attempt ADD CONSTRAINT drill CHECK (log_tail <> 'too much')")
+    await connection.close()
+    wrong = report(jobs[1], "running", log_tail="too much", **({} if plain else {"credential_event": "renewed"}))
+    if single:
+        answer = await pilot.post("update_job", wrong)
+        assert (answer.status_code, answer.json()["code"]) == (400, "request")
+        return
+    bulk = [report(jobs[0], "running"), wrong, report(jobs[2], "running", log_tail="well")]
+    answer = await pilot.post("update_jobs_bulk", {"job_list": bulk})
+    assert answer.status_code == 200, answer.text
+    problems = [each["problem"] for each in answer.json()]
+    assert [each and each["code"] for each in problems] == [None, "request", None]
+    assert "CheckViolationError" in problems[1]["detail"]
+    assert [(await world.job(job["panda_id"]))["status"] for job in jobs] == ["running", "starting", "running"]
+
+
+async def test_an_argument_of_a_wrong_kind_is_no_absence_of_the_database(world: World) -> None:
+    for argument in ("seven", 2**40):
+        with pytest.raises(asyncpg.DataError, match="invalid input for query argument"):
+            async with world.services.database.connection() as connection:
+                await connection.fetchval("SELECT $1::int", argument)
+        with pytest.raises(RequestError, match="cannot keep a value"), values_refused():
+            async with world.services.database.connection() as connection:
+                await connection.fetchval("SELECT $1::int", argument)
 
 
 SPY = """

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 
-from airpanda.core.errors import ConfigurationError, InvalidTransitionError, ServiceError
+from airpanda.core.errors import ConfigurationError, InvalidTransitionError, RequestError, ServiceError
 from airpanda.core.secret import Secret
 from airpanda.db.triggers import ILLEGAL_TRANSITION
 
@@ -30,6 +30,7 @@ _CLASSES_THAT_PASS = frozenset(
         "58",  # system
     }
 )
+_CLASSES_OF_VALUES = frozenset({"22", "23"})  # data exception, integrity constraint
 _TABLES_MISSING = frozenset({"42P01", "42703", "42883"})  # table, column, function
 
 
@@ -133,6 +134,26 @@ def translated() -> Iterator[None]:
         raise
     except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise _away(type(error).__name__) from error
+
+
+@contextmanager
+def values_refused() -> Iterator[None]:
+    """What PostgreSQL, or asyncpg in its name, cannot take of a caller's values is the caller's error.
+
+    For what was validated already: no route relies on it.
+
+    Raises:
+        RequestError: a value is out of its type's range, or breaks a constraint.
+    """
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if (error.sqlstate or "")[:2] not in _CLASSES_OF_VALUES:
+            raise
+        raise RequestError(
+            f"the job store cannot keep a value of this request ({type(error).__name__}): change it; a repeat of the"
+            " same is refused again"
+        ) from error
 
 
 @contextmanager

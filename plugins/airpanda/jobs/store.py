@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 from airpanda.core.clock import to_wire
-from airpanda.core.errors import AirpandaError, ArchivedError, RequestError, StaleReportError
+from airpanda.core.errors import AirpandaError, ArchivedError, ConfigurationError, RequestError, StaleReportError
 from airpanda.core.secret import Secret
 from airpanda.credentials.audit import note_use
 from airpanda.credentials.errors import UnreadableCredentialError
 from airpanda.credentials.registry import CredentialRegistry
-from airpanda.db.pool import Database, translated
+from airpanda.db.pool import Database, translated, values_refused
 from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
@@ -152,12 +152,14 @@ class JobStore:
         Raises:
             InvalidTransitionError: the status may not follow the stored one.
             StaleReportError: attempt, pilot or token does not hold the lease: the reporter must stop its payload.
+            RequestError: a value of it cannot be kept.
         """
         lease = Lease(report.job_id, report.attempt_nr, pilot_id, Secret(report.token))
         done = await self._plain(lease, report)
         if done is None:
-            async with self._database.transaction() as connection:
-                done = await self._apply(connection, lease, report)
+            with values_refused():
+                async with self._database.transaction() as connection:
+                    done = await self._apply(connection, lease, report)
         if done.good_node is not None:
             await self._reports.count_end(pilot_id, good=done.good_node)
         if report.job_status in _MAY_WAIT_AGAIN:
@@ -178,9 +180,11 @@ class JobStore:
         single = [n for n, report in enumerate(reports) if n_of[report.job_id] == 1]
         found = await asyncio.gather(*(self._plain(leases[n], reports[n]) for n in single), return_exceptions=True)
         for n, each in zip(single, found, strict=True):
-            if isinstance(each, BaseException):
+            if _is_its_own(each):
+                answers[n] = each
+            elif isinstance(each, BaseException):
                 raise each
-            if each is not None:
+            elif each is not None:
                 answers[n] = each
         # Always in the same order, so that two such transactions never wait for each other.
         rest = sorted((n for n in range(len(reports)) if n not in answers), key=lambda n: reports[n].job_id)
@@ -197,10 +201,12 @@ class JobStore:
 
     async def _one_of_many(self, connection: Any, lease: Lease, report: JobReport) -> _Answer | AirpandaError:
         try:
-            with translated():
+            with values_refused(), translated():
                 async with connection.transaction():
                     return await self._apply(connection, lease, report)
         except RequestError as error:
+            if not _is_its_own(error):
+                raise
             return error
 
     async def kill(self, task_id: int, request: KillRequest, *, actor: str) -> TaskProgress:
@@ -318,7 +324,8 @@ class JobStore:
 
     async def _plain(self, lease: Lease, report: JobReport) -> _Answer | None:
         """The answer to what many reports together are: "alive", a step ahead, the good end. None: anything else."""
-        row = await self._reports.plain(lease, report)
+        with values_refused():
+            row = await self._reports.plain(lease, report)
         if row is None:
             return None
         reply = self._reply(row["lease_expires_at"], row["command"], row["debug"])
@@ -463,6 +470,11 @@ def _held(row: Any) -> Held:
         returned=row["returned"],
         told_to_stop=row["command"] == "tobekilled",
     )
+
+
+def _is_its_own(error: object) -> TypeGuard[RequestError]:
+    """Of one report among many; that the tables are missing is everybody's."""
+    return isinstance(error, RequestError) and not isinstance(error, ConfigurationError)
 
 
 def _holds(row: Any, lease: Lease) -> bool:
