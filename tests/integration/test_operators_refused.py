@@ -28,6 +28,7 @@ from airpanda.core.errors import (
     QueueOfflineError,
     RequestError,
 )
+from airpanda.jobs import inputs as inputs_module
 from airpanda.operators.jobs import PandaJobOperator, PandaTaskOperator
 from airpanda.operators.retries import PandaRetryPolicy
 
@@ -173,15 +174,20 @@ def finished(served: Served, owner: str = "alice", access: str = "owner") -> dic
     return dict(output)
 
 
+def absent(source: str, panda_id: int) -> str:
+    return (
+        f"job peak: its input {source} is not there for {ALICE_DN}: job {panda_id} has not finished with such an"
+        " output, or is another owner's who does not share it; name one that has, or have its owner submit it with"
+        " access vo, to a VO of both"
+    )
+
+
 def test_an_input_that_no_job_has_made(served: Served) -> None:
     good = finished(served)
     source = f"panda:{good['panda_id']}/zmumu.root"
     inputs = [good, {"lfn": "b", "source": source}]
     said = refused(job(credential=served.credential(), inputs=inputs), RequestError, served)
-    assert said == (
-        f"job peak: its input {source} does not exist, since job {good['panda_id']} has not finished with such an"
-        " output: name one that has"
-    )
+    assert said == absent(source, good["panda_id"])
 
 
 def test_an_input_of_a_job_that_runs_or_never_was(served: Served) -> None:
@@ -191,16 +197,22 @@ def test_an_input_of_a_job_that_runs_or_never_was(served: Served) -> None:
     (running,) = served.claim(PILOT_DN)
     for number in (running["panda_id"], 10**17):
         wanted = job(credential=credential, inputs=[{"lfn": "a", "source": f"panda:{number}/a"}])
-        assert f"its input panda:{number}/a does not exist" in refused(wanted, RequestError, served)
+        assert refused(wanted, RequestError, served) == absent(f"panda:{number}/a", number)
 
 
 def test_an_input_of_another_owner(served: Served) -> None:
     others = finished(served, "bob")
-    said = refused(job(credential=served.credential(), inputs=[others]), NotAuthorisedError, served)
-    assert said == (
-        f"job peak: its input {others['source']} belongs to another owner and is not shared with {ALICE_DN}: its owner"
-        " must submit it with access vo, to a VO of both"
-    )
+    said = refused(job(credential=served.credential(), inputs=[others]), RequestError, served)
+    assert said == absent(others["source"], others["panda_id"]), "whether it exists is not told"
+
+
+def test_inputs_are_asked_for_in_parts(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs_module, "AT_ONCE", 1)
+    good = finished(served)
+    numbers = [good["panda_id"] + n for n in (10, 11)]
+    wanted = [good, *({"lfn": f"i{n}", "source": f"panda:{n}/a"} for n in numbers)]
+    said = refused(job(credential=served.credential(), inputs=wanted), RequestError, served)
+    assert said == absent(f"panda:{numbers[0]}/a", numbers[0])
 
 
 def test_an_input_that_is_there_is_taken_and_a_repeat_asks_no_more(served: Served) -> None:
