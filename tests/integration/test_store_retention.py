@@ -184,6 +184,27 @@ async def test_the_database_lets_nothing_else_go(world: World, statement: str, s
     assert await rows_left(world) == before
 
 
+@pytest.mark.parametrize("days", [0, 366])
+async def test_the_archive_is_not_changed_and_nothing_recent_leaves_it(world: World, days: int) -> None:
+    task = await a_whole_life(world, await world.pilot())
+    await age(world, 8)
+    await put_away(world)
+    await age(world, days)
+    if not days:
+        await world.sql("UPDATE panda_task SET ended_at = now() - interval '23 h'")
+    statements = ["UPDATE panda_archived_job SET status = 'failed'", "TRUNCATE panda_archived_job"]
+    for statement in statements + (["DELETE FROM panda_archived_job"] if not days else []):
+        with pytest.raises(asyncpg.PostgresError, match=r"only grows|a day and more after its end"):
+            await world.sql(statement)
+    await world.sql("UPDATE panda_task SET in_archive = false")
+    with pytest.raises(asyncpg.PostgresError, match="only with its panda task"):
+        await world.sql("DELETE FROM panda_archived_job")
+    await world.sql("UPDATE panda_task SET in_archive = true")
+    await put_away(world)
+    gone = await world.call("GET", f"/v1/job/{task['first_panda_id']}")
+    assert gone.status_code == (410 if days else 200)
+
+
 async def test_a_log_may_go_only_as_far_as_the_archive_has_it(world: World) -> None:
     await a_whole_life(world, await world.pilot())
     await world.sql(

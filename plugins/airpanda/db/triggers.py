@@ -29,6 +29,9 @@ NOT_TO_LEAVE = "PA003"
 AUDIT_DAYS = 90
 """How long the credential log is kept at least, whatever anybody configures."""
 
+ARCHIVE_DAYS = 1
+"""How long jobs that have ended are kept at least."""
+
 _WORDS = {
     "<initial>": _array(states.INITIAL),
     "<new attempt>": _array(states.NEW_ATTEMPT),
@@ -38,6 +41,7 @@ _WORDS = {
     "<final>": _array(status for status in states.SAME_ATTEMPT if status.is_final),
     "<stays>": f"'{NOT_TO_LEAVE}'",
     "<audit days>": f"interval '{AUDIT_DAYS} days'",
+    "<archive days>": f"interval '{ARCHIVE_DAYS} days'",
 }
 
 
@@ -143,6 +147,20 @@ BEGIN
 END $body$
 """.replace("than <audit days> stays", f"than {AUDIT_DAYS} days stays")
 
+# Jobs of a panda task that is in the archive whole and has ended for at least a day: retention removes none earlier.
+_ARCHIVE_LEFT = """
+CREATE OR REPLACE FUNCTION panda_archive_left() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    IF EXISTS (SELECT FROM (SELECT DISTINCT task_id FROM gone) AS g
+               WHERE NOT EXISTS (SELECT FROM panda_task t WHERE t.task_id = g.task_id AND t.in_archive
+                                 AND t.ended_at < now() - <archive days>)) THEN
+        RAISE EXCEPTION 'a job leaves the archive only with its panda task, a day and more after its end'
+            USING ERRCODE = <stays>;
+    END IF;
+    RETURN NULL;
+END $body$
+"""
+
 _FUNCTIONS = {
     "panda_job_inserted": _INSERTED,
     "panda_job_changed": _CHANGED,
@@ -150,6 +168,7 @@ _FUNCTIONS = {
     "panda_job_left": _JOB_LEFT,
     "panda_log_left": _LOG_LEFT,
     "panda_audit_left": _AUDIT_LEFT,
+    "panda_archive_left": _ARCHIVE_LEFT,
 }
 
 _TRIGGERS = [
@@ -167,7 +186,7 @@ CREATE OR REPLACE TRIGGER panda_job_changed BEFORE UPDATE OF status, attempt_nr 
 CREATE OR REPLACE TRIGGER {table}_append_only BEFORE UPDATE OR TRUNCATE ON {table}
     FOR EACH STATEMENT EXECUTE FUNCTION panda_append_only()
 """
-        for table in ("panda_credential_audit", "panda_job_status_log")
+        for table in ("panda_credential_audit", "panda_job_status_log", "panda_archived_job")
     ),
     *(
         f"""
@@ -178,6 +197,7 @@ CREATE OR REPLACE TRIGGER {table}_left AFTER DELETE ON {table} REFERENCING OLD T
             ("panda_job", "panda_job_left"),
             ("panda_job_status_log", "panda_log_left"),
             ("panda_credential_audit", "panda_audit_left"),
+            ("panda_archived_job", "panda_archive_left"),
         )
     ),
 ]
