@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ from airpanda.computing.elements import (
 from airpanda.computing.kube import KubernetesElement
 from airpanda.computing.queues import parse_queue
 from airpanda.core.secret import Secret
+from airpanda.pilot.config import PilotConfig
 
 UNKNOWN = Handle("k8s_0@never")
 _QUEUE = """
@@ -176,6 +178,7 @@ def test_cancel_ends_some_or_all_and_a_repeat_does_without_grace(make: Make, kub
 def test_each_pod_gets_the_secret_of_its_own_index_and_nothing_shows_it(make: Make, kube: Kube) -> None:
     element = make("cat /proc/self/environ pilot.json; stat -c %a pilot.json; " + SLEEP)
     handles = element.submit(batch("s", 7, 8)).handles
+    until(lambda: states(element.status(list(handles.values()))) == {PilotJobState.RUNNING})
     until(lambda: all(element.fetch(handle).endswith(b"}600\n") for handle in handles.values()))
     assert b"token-of-7" in element.fetch(handles[7])
     assert b"token-of-8" not in element.fetch(handles[7])
@@ -190,8 +193,47 @@ def test_each_pod_gets_the_secret_of_its_own_index_and_nothing_shows_it(make: Ma
     assert pod["activeDeadlineSeconds"] == 600
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
-    mounts = {m["mountPath"]: m.get("subPathExpr") for m in pod["containers"][0]["volumeMounts"]}
+    mounts = {m["mountPath"]: m.get("subPathExpr") for m in pod["initContainers"][0]["volumeMounts"]}
     assert mounts["/airpanda/pilot.json"] == "$(AIRPANDA_INDEX).json"
+    assert [m["mountPath"] for m in pod["containers"][0]["volumeMounts"]] == ["/airpanda-work"]
+
+
+def test_a_pilots_directory_is_its_own_and_holds_the_only_copy_of_its_token(
+    make: Make, kube: Kube, tmp_path: Path
+) -> None:
+    """A pilot makes its scratch directory beside its own, and hides the parent: neither may be the root."""
+    element = make("cat pilot.json; rm pilot.json; " + SLEEP)
+    (handle,) = element.submit(batch("own", 7)).handles.values()
+    until(lambda: states(element.status([handle])) == {PilotJobState.RUNNING})
+    until(lambda: b"token-of-7" in element.fetch(handle))
+    (root,) = (tmp_path / "pods").iterdir()
+    (config,) = (line for line in element.fetch(handle).decode().splitlines() if line.startswith("{"))
+    (start,) = root.glob("airpanda-work/start.sh")
+    (workdir,) = re.findall(r"^cd (\S+)", start.read_text().replace(str(root), ""), re.MULTILINE)
+    pilot = PilotConfig.from_json(config, Path(workdir))
+    assert pilot.scratch.parent == pilot.workdir.parent == Path("/airpanda-work")
+    until(lambda: not (root / "airpanda-work/pilot/pilot.json").exists())
+    left = [path for path in root.rglob("*") if path.is_file() and path.name != "pilot.log"]
+    assert not [path for path in left if b"token-of-7" in path.read_bytes()]
+
+
+def test_a_pod_whose_files_are_not_put_in_place_says_so(make: Make, kube: Kube) -> None:
+    element = make(SLEEP)
+    kube.answer["POST", "secrets"] = (201, b"{}")  # no pod starts yet
+    (handle,) = element.submit(batch("full", 1)).handles.values()
+    kube.answer.clear()
+    waiting = {"state": {"waiting": {"reason": "ImagePullBackOff"}}}
+    names = {"name": "files", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
+    (pod,) = kube.objects["pods"].values()
+    pod["status"] = {"phase": "Pending", "initContainerStatuses": [{**names, **waiting}]}
+    assert element.status([handle])[handle].state is PilotJobState.HELD
+    pod["spec"]["initContainers"][0]["command"][2] = 'echo "no space"; exit 71'
+    pod["status"] = {"phase": "Pending"}
+    assert element.submit(batch("full", 1)).adopted
+    until(lambda: element.status([handle])[handle].state.is_final)
+    seen = element.status([handle])[handle]
+    assert (seen.state, seen.exit_code) == (PilotJobState.FAILED, 71)
+    assert element.fetch(handle) == b"no space\n"
 
 
 def test_limits_and_a_large_batch_in_few_requests(make: Make, kube: Kube) -> None:

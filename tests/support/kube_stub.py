@@ -2,7 +2,8 @@
 
 ``with running_kube(pki, directory) as kube``. It is no Kubernetes. It keeps what it is given, selects by labels,
 refuses what exists and what is outdated, and runs each pod's command as a process of this account, with the files of
-its Secret where the pod's paths point to (paths in scripts are rewritten). It imitates no images, containers,
+its Secret where the pod's paths point to (paths in scripts are rewritten); what only the first container mounts is gone
+when it has ended. It imitates no images, containers,
 scheduler, quotas, accounts, defaults or validation.
 """
 
@@ -13,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -62,7 +64,7 @@ class Kube:
             if (method, kind) in self.answer:
                 return self.answer[method, kind]
             if log:
-                return self._log(name)
+                return self._log(name, query["container"])
             if method == "POST":
                 return self._create(kind, json.loads(body))
             if name is None:
@@ -127,8 +129,8 @@ class Kube:
         more = {"continue": str(start + limit)} if start + limit < len(chosen) else {}
         return 200, json.dumps({"kind": "List", "metadata": more, "items": chosen[start : start + limit]}).encode()
 
-    def _log(self, name: str) -> tuple[int, bytes]:
-        path = self._directory / name / "log"
+    def _log(self, name: str, container: str) -> tuple[int, bytes]:
+        path = self._directory / name / f"{container}.log"
         return (200, path.read_bytes()) if path.exists() else self._error(404, f'pods "{name}" not found')
 
     def _chosen(self, kind: str, selector: str) -> list[dict[str, Any]]:
@@ -157,13 +159,11 @@ class Kube:
         if process is None and pod["status"]["phase"] == "Pending" and not job["spec"].get("suspend"):
             secret = self.objects["secrets"].get(pod["spec"]["volumes"][0]["secret"]["secretName"])
             if secret is not None:
-                self._processes[name] = self._start(name, pod, secret)
-                pod["status"] = {"phase": "Running", "containerStatuses": [_container({"running": {}})]}
+                self._begin(name, pod, secret)
         elif process is not None and pod["status"]["phase"] == "Running" and process.poll() is not None:
             code = process.returncode if process.returncode >= 0 else 128 - process.returncode
             phase, key = ("Succeeded", "completedIndexes") if code == 0 else ("Failed", "failedIndexes")
-            ended = _container({"terminated": {"exitCode": code}})
-            pod["status"] = {"phase": phase, "containerStatuses": [ended]}
+            pod["status"] |= {"phase": phase, "containerStatuses": [_ended(code)]}
             self._count(pod, key)
 
     def _count(self, pod: dict[str, Any], key: str) -> None:
@@ -172,24 +172,34 @@ class Kube:
         job["status"][key] = f"{old},{index}" if old else index
         self._touch(job)
 
-    def _start(self, name: str, pod: dict[str, Any], secret: dict[str, Any]) -> subprocess.Popen[bytes]:
-        root, container = self._directory / name, pod["spec"]["containers"][0]
-        places = sorted((m["mountPath"] for m in container["volumeMounts"]), key=len, reverse=True)
-        for mount in container["volumeMounts"]:
+    def _begin(self, name: str, pod: dict[str, Any], secret: dict[str, Any]) -> None:
+        """The first container to its end, then the pilot's, which sees nothing of the Secret."""
+        first, index = pod["spec"]["initContainers"][0], pod["metadata"]["labels"][INDEX]
+        root = self._directory / name
+        for mount in first["volumeMounts"]:
             path = root / mount["mountPath"].lstrip("/")
             if mount["name"] != "start":
                 path.mkdir(parents=True, exist_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             expression = mount.get("subPath") or mount["subPathExpr"]
-            key = expression.replace("$(AIRPANDA_INDEX)", pod["metadata"]["labels"][INDEX])
-            text = base64.b64decode(secret["data"][key]).decode()
-            for place in {str(Path(p).parent) if p.count("/") > 1 else p for p in places}:
-                text = re.sub(rf"(?<![\w/]){re.escape(place)}(?=[/ \n])", f"{root}{place}", text)
-            path.write_text(text)
+            key = expression.replace("$(AIRPANDA_INDEX)", index)
+            path.write_text(_moved(base64.b64decode(secret["data"][key]).decode(), root))
             path.chmod(0o440)
-        command = [root / word.lstrip("/") if word.startswith("/airpanda") else word for word in container["command"]]
-        with (root / "log").open("wb") as log:
+        code = self._run(root, first).wait()
+        shutil.rmtree(root / "airpanda")
+        pod["status"] = {"phase": "Failed", "initContainerStatuses": [_ended(code)]}
+        if code == 0:
+            assert all(mount["name"] != "start" for mount in pod["spec"]["containers"][0]["volumeMounts"])
+            self._processes[name] = self._run(root, pod["spec"]["containers"][0])
+            pod["status"] |= {"phase": "Running", "containerStatuses": [_container({"running": {}})]}
+        else:
+            self._count(pod, "failedIndexes")
+
+    @staticmethod
+    def _run(root: Path, container: dict[str, Any]) -> subprocess.Popen[bytes]:
+        command = [_moved(word, root) for word in container["command"]]
+        with (root / f"{container['name']}.log").open("wb") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={"PATH": "/usr/bin:/bin"}, cwd=root,
                 start_new_session=True,
@@ -241,6 +251,15 @@ def _merge(old: dict[str, Any], patch: dict[str, Any]) -> None:
 def _container(state: dict[str, Any]) -> dict[str, Any]:
     """A container's status with what the official client wants to be there."""
     return {"name": "pilot", "image": "i", "imageID": "i", "ready": False, "restartCount": 0, "state": state}
+
+
+def _ended(code: int) -> dict[str, Any]:
+    return _container({"terminated": {"exitCode": code}})
+
+
+def _moved(text: str, root: Path) -> str:
+    """A program with the pod's own paths below ``root``."""
+    return re.sub(r"(?<![\w/])/airpanda(-work)?(?=[/ \n])", rf"{root}/airpanda\1", text)
 
 
 def _now() -> str:

@@ -150,7 +150,7 @@ class KubernetesElement:
         pod = pods.get((pilot.tag, pilot.index))
         if pod is None:
             raise NotFoundAtCEError(f"{self.name} has no pod of the pilot job {handle!r}, and so no log")
-        log = self._api.log(str(pod["metadata"]["name"]), _LOG_LINES)
+        log = self._api.log(str(pod["metadata"]["name"]), objects.log_of(pod), _LOG_LINES)
         return log[-tail_bytes:] if tail_bytes else b""
 
     def tagged(self, prefix: str) -> Mapping[str, Sequence[Handle]]:

@@ -96,13 +96,14 @@ class KubeApi:
         except NotFoundAtCEError:
             return
 
-    def log(self, pod: str, n_lines: int) -> bytes:
-        """The end of what a pod printed.
+    def log(self, pod: str, container: str, n_lines: int) -> bytes:
+        """The end of what a container of a pod printed.
 
         Raises:
             NotFoundAtCEError: there is none.
         """
-        answer = self._call("read_namespaced_pod_log", pod, tail_lines=n_lines, _preload_content=False, raw=True)
+        more: dict[str, Any] = {"container": container, "tail_lines": n_lines, "_preload_content": False}
+        answer = self._call("read_namespaced_pod_log", pod, raw=True, **more)
         return bytes(answer)
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """What a Kubernetes cluster is told of pilots and what it says of them: objects of its API as plain values. No I/O.
 
-A batch is one Indexed Job and one Secret with a file for each index. A pod mounts the one file of its own index: the
-container sees no other pilot's secret. The tag is an annotation, as labels take fewer characters; a digest of it names
-the Job, so the API server itself refuses to make a batch twice.
+A batch is one Indexed Job and one Secret with a file for each index. A pod's first container mounts the one file of its
+own index and copies it; the pilot's container mounts nothing of the Secret: a mounted file cannot be removed, and
+payloads would read the pilot's token for as long as the pod lives. The tag is an annotation, as labels take fewer
+characters; a digest of it names the Job, so the API server itself refuses to make a batch twice.
 
 Source: Kubernetes 1.33, batch/v1 (Indexed Jobs with backoffLimitPerIndex) and v1.
 """
@@ -32,14 +33,19 @@ _GRACE_S = 60
 _START_AT, _WORK_AT = "/airpanda", "/airpanda-work"
 _STUCK = re.compile(r"Err|BackOff|Invalid|CreateContainer")
 
-# The mounted file cannot be removed, and is readable for the container's group: the pilot gets a 0600 copy of its own.
+# The pilot's directory is not the volume's own: it makes its sandboxes beside it, and hides what is around them.
+_PUT = """\
+umask 077
+cd {work} && mkdir -p pilot/tmp && cat {start}/start.sh >start.sh &&
+    cat {start}/wrapper.sh >pilot/wrapper.sh && cat {start}/pilot.json >pilot/pilot.json ||
+    {{ echo "airpanda: the pilot's files cannot be put in place"; exit 71; }}
+"""
 _START = """\
 umask 077
-cd {work} && mkdir -p tmp && cat {start}/pilot.json >pilot.json ||
-    {{ echo "airpanda: the pilot's files cannot be put in place"; exit 71; }}
+cd {work}/pilot || exit 71
 run() {{
     exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
-        sh {start}/wrapper.sh --code {code} --python {python} "$@"
+        sh ./wrapper.sh --code {code} --python {python} "$@"
 }}
 (run pilot.json) &
 pilot=$!
@@ -90,7 +96,9 @@ def job(queue: PandaQueue, tag: str, copies: int, identity: str) -> dict[str, An
 
 def _pod(queue: PandaQueue, ce: KubernetesCE, tag: str) -> dict[str, Any]:
     slot = queue.slot
-    amounts = {"cpu": str(slot.cores), "memory": f"{slot.memory_mib}Mi"}
+    amounts = {"cpu": str(slot.cores), "memory": f"{slot.memory_mib}Mi"}  # of each: a pod is given the larger one
+    both = {"image": ce.image, "resources": {"requests": amounts, "limits": amounts}}
+    work = {"name": "work", "mountPath": _WORK_AT}
     paths = {f"host-{number}": path for number, path in enumerate(ce.host_paths)}
     return {
         "restartPolicy": "Never",
@@ -100,23 +108,32 @@ def _pod(queue: PandaQueue, ce: KubernetesCE, tag: str) -> dict[str, Any]:
         "terminationGracePeriodSeconds": _GRACE_S,
         "securityContext": {"runAsUser": ce.uid, "runAsGroup": ce.uid, "fsGroup": ce.uid, "runAsNonRoot": True},
         **({"nodeSelector": dict(pair.split("=", 1) for pair in ce.node_selector)} if ce.node_selector else {}),
-        "containers": [
+        "initContainers": [
             {
-                "name": "pilot",
-                "image": ce.image,
-                "command": ["/bin/sh", f"{_START_AT}/start.sh"],
+                "name": "files",
+                **both,
+                "command": ["/bin/sh", "-c", _PUT.format(work=_WORK_AT, start=_START_AT)],
                 "env": [
                     {
                         "name": "AIRPANDA_INDEX",
                         "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}},
                     }
                 ],
-                "resources": {"requests": amounts, "limits": amounts},
                 "volumeMounts": [
                     _file("start.sh", subPath="start.sh"),
                     _file("wrapper.sh", subPath="wrapper.sh"),
                     _file("pilot.json", subPathExpr="$(AIRPANDA_INDEX).json"),
-                    {"name": "work", "mountPath": _WORK_AT},
+                    work,
+                ],
+            }
+        ],
+        "containers": [
+            {
+                "name": "pilot",
+                **both,
+                "command": ["/bin/sh", f"{_WORK_AT}/start.sh"],
+                "volumeMounts": [
+                    work,
                     *({"name": name, "mountPath": path, "readOnly": True} for name, path in paths.items()),
                 ],
             }
@@ -141,7 +158,6 @@ def secret(queue: PandaQueue, tag: str, owner_uid: str, wrapper: str, pilots: It
     """
     start = _START.format(
         work=_WORK_AT,
-        start=_START_AT,
         code=shlex.quote(queue.pilot.code),
         python=shlex.quote(queue.pilot.python),
     )
@@ -205,7 +221,7 @@ def status(job: Mapping[str, Any] | None, pod: Mapping[str, Any] | None, index: 
 def _of_pod(pod: Mapping[str, Any]) -> Status:
     of_pod = pod.get("status") or {}
     phase, why = of_pod.get("phase"), f"{of_pod.get('reason') or ''} {of_pod.get('message') or ''}".strip()
-    container = (of_pod.get("containerStatuses") or [{}])[0].get("state") or {}
+    container = _container(of_pod)
     code = (container.get("terminated") or {}).get("exitCode")
     if phase == "Succeeded":
         return Status(PilotJobState.DONE, 0)
@@ -223,6 +239,23 @@ def _of_pod(pod: Mapping[str, Any]) -> Status:
             PilotJobState.STAGING if placed else PilotJobState.QUEUED, None, f"Kubernetes says {waiting or phase}"
         )
     return Status(PilotJobState.UNKNOWN, None, f"Kubernetes says {phase}")
+
+
+def log_of(pod: Mapping[str, Any]) -> str:
+    """The container whose log says how far the pod has come."""
+    return "pilot" if _started(pod.get("status") or {}) else "files"
+
+
+def _container(of_pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state of the container whose turn it is: the pilot's own only waits while its files do."""
+    which = "containerStatuses" if _started(of_pod) else "initContainerStatuses"
+    state: Mapping[str, Any] = (of_pod.get(which) or [{}])[0].get("state") or {}
+    return state
+
+
+def _started(of_pod: Mapping[str, Any]) -> bool:
+    files = of_pod.get("initContainerStatuses") or []
+    return all(((one.get("state") or {}).get("terminated") or {}).get("exitCode") == 0 for one in files)
 
 
 def _failure(of_pod: Mapping[str, Any]) -> PilotJobState:
