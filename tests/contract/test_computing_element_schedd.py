@@ -36,6 +36,7 @@ from airpanda.computing.elements import (
 from airpanda.computing.queues import ScheddCE, parse_queue
 from airpanda.computing.schedd import ScheddElement, describe
 from airpanda.core.secret import Secret
+from airpanda.pilot.config import PilotConfig
 
 UNKNOWN = Handle("99.0@never")
 _QUEUE = """
@@ -164,6 +165,17 @@ def test_each_job_gets_its_own_secret_and_nothing_shows_it(make: Make, place: Pa
     assert b"token-of" not in shown + (place / "jobs.json").read_bytes()
     assert TOKEN.encode() not in shown
     assert list(Path("/tmp").glob("airpanda-schedd-*/files")) == []
+
+
+def test_a_pilot_makes_its_scratch_directory_in_its_sandbox(make: Make, place: Path) -> None:
+    """Beside the sandbox is HTCondor's EXECUTE, where no pilot may."""
+    make("pwd; cat pilot.json; echo; " + SLEEP).submit(batch("w", 7))
+    sandbox = place / "1.0"
+    until(lambda: (sandbox / "pilot.log").read_text().count("\n") > 1)
+    workdir, text = (sandbox / "pilot.log").read_text().splitlines()
+    assert PilotConfig.from_json(text, Path(workdir)).scratch.parent == sandbox
+    assert [path.stat().st_mode & 0o777 for path in (sandbox, sandbox / "pilot")] == [0o711, 0o700]
+    assert not (sandbox / "pilot.json").exists()
 
 
 def test_files_that_never_came_are_sent_again_with_a_cluster_of_their_own(make: Make, place: Path) -> None:

@@ -45,11 +45,13 @@ from airpanda.core.secret import Secret
 _MARK = "airpanda-schedd "
 _HANDLE = re.compile(r"([0-9]{1,10})\.([0-9]{1,6})@([A-Za-z0-9_-]{1,64})")
 _KEPT_S = 2 * 86400
-# The pilot's secret is a file of its own; HTCondor gives it the mode that it had here, and a sandbox of 0700.
+# The pilot's secret is a file of its own; HTCondor gives it the mode that it had here, and a sandbox of 0700. Beside
+# that no pilot may make its scratch directory: it gets a directory within, as on ARC.
 _START = """\
 #!/bin/sh
 umask 077
-chmod 600 pilot.json && mkdir -p tmp || exit 71
+chmod 711 . && mkdir -p pilot/tmp && mv pilot.json wrapper.sh pilot/ && cd pilot && chmod 600 pilot.json ||
+    {{ echo "airpanda: the pilot's files cannot be put in place"; exit 71; }}
 run() {{
     exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
         sh ./wrapper.sh --code {code} --python {python} "$@"
