@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -308,3 +309,32 @@ def test_a_machine_without_the_client_says_what_to_install(make: Make, monkeypat
     monkeypatch.setitem(sys.modules, "kubernetes.client", None)
     with pytest.raises(CEUnavailableError, match=r"requirements-kubernetes\.txt"):
         make(SLEEP).find("t")
+
+
+@pytest.mark.parametrize("between", ["\n", "\r\nX: ", " ", "\0", "é", ""])
+def test_a_token_that_is_no_header_is_shown_nowhere(make: Make, between: str) -> None:
+    with pytest.raises(CECredentialError, match="password of connection 'c'") as caught:
+        make(SLEEP, token=f"{TOKEN}{between}{TOKEN}" if between else " \n").submit(batch("t", 1))
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_tokens_last_line_break_is_not_sent(make: Make) -> None:
+    """As a secrets backend gives it that keeps a file's last line break."""
+    assert make(SLEEP, token=f"{TOKEN}\n").find("t") == {}
+
+
+def test_what_the_client_says_of_a_value_is_not_quoted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    element = make(SLEEP)
+    monkeypatch.setattr(element._api, "_header", lambda: f"{TOKEN}\n")
+    with pytest.raises(ComputingElementError) as caught:
+        element.find("t")
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("text", [None, "", "no PEM"])
+def test_a_ca_file_that_is_of_no_use_is_named(make: Make, tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "ca.pem"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(CECredentialError, match=r"ca_file.*administrator"):
+        make(SLEEP, ca_file=str(file)).find("t")

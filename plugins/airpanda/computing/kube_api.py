@@ -6,6 +6,7 @@ The client is an extra (``requirements-kubernetes.txt``) and slow to import: it 
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from airpanda.core.secret import Secret
 _BUSY_RETRY_S = 60.0
 _CONNECT_S = 20.0
 _PAGE = 500
+_TOKEN = re.compile(r"[!-~]+")
 Object = Mapping[str, Any]
 
 
@@ -152,8 +154,8 @@ class KubeApi:
         except (HTTPError, ssl.SSLError) as error:
             raise self._failure(f"{type(error).__name__}: {error}", submitting) from error
         except (OpenApiException, ValueError) as error:  # an answer that is none of Kubernetes
-            said = " ".join(str(error).split())[:300]
-            raise self._lost(submitting, f"gave an answer that cannot be understood: {said}") from error
+            # What they say may quote a request's headers, and the token is one.
+            raise self._lost(submitting, f"gave an answer that cannot be understood ({type(error).__name__})") from None
 
     def _connected(self) -> Any:
         if self._client is None:
@@ -163,12 +165,31 @@ class KubeApi:
                 raise CEUnavailableError(
                     "this machine has no Kubernetes client: its administrator must install requirements-kubernetes.txt"
                 ) from error
+            self._check_ca_file()
             options = Configuration(host=self._ce.url, ssl_ca_cert=self._ce.ca_file)
-            options.api_key = {"authorization": self._token.reveal()}
+            options.api_key = {"authorization": self._header()}
             options.api_key_prefix = {"authorization": "Bearer"}
             options.proxy, options.retries = None, False
             self._client = ApiClient(options)
         return self._client
+
+    def _header(self) -> str:
+        """The token; a secrets backend may keep the last line break of the file that it was in."""
+        token = self._token.reveal().strip()
+        if not _TOKEN.fullmatch(token):
+            raise CECredentialError(
+                f"the password of connection {self._ce.conn_id!r} is no token of a Kubernetes account; put one there"
+            )
+        return token
+
+    def _check_ca_file(self) -> None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(self._ce.ca_file)
+        except OSError as error:
+            raise CECredentialError(
+                f"[ce] ca_file = {self._ce.ca_file!r} holds no CA certificates that this account can read: the worker's"
+                f" administrator must put the CA of the API server's certificate there: {error}"
+            ) from error
 
     def _refusal(self, error: Any, submitting: bool) -> ComputingElementError:
         code, said = int(error.status), _message(error.body)
