@@ -191,6 +191,38 @@ def test_files_that_never_came_are_sent_again_with_a_cluster_of_their_own(make: 
     assert element.load().running == 2
 
 
+def test_a_cluster_that_was_removed_as_empty_is_never_adopted(make: Make, place: Path) -> None:
+    """It would stay in the queue as removed for two days, by our own leave_in_queue."""
+    for file, said in (("cut", "Failed to spool: connection closed"), ("refuse", "Too many jobs: would exceed")):
+        (place / file).write_text(said)
+        with pytest.raises((SubmitUncertainError, ThrottledError)):
+            make(SLEEP).submit(batch("half", 1, 2))
+        (place / file).unlink()
+    element = make(SLEEP)
+    assert element.find("half") == {}
+    submission = element.submit(batch("half", 1, 2))
+    assert states(element.status(list(submission.handles.values()))) == {PilotJobState.RUNNING}
+
+
+def test_a_cluster_that_the_schedd_removed_without_its_files_is_not_adopted(make: Make, place: Path) -> None:
+    (place / "cut").write_text("Failed to spool: connection closed")
+    with pytest.raises(SubmitUncertainError):
+        make(SLEEP).submit(batch("half", 1))
+    (place / "cut").unlink()
+    element = make(SLEEP)
+    element._call("remove", constraint="ClusterId == 1")
+    assert states(element.find("half")) == {PilotJobState.CANCELLED}
+    assert not element.submit(batch("half", 1)).adopted
+    adopted = element.submit(batch("half", 1))
+    assert adopted.adopted
+    assert states(element.status(list(adopted.handles.values()))) == {PilotJobState.RUNNING}
+    (handle,) = adopted.handles.values()
+    element.cancel([handle])
+    assert element.submit(batch("half", 1)).handles == {1: handle}, (
+        "pilots that ran and were cancelled are not run again"
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "said", "kind"),
     [

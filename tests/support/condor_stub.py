@@ -14,6 +14,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,6 +73,7 @@ class StubSchedd:
                     source = result.place / name.replace("$(Process)", str(job["ProcId"]))
                     (sandbox / source.name).write_bytes(source.read_bytes())
                 job |= {"JobStatus": 2, "HoldReasonCode": None, "HoldReason": None, "Pid": self._run(sandbox)}
+                job["StageInFinish"] = int(time.time())
 
     def act(self, action: Any, constraint: str) -> None:
         with self._jobs() as jobs:
@@ -85,9 +87,9 @@ class StubSchedd:
     def edit(self, constraint: str, name: str, value: str) -> None:
         assert (name, value) == ("LeaveJobInQueue", "false")
         with self._jobs() as jobs:
-            gone = [job for job in jobs if _matches(constraint, self._ad(job)) and job["JobStatus"] in (3, 4)]
-            jobs[:] = [job for job in jobs if job not in gone]
-            (self.place / "gone.json").write_text(json.dumps(self._gone() + gone))
+            for job in jobs:
+                if _matches(constraint, self._ad(job)):
+                    job[name] = False
 
     # --- within -----------------------------------------------------------------------------------------------
 
@@ -103,7 +105,9 @@ class StubSchedd:
                 if job["JobStatus"] == 2 and ended.exists():
                     job |= {"JobStatus": 4, "ExitCode": int(ended.read_text())}
             yield jobs
-            path.write_text(json.dumps(jobs))
+            gone = [job for job in jobs if job["JobStatus"] in (3, 4) and job.get("LeaveJobInQueue") is False]
+            path.write_text(json.dumps([job for job in jobs if job not in gone]))
+            (self.place / "gone.json").write_text(json.dumps(self._gone() + gone))
 
     def _gone(self) -> list[dict[str, Any]]:
         path = self.place / "gone.json"

@@ -20,7 +20,7 @@ from typing import Any
 
 from airpanda.computing import remote
 from airpanda.computing.configuration import pilot_json
-from airpanda.computing.dialects.htcondor import HTCondor
+from airpanda.computing.dialects.htcondor import SPOOLING, HTCondor
 from airpanda.computing.dialects.port import BUSY_RETRY_S, to_error
 from airpanda.computing.elements import (
     CECredentialError,
@@ -177,16 +177,22 @@ class ScheddElement:
     # --- steps ----------------------------------------------------------------------------------------------
 
     def _there(self, tag: str, identity: str) -> int | None:
-        """The cluster that has this tag, if one has; whatever waits for files that never came is removed."""
+        """The cluster that has this tag, if one has; whatever waits for files that never came is removed.
+
+        What is removed would stay in the queue by our own ``leave_in_queue``, and look like pilots that were cancelled:
+        it is let go first, and what was removed without its files is no pilots' either way.
+        """
         ads = [ad for ad in self._call("query", constraint=_tags({tag}))["ads"] if ad.get("AirpandaTag") == tag]
         if any(ad.get("AirpandaPilots") != identity for ad in ads):
             raise InvalidDescriptionError(f"{self.name}: the tag {tag} is in use for other pilots")
-        states = {(job.job, job.state) for job in self._dialect.parse_jobs(json.dumps(ads))}
-        empty = {job for job, state in states if state is PilotJobState.STAGING}
-        whole = {job for job, _ in states} - empty
-        if empty:
-            self._call("remove", constraint=" || ".join(f"ClusterId == {job}" for job in sorted(empty)))
-        return int(min(whole, key=int)) if whole else None
+        waiting = {ad["ClusterId"] for ad in ads if ad.get("JobStatus") == 5 and ad.get("HoldReasonCode") == SPOOLING}
+        removed = {ad["ClusterId"] for ad in ads if ad.get("JobStatus") == 3 and "StageInFinish" not in ad}
+        whole = {ad["ClusterId"] for ad in ads} - waiting - removed
+        if waiting:
+            of_them = " || ".join(f"ClusterId == {cluster}" for cluster in sorted(waiting))
+            self._call("leave", constraint=of_them)
+            self._call("remove", constraint=of_them)
+        return min(whole, default=None)
 
     def _check_room(self, wanted: int) -> None:
         load, limit = self.load(), self._ce.max_pilots

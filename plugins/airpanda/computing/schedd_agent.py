@@ -22,6 +22,7 @@ _ATTRIBUTES = [
     "HoldReason",
     "RemoveReason",
     "ExitCode",
+    "StageInFinish",
     "AirpandaTag",
     "AirpandaPilots",
 ]

@@ -26,7 +26,7 @@ from airpanda.computing.elements import (
 )
 
 _LIST = re.compile(r"\[\s*(?:\{.*\}\s*)?\]")
-_SPOOLING = 16  # HoldReasonCode: the input files are still on their way
+SPOOLING = 16  # HoldReasonCode: the input files are still on their way
 _STATES = {
     1: PilotJobState.QUEUED,
     2: PilotJobState.RUNNING,
@@ -140,7 +140,7 @@ def _job(ad: Mapping[str, Any]) -> CEJob | None:
 
 def _state(ad: Mapping[str, Any]) -> PilotJobState:
     status = ad.get("JobStatus")
-    if status == 5 and ad.get("HoldReasonCode") == _SPOOLING:
+    if status == 5 and ad.get("HoldReasonCode") == SPOOLING:
         return PilotJobState.STAGING
     if status == 4 and ad.get("ExitCode", 0) != 0:
         return PilotJobState.FAILED
