@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -221,6 +222,35 @@ def test_a_cluster_that_the_schedd_removed_without_its_files_is_not_adopted(make
     assert element.submit(batch("half", 1)).handles == {1: handle}, (
         "pilots that ran and were cancelled are not run again"
     )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "DCSchedd::spoolJobFiles: Can't receive reply from schedd",
+        "CEDAR:6002:failed to read",
+        "Too many jobs: would exceed",
+        "AUTHENTICATE:1004:Failed to authenticate",
+    ],
+)
+def test_what_fails_after_the_cluster_is_committed_is_uncertain(make: Make, place: Path, said: str) -> None:
+    """The jobs are in the queue, and run if only the reply to the spooled files was lost."""
+    (place / "cut").write_text(said)
+    with pytest.raises(SubmitUncertainError, match=re.escape(said)):
+        make(SLEEP).submit(batch("half", 1))
+
+
+def test_jobs_whose_files_never_come_do_not_stay_for_ever(place: Path) -> None:
+    import classad2
+    import htcondor2
+
+    queue = parse_queue(queue_text(), "test.toml")
+    assert isinstance(queue.ce, ScheddCE)
+    rule = classad2.ExprTree(htcondor2.Submit(describe(queue, queue.ce, "t", "1 a"))["periodic_remove"])
+    now = int(time.time())
+    for code, since, gone in ((16, now - 4000, True), (16, now - 3000, False), (1, now - 4000, False)):
+        ad = {"JobStatus": 5, "HoldReasonCode": code, "EnteredCurrentStatus": since, "NumJobStarts": 0}
+        assert rule.eval(classad2.ClassAd(ad)) is gone
 
 
 @pytest.mark.parametrize(

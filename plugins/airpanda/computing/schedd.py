@@ -45,6 +45,7 @@ from airpanda.core.secret import Secret
 _MARK = "airpanda-schedd "
 _HANDLE = re.compile(r"([0-9]{1,10})\.([0-9]{1,6})@([A-Za-z0-9_-]{1,64})")
 _KEPT_S = 2 * 86400
+_SPOOLED_WITHIN_S = 3600
 # The pilot's secret is a file of its own; HTCondor gives it the mode that it had here, and a sandbox of 0700. Beside
 # that no pilot may make its scratch directory: it gets a directory within, as on ARC.
 _START = """\
@@ -258,6 +259,11 @@ class ScheddElement:
             raise CEUnavailableError(
                 "this machine has no htcondor2: its administrator must install requirements-htcondor.txt"
             )
+        if answer.get("committed"):
+            raise SubmitUncertainError(
+                f"{self.name} has the jobs, and perhaps not their files; a repeat adopts or replaces them:"
+                f" {answer['error']}"
+            )
         if "error" in answer:
             failure = to_error(self.name, answer["error"], self._dialect.errors)
             uncertain = isinstance(failure, SubmitUncertainError) and not submitting
@@ -281,6 +287,9 @@ def describe(queue: PandaQueue, ce: ScheddCE, tag: str, identity: str) -> str:
     """The submit description of a batch. The site's own lines come first, so that they cannot replace ours."""
     slot = queue.slot
     too_long = f"(JobStatus == 2 && time() - EnteredCurrentStatus > {slot.walltime_s})"
+    never_came = (
+        f"(JobStatus == 5 && HoldReasonCode == {SPOOLING} && time() - EnteredCurrentStatus > {_SPOOLED_WITHIN_S})"
+    )
     lines = (
         *ce.options,
         "universe = vanilla",
@@ -298,7 +307,7 @@ def describe(queue: PandaQueue, ce: ScheddCE, tag: str, identity: str) -> str:
         f"request_cpus = {slot.cores}",
         f"request_memory = {slot.memory_mib}MB",
         f"request_disk = {slot.disk_mib}MB",
-        f"periodic_remove = {too_long} || (JobStatus == 1 && NumJobStarts > 0)",
+        f"periodic_remove = {too_long} || (JobStatus == 1 && NumJobStarts > 0) || {never_came}",
         f"leave_in_queue = (JobStatus == 3 || JobStatus == 4) && time() - EnteredCurrentStatus < {_KEPT_S}",
     )
     return "\n".join(lines) + "\n"

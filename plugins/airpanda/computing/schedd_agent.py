@@ -86,6 +86,8 @@ def _submit(module: Any, schedd: Any, request: dict[str, Any], place: Path) -> d
     result = schedd.submit(module.Submit(request["description"]), count=request["copies"], spool=True)
     try:
         schedd.spool(result)
+    except module.HTCondorException as error:  # the jobs are in the queue; perhaps they have their files, and run
+        return {"error": str(error), "committed": True}
     finally:
         os.chdir("/")
     return {"cluster": result.cluster()}
