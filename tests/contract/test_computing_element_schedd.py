@@ -253,6 +253,22 @@ def test_jobs_whose_files_never_come_do_not_stay_for_ever(place: Path) -> None:
         assert rule.eval(classad2.ClassAd(ad)) is gone
 
 
+def test_jobs_of_others_are_not_taken_for_pilots(make: Make, place: Path) -> None:
+    """Anybody may submit a job with a tag that the queue shows to everybody."""
+    element = make(SLEEP)
+    (handle,) = element.submit(batch("t", 1)).handles.values()
+    jobs = json.loads((place / "jobs.json").read_text())
+    for number, identity in ((98, jobs[0]["AirpandaPilots"]), (99, "1 other")):
+        ids = {"ClusterId": number, "ProcId": 0, "AirpandaTag": "t", "AirpandaPilots": identity, "Owner": "eve"}
+        jobs.append({**ids, "JobStatus": 1})
+    (place / "jobs.json").write_text(json.dumps(jobs))
+    assert element.submit(batch("t", 1)).handles == {1: handle}
+    assert set(element.find("t")) == {handle}
+    assert element.tagged("t") == {"t": [handle]}
+    assert element.load().queued == 0
+    assert element.cancel([Handle("98.0@t")]) == {Handle("98.0@t"): Outcome.NOT_FOUND}
+
+
 @pytest.mark.parametrize(
     ("file", "said", "kind"),
     [

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 TOKEN = "stub-token"
+OWNER = "pilot"
 _TESTS = str(Path(__file__).parent.parent)
 BOOT = f"import sys; sys.path.insert(0, {_TESTS!r}); from support.condor_stub import main; main()"
 
@@ -45,9 +46,13 @@ class StubSchedd:
         if tokens.stat().st_mode & 0o077 or (tokens / "airpanda").read_text().strip() != TOKEN:
             raise htcondor2.HTCondorException("AUTHENTICATE:1003:Failed to authenticate with any method")
 
-    def query(self, constraint: str, projection: list[str]) -> list[Any]:
+    def query(self, constraint: str, projection: list[str], opts: Any) -> list[Any]:
+        import htcondor2
+
+        mine = opts == htcondor2.QueryOpts.DefaultMyJobsOnly
         with self._jobs() as jobs:
-            return [ad for ad in map(self._ad, jobs) if _matches(constraint, ad)]
+            chosen = [job for job in jobs if job["Owner"] == OWNER or not mine]
+            return [ad for ad in map(self._ad, chosen) if _matches(constraint, ad)]
 
     def history(self, constraint: str, projection: list[str], match: int) -> list[Any]:
         return [self._ad(job) for job in self._gone() if _matches(constraint, self._ad(job))]
@@ -59,7 +64,15 @@ class StubSchedd:
             tag, pilots = (json.loads(description[f"My.{name}"]) for name in ("AirpandaTag", "AirpandaPilots"))
             for proc in range(count):
                 ids = {"ClusterId": cluster, "ProcId": proc, "AirpandaTag": tag, "AirpandaPilots": pilots}
-                jobs.append({**ids, "JobStatus": 5, "HoldReasonCode": 16, "HoldReason": "Spooling input data files"})
+                jobs.append(
+                    {
+                        **ids,
+                        "Owner": OWNER,
+                        "JobStatus": 5,
+                        "HoldReasonCode": 16,
+                        "HoldReason": "Spooling input data files",
+                    }
+                )
         return StubResult(cluster, Path.cwd(), description, count)
 
     def spool(self, result: StubResult) -> None:

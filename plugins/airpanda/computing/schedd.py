@@ -169,7 +169,7 @@ class ScheddElement:
         return found
 
     def load(self) -> Load:
-        """Pilots of all queues that this token may see at the schedd."""
+        """Pilots of all queues that are this token's account's at the schedd."""
         return Load.of(status.state for status in self._query("AirpandaTag =!= undefined").values())
 
     def close(self) -> None:

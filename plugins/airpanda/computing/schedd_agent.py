@@ -64,9 +64,17 @@ def _schedd(htcondor2: Any, request: dict[str, Any], place: Path) -> Any:
     return htcondor2.Schedd(collector.locate(htcondor2.DaemonType.Schedd, request["schedd"] or None))
 
 
-def _query(_module: Any, schedd: Any, request: dict[str, Any], _place: Path) -> dict[str, Any]:
-    """The jobs that match; of those ``wanted`` that are gone from the queue, what the history says."""
-    ads = [_plain(ad) for ad in schedd.query(request["constraint"], _ATTRIBUTES)]
+def _query(module: Any, schedd: Any, request: dict[str, Any], _place: Path) -> dict[str, Any]:
+    """The account's own jobs that match; of those ``wanted`` that are gone from the queue, what the history says.
+
+    Anybody may give a job our attributes. The schedd takes "my" from the authenticated identity, whatever a client
+    says; it shows a queue superuser everybody's. The history knows no "my": only jobs of known numbers are asked for.
+
+    Source: condor_schedd's command_query_job_ads.
+    """
+    ads = [
+        _plain(ad) for ad in schedd.query(request["constraint"], _ATTRIBUTES, opts=module.QueryOpts.DefaultMyJobsOnly)
+    ]
     seen = {(ad.get("ClusterId"), ad.get("ProcId")) for ad in ads}
     missing = [tuple(pair) for pair in request.get("wanted", []) if tuple(pair) not in seen]
     old: list[dict[str, Any]] = []
