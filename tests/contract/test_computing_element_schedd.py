@@ -269,6 +269,16 @@ def test_jobs_of_others_are_not_taken_for_pilots(make: Make, place: Path) -> Non
     assert element.cancel([Handle("98.0@t")]) == {Handle("98.0@t"): Outcome.NOT_FOUND}
 
 
+def test_a_few_jobs_of_a_large_cluster_are_found_in_the_history(make: Make, place: Path) -> None:
+    """A schedd stops at the number of matches that it was told."""
+    ids = {"ClusterId": 7, "AirpandaTag": "t", "AirpandaPilots": "x", "Owner": "pilot", "JobStatus": 4}
+    (place / "gone.json").write_text(json.dumps([{**ids, "ProcId": proc, "ExitCode": proc} for proc in range(1000)]))
+    wanted = [Handle(f"7.{proc}@t") for proc in (3, 4, 5, 500)]
+    seen = make(SLEEP).status([*wanted, Handle("8.3@t")])
+    assert [seen[handle].exit_code for handle in wanted] == [3, 4, 5, 500]
+    assert seen[Handle("8.3@t")].state is PilotJobState.UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("file", "said", "kind"),
     [

@@ -55,7 +55,8 @@ class StubSchedd:
             return [ad for ad in map(self._ad, chosen) if _matches(constraint, ad)]
 
     def history(self, constraint: str, projection: list[str], match: int) -> list[Any]:
-        return [self._ad(job) for job in self._gone() if _matches(constraint, self._ad(job))]
+        ads = map(self._ad, reversed(self._gone()))
+        return [ad for ad in ads if _matches(constraint, ad)][:match]
 
     def submit(self, description: Any, count: int, spool: bool) -> StubResult:
         self._raise("refuse")

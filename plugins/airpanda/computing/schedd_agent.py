@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,8 @@ def _query(module: Any, schedd: Any, request: dict[str, Any], _place: Path) -> d
     missing = [tuple(pair) for pair in request.get("wanted", []) if tuple(pair) not in seen]
     old: list[dict[str, Any]] = []
     if missing:
-        clusters = sorted({cluster for cluster, _ in missing})
-        which = " || ".join(f"ClusterId == {cluster}" for cluster in clusters)
-        old = [_plain(ad) for ad in schedd.history(which, _ATTRIBUTES, 10 * len(missing))]
+        # The schedd reads its files backwards until it has so many matches: what is not wanted must be none.
+        old = [_plain(ad) for ad in schedd.history(_which(missing), _ATTRIBUTES, len(missing))]
     return {"ads": ads + [ad for ad in old if (ad.get("ClusterId"), ad.get("ProcId")) in missing]}
 
 
@@ -112,6 +112,22 @@ def _leave(_module: Any, schedd: Any, request: dict[str, Any], _place: Path) -> 
 
 
 _OPERATIONS = {"query": _query, "submit": _submit, "remove": _remove, "leave": _leave}
+
+
+def _which(pairs: Iterable[tuple[int, int]]) -> str:
+    """The constraint for exactly these (ClusterId, ProcId), with ranges: a thousand jobs are one line."""
+    procs: dict[int, list[list[int]]] = {}
+    for cluster, proc in sorted(set(pairs)):
+        ranges = procs.setdefault(cluster, [])
+        if ranges and ranges[-1][1] == proc - 1:
+            ranges[-1][1] = proc
+        else:
+            ranges.append([proc, proc])
+    return " || ".join(
+        f"(ClusterId == {cluster} && ProcId >= {low} && ProcId <= {high})"
+        for cluster, ranges in procs.items()
+        for low, high in ranges
+    )
 
 
 def _plain(ad: Any) -> dict[str, Any]:
