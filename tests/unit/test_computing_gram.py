@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.chains import NOW, credential, eec
 
-from airpanda.computing import remote
+from airpanda.computing import gram_client, remote
 from airpanda.computing.dialects.gram import PROXY_MARK, Gram, start_script
 from airpanda.computing.dialects.port import CEJob
 from airpanda.computing.elements import (
@@ -191,6 +192,40 @@ def test_a_contact_is_recorded_once_and_the_job_knows_better(tmp_path: Path) -> 
     assert f"airpanda-copy waiting t/0 {CONTACT}\n" in seen
     assert "t/2 " not in seen
     assert "t/2/exit:0\n" in seen
+
+
+@pytest.mark.parametrize(
+    ("complaint", "who"),
+    [
+        (None, "put /nowhere/certificates there, or the queue file must name another [ce] ca_dir"),
+        (
+            "No permissions to create new namespace, likely because the kernel does not allow non-privileged user"
+            " namespaces. See <https://deb.li/bubblewrap> or <file:///usr/share/doc/bubblewrap/README.Debian.gz>.",
+            "administrator must let Airflow's account make user namespaces",
+        ),
+        ("setting up uid map: Permission denied", "administrator must let Airflow's account make user namespaces"),
+        ("Unknown option --share-net", "administrator must look"),
+    ],
+)
+def test_what_keeps_globusrun_from_its_start_is_no_quarrel_with_the_ce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complaint: str | None, who: str
+) -> None:
+    """Without a complaint here it is bubblewrap's own; its path speaks of certificates, as GRAM does of refusals."""
+    programs = {"globusrun": "exit 0"}
+    if complaint is not None:
+        programs["bwrap"] = f'echo "bwrap: {complaint}" >&2; exit 1'
+    for program, text in programs.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setattr(gram_client, "_PATH", f"{tmp_path}:{gram_client._PATH}")
+    ce = parse_queue(QUEUE.replace("/etc/grid-security", "/nowhere"), "G.toml").ce
+    assert isinstance(ce, GramCE)
+    client = gram_client.GramClient(ce, credential(eec()), clock=lambda: NOW)
+    with pytest.raises(CEUnavailableError) as caught:
+        client.run(["true"], timeout_s=20)
+    client.close()
+    assert str(caught.value).startswith("this machine cannot run globusrun")
+    assert who in str(caught.value)
 
 
 @pytest.mark.parametrize(

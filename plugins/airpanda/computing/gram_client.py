@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -142,7 +143,8 @@ class GramClient:
             with suppress(OSError):
                 path.unlink()
         if done.exit_code != 0:
-            failure = to_error(self.name, _text(done.stderr))
+            said = _text(done.stderr)
+            failure = _not_run(said) or to_error(self.name, said)
             raise AnswerLostError(str(failure)) if isinstance(failure, SubmitUncertainError) else failure
         return Completed(0, done.stdout, done.stderr)
 
@@ -201,6 +203,20 @@ def _program(name: str, package: str) -> str:
     if path is None:
         raise CEUnavailableError(f"this machine has no {name}: its administrator must install it (Debian: {package})")
     return path
+
+
+def _not_run(said: str) -> CEUnavailableError | None:
+    """What bubblewrap's complaint means, if it is one: then ``globusrun`` has not begun, and GRAM knows of nothing."""
+    if not said.startswith("bwrap: "):
+        return None
+    words = " ".join(said.split())[:700]
+    if found := re.search(r"Can't find source path (.+?): ", words):
+        todo = f"its administrator must put {found[1]} there, or the queue file must name another [ce] ca_dir"
+    elif re.search(r"No permissions|namespace|uid map|not permitted|Permission denied", words):
+        todo = "its administrator must let Airflow's account make user namespaces (user.max_user_namespaces above 0)"
+    else:
+        todo = "its administrator must look"
+    return CEUnavailableError(f"this machine cannot run globusrun apart from its other files; {todo}: {words}")
 
 
 def _checked(contact: str) -> str:
