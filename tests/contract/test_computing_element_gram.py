@@ -134,28 +134,31 @@ def test_cancel_ends_pilots_and_a_repeat_ends_by_force_what_hears_nothing(rig: G
 
 
 def test_modes_secrets_and_what_a_pilot_sees(rig: GramRig) -> None:
-    """While the batch waits for the lock at the CE, its data lies there: in a home that others may enter."""
+    """While the batch waits for the lock at the CE, its data lies there: in a home that others may enter.
+
+    Its PilotID is its own here: what was killed by force keeps its secret until it is purged.
+    """
     rig.path("").mkdir(parents=True, exist_ok=True)
     (rig.path("") / ".submit.lock").touch()
     rig.site.node.path(Path("/home/pilot")).chmod(0o755)
     rig.gram.root("chown", "-R", "pilot:pilot", "/home/pilot")
     element = rig.element("cat /proc/self/environ pilot.json; id -un; stat -c %a . pilot.json; " + SLEEP)
-    packed = element._pack(batch("s", 1), remote.identity([1]))
+    packed = element._pack(batch("s", 77), remote.identity([77]))
     with (rig.path("") / ".submit.lock").open("r+") as lock, ThreadPoolExecutor(1) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        submission = pool.submit(element.submit, batch("s", 1))
+        submission = pool.submit(element.submit, batch("s", 77))
         until(lambda: bool(rig.files_with(packed)), 60)
         for path in rig.files_with(packed):
             assert any(parent.stat().st_mode & 0o077 == 0 for parent in path.parents), path
         fcntl.flock(lock, fcntl.LOCK_UN)
-        handle = submission.result().handles[1]
+        handle = submission.result().handles[77]
     log = rig.path("s/0/pilot.log")
     until(lambda: log.exists() and log.read_bytes().endswith(b"pilot\n700\n600\n"), 60)
     shown = element.fetch(handle)
     assert b'"proxy": "/home/pilot/.globus/job/' in shown
     assert b"X509_USER_PROXY" not in shown
-    assert b"token-of-1" not in subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, check=True).stdout
-    assert rig.files_with(b"token-of-1") == [rig.path("s/0/pilot.json"), log]
+    assert b"token-of-77" not in subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, check=True).stdout
+    assert rig.files_with(b"token-of-77") == [rig.path("s/0/pilot.json"), log]
 
 
 def test_more_than_max_pilots_is_throttled_and_starts_nothing(rig: GramRig) -> None:
