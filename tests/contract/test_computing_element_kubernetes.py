@@ -176,6 +176,33 @@ def test_cancel_ends_some_or_all_and_a_repeat_does_without_grace(make: Make, kub
     assert states(element.status(handles)) == {PilotJobState.UNKNOWN}
 
 
+def test_a_cancelled_pilot_without_a_pod_is_not_over_while_the_job_may_make_one(make: Make, kube: Kube) -> None:
+    """A quota, or the controller's pace: the pod of an index comes after its cancel."""
+    element = make(SLEEP)
+    handles = list(element.submit(batch("late", 1, 2)).handles.values())
+    until(lambda: states(element.status(handles)) == {PilotJobState.RUNNING})
+    kube.lose_pod("late", 1)
+    assert element.cancel(handles[1:]) == {handles[1]: Outcome.ACCEPTED}
+    assert element.status(handles)[handles[1]].state is PilotJobState.QUEUED
+    kube.add_pod("late", 1)
+    until(lambda: element.status(handles)[handles[1]].state is PilotJobState.RUNNING)
+    assert element.cancel(handles[1:]) == {handles[1]: Outcome.ACCEPTED}
+    until(lambda: element.status(handles)[handles[1]].state is PilotJobState.CANCELLED)
+
+
+def test_pilots_of_a_suspended_job_are_over_without_pods_and_make_room(make: Make, kube: Kube) -> None:
+    """A suspended Job makes no pods, and need not count those it ended."""
+    element = make(SLEEP, max_pilots=2)
+    handles = list(element.submit(batch("over", 1, 2)).handles.values())
+    until(lambda: states(element.status(handles)) == {PilotJobState.RUNNING})
+    for index in (0, 1):
+        kube.lose_pod("over", index)
+    assert element.cancel(handles) == dict.fromkeys(handles, Outcome.ACCEPTED)
+    assert states(element.status(handles)) == {PilotJobState.CANCELLED}
+    assert element.tagged("over") == {}
+    element.submit(batch("next", 3, 4))
+
+
 def test_each_pod_gets_the_secret_of_its_own_index_and_nothing_shows_it(make: Make, kube: Kube) -> None:
     element = make("cat /proc/self/environ pilot.json; stat -c %a pilot.json; " + SLEEP)
     handles = element.submit(batch("s", 7, 8)).handles

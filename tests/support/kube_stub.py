@@ -124,6 +124,25 @@ class Kube:
         self._touch(pod)
         self.objects["pods"][name] = pod
 
+    def lose_pod(self, tag: str, index: int) -> None:
+        """As if the pod had never been made: nobody counts its end."""
+        with self._lock:
+            name = f"{self._job_of(tag)['metadata']['name']}-{index}"
+            del self.objects["pods"][name]
+            process = self._processes.pop(name)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+            shutil.rmtree(self._directory / name)
+
+    def add_pod(self, tag: str, index: int) -> None:
+        """What a controller does that is late."""
+        with self._lock:
+            self._add_pod(self._job_of(tag), index)
+
+    def _job_of(self, tag: str) -> dict[str, Any]:
+        jobs = self.objects["jobs"].values()
+        return next(job for job in jobs if job["metadata"]["annotations"]["airpanda/tag"] == tag)
+
     def _page(self, chosen: list[dict[str, Any]], query: dict[str, str]) -> tuple[int, bytes]:
         start, limit = int(query.get("continue", "0")), int(query.get("limit", "100000"))
         more = {"continue": str(start + limit)} if start + limit < len(chosen) else {}

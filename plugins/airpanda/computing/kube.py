@@ -258,8 +258,11 @@ def _copies(job: Object) -> int:
 
 
 def _ended(job: Object) -> set[int]:
+    """Indices of which the Job counts the end, or makes no pod any more."""
     of_job = job.get("status") or {}
-    return objects.indices(of_job.get("completedIndexes")) | objects.indices(of_job.get("failedIndexes"))
+    counted = objects.indices(of_job.get("completedIndexes")) | objects.indices(of_job.get("failedIndexes"))
+    cancelled = objects.indices(_annotation(job, objects.CANCELLED)) if objects.suspended(job) else set()
+    return counted | cancelled
 
 
 def _outcome(status: Status) -> Outcome:

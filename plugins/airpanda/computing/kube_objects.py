@@ -198,7 +198,11 @@ def indices(text: object) -> set[int]:
 
 
 def status(job: Mapping[str, Any] | None, pod: Mapping[str, Any] | None, index: int) -> Status:
-    """What Job and pod say of one pilot. Pods go; a Job knows the ends of its indices for as long as it is there."""
+    """What Job and pod say of one pilot. Pods go; a Job knows the ends of its indices for as long as it is there.
+
+    A cancelled pilot without a pod is over when the Job makes no more pods, or counts its end: until then a quota, or
+    the controller's pace, may have kept back a pod that comes after the cancel.
+    """
     if job is None:
         return Status(PilotJobState.UNKNOWN, None, "the cluster does not have the Job")
     of_job = job.get("status") or {}
@@ -208,14 +212,20 @@ def status(job: Mapping[str, Any] | None, pod: Mapping[str, Any] | None, index: 
         return Status(PilotJobState.DONE, 0)
     failed = index in indices(of_job.get("failedIndexes"))
     if seen is None:
-        if asked:
+        if asked and (failed or suspended(job)):
             return Status(PilotJobState.CANCELLED, None, "cancelled on request")
         if failed:
             return Status(PilotJobState.FAILED, None, "the Job says that its pod failed; the pod is gone")
-        return Status(PilotJobState.QUEUED, None, "the Job has no pod for it yet")
+        text = "cancelled, and the Job may make a pod for it yet" if asked else "the Job has no pod for it yet"
+        return Status(PilotJobState.QUEUED, None, text)
     if asked and (seen.state in (PilotJobState.FAILED, PilotJobState.PREEMPTED) or failed):
         return Status(PilotJobState.CANCELLED, seen.exit_code, "cancelled on request")
     return seen
+
+
+def suspended(job: Mapping[str, Any]) -> bool:
+    """Whether the Job makes no pod any more."""
+    return bool((job.get("spec") or {}).get("suspend"))
 
 
 def _of_pod(pod: Mapping[str, Any]) -> Status:
