@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -166,6 +167,26 @@ def test_each_job_gets_its_own_secret_and_nothing_shows_it(make: Make, place: Pa
     assert b"token-of" not in shown + (place / "jobs.json").read_bytes()
     assert TOKEN.encode() not in shown
     assert list(Path("/tmp").glob("airpanda-schedd-*/files")) == []
+
+
+def test_a_call_that_is_ended_in_time_leaves_no_secret(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = (
+        "import sys, types, time, runpy; m = types.ModuleType('htcondor2'); m.param = {}; m.HTCondorException = OSError;"
+        "m.Collector = lambda _: open(sys.argv[-1], 'w') and time.sleep(60); sys.modules['htcondor2'] = m;"
+        "runpy.run_path(sys.argv[2], run_name='__main__')"
+    )
+    private = tmp_path / "private"
+    private.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(private))
+    element = make(SLEEP)
+    boot = f"import sys; sys.argv.append({str(tmp_path / 'reached')!r}); sys.argv.insert(1, ''); " + hangs
+    element._python, element._timeout_s = (sys.executable, "-I", "-c", boot), 3.0
+    with pytest.raises(CEUnavailableError, match="did not answer"):
+        element.find("t")
+    assert (tmp_path / "reached").exists(), "the token was in place by then"
+    assert list(private.iterdir()) == []
 
 
 def test_a_pilot_makes_its_scratch_directory_in_its_sandbox(make: Make, place: Path) -> None:
