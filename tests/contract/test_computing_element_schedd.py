@@ -173,16 +173,16 @@ def test_a_call_that_is_ended_in_time_leaves_no_secret(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs = (
-        "import sys, types, time, runpy; m = types.ModuleType('htcondor2'); m.param = {}; m.HTCondorException = OSError;"
-        "m.Collector = lambda _: open(sys.argv[-1], 'w') and time.sleep(60); sys.modules['htcondor2'] = m;"
-        "runpy.run_path(sys.argv[2], run_name='__main__')"
+        "import sys, types, time, runpy; m = types.ModuleType('htcondor2'); m.param = {};"
+        f"m.Collector = lambda _: open({str(tmp_path / 'reached')!r}, 'w') and time.sleep(60);"
+        "m.HTCondorException = OSError; sys.modules['htcondor2'] = m;"
+        "runpy.run_path(sys.argv[1], run_name='__main__')"
     )
     private = tmp_path / "private"
     private.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(private))
     element = make(SLEEP)
-    boot = f"import sys; sys.argv.append({str(tmp_path / 'reached')!r}); sys.argv.insert(1, ''); " + hangs
-    element._python, element._timeout_s = (sys.executable, "-I", "-c", boot), 3.0
+    element._python, element._timeout_s = (sys.executable, "-I", "-c", hangs), 3.0
     with pytest.raises(CEUnavailableError, match="did not answer"):
         element.find("t")
     assert (tmp_path / "reached").exists(), "the token was in place by then"
