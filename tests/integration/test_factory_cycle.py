@@ -283,6 +283,21 @@ def test_a_submission_that_broke_off_is_adopted_or_sent_after_all(site: Site, fo
     assert sorted(site.rig.live().values()) == sorted(site.running())
 
 
+def test_a_repeat_that_the_element_cannot_take_now_ends_no_pilot_that_is_there(site: Site) -> None:
+    site.jobs(2)
+    intended = site.rig.send(calls.intend_batch(BatchIntent(queue="TEST", n_pilots=2, key="dag/run/task", hold_s=1)))
+    tokens = {each.pilot_id: Secret(each.token.get_secret_value()) for each in intended.pilots}
+    site.element.submit(PilotBatch(intended.tag, tokens))
+    site.rig.time_passes()
+    site.broken = True
+    site.cycle()
+    assert set(tokens) <= set(site.rig.live())
+    site.broken = False
+    site.rig.time_passes()
+    site.clock.ahead += timedelta(minutes=20)
+    assert "2 pilots of batch 1 adopted" in site.cycle()[0]
+
+
 def test_a_task_s_submission_that_broke_off_and_never_arrived_is_given_up(site: Site) -> None:
     site.rig.send(calls.intend_batch(BatchIntent(queue="TEST", n_pilots=2, key="dag/run/task", hold_s=1)))
     assert len(site.rig.live()) == 2

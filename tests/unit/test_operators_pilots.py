@@ -153,6 +153,13 @@ def test_a_failed_submission_is_recorded_as_what_it_was(
     assert element.closed
 
 
+def test_a_repeat_that_fails_says_nothing_of_what_an_earlier_call_has_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = json.loads(intended("t").body)
+    again = Answer(200, json.dumps({**first, "fence": 2, "state": "uncertain"}).encode())
+    _, stub = run(monkeypatch, Element(CEUnavailableError("gone")), "t", again, RECORDED)
+    assert (recorded(stub)["state"], recorded(stub)["fence"]) == ("uncertain", 2)
+
+
 def test_without_an_intent_nothing_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
     element = Element(None)
     with pytest.raises(NotFoundError):

@@ -184,7 +184,8 @@ class Factory:
         except ConflictError:
             return  # its own submitter was quicker
         if found or (batch.by_factory and batch.age_s < SUBMIT_AGAIN_FOR_S and cycle.queue.is_online):
-            sent = submit(self.send, element, intended, before=began + HOLD_S - SUBMIT_LIMIT_S)
+            before = began + HOLD_S - SUBMIT_LIMIT_S
+            sent = submit(self.send, element, intended, before=before, again=bool(found))
             word = "adopted" if found else "sent after all"
             n = len(sent.handles)
             cycle.said.append(f"{n} pilots of batch {batch.batch_id} {word}: its submission had broken off")

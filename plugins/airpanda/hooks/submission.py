@@ -101,16 +101,20 @@ def send_pilots(
         return _known(send, intended.batch_id)
     element = element_of(PandaQueue.from_wire(intended.queue).at(intended.ce), wrapper)
     try:
-        return submit(send, element, intended, before=began + intent.hold_s - limit_s)
+        return submit(send, element, intended, before=began + intent.hold_s - limit_s, again=intended.fence > 1)
     finally:
         element.close()
 
 
-def submit(send: Send, element: ComputingElement, intended: IntendedBatch, *, before: float) -> Sent:
+def submit(
+    send: Send, element: ComputingElement, intended: IntendedBatch, *, before: float, again: bool = False
+) -> Sent:
     """Submit a batch that this caller holds, and record what came of it. Raises as ``send_pilots``.
 
     Args:
         before: monotonic time after which the submission must not begin.
+        again: the element may have them from an earlier call. Then its error, be it a clear one, says nothing of those,
+            and they are not put on record as failed.
     """
     if time.monotonic() > before:
         raise ServiceError(f"batch {intended.batch_id} cannot be held for long enough to submit it: repeat the task")
@@ -119,7 +123,7 @@ def submit(send: Send, element: ComputingElement, intended: IntendedBatch, *, be
     try:
         handles = element.submit(PilotBatch(intended.tag, tokens)).handles
     except ComputingElementError as error:
-        send(calls.record_batch(intended.batch_id, failed_submission(ce, error, intended.fence)))
+        send(calls.record_batch(intended.batch_id, failed_submission(ce, error, intended.fence, again=again)))
         raise
     told = {pilot_id: str(handle) for pilot_id, handle in handles.items()}
     record = BatchRecord(state="submitted", ce=ce, handles=told, fence=intended.fence)
@@ -186,9 +190,9 @@ def _has_a_factory(states: list[FactoryState], queue: str) -> bool:
     return cycled_at is not None and utcnow() - cycled_at < FACTORY_IS_ALIVE
 
 
-def failed_submission(ce: str, error: ComputingElementError, fence: int) -> BatchRecord:
+def failed_submission(ce: str, error: ComputingElementError, fence: int, *, again: bool = False) -> BatchRecord:
     """What to record where a submission raised this: whether the pilots may exist all the same."""
-    uncertain = isinstance(error, SubmitUncertainError)
+    uncertain = again or isinstance(error, SubmitUncertainError)
     return BatchRecord(state="uncertain" if uncertain else "failed", ce=ce, reason=str(error)[:4000], fence=fence)
 
 
