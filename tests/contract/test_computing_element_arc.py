@@ -92,14 +92,14 @@ def test_three_thousand_handles_are_one_request(rig: ArcRig) -> None:
 
 def test_the_pilots_of_another_installation_are_not_ours(rig: ArcRig) -> None:
     """One robot at one CE, and a tag that begins with ours: not found under it, not adopted, not ended."""
-    (theirs,) = rig.element(SLEEP).submit(batch("ap-1-1", 1)).handles.values()
+    (theirs,) = rig.element(SLEEP).submit(batch("other-1-1", 1)).handles.values()
     element = rig.element(SLEEP)
-    assert element.find("ap-1") == {}
-    submission = element.submit(batch("ap-1", 1))
+    assert element.find("other-1") == {}
+    submission = element.submit(batch("other-1", 1))
     assert not submission.adopted
-    assert set(element.find("ap-1")) == set(submission.handles.values())
-    assert "ap-2-1" not in element.tagged("ap-1-")
-    assert element.tagged("ap-1-") == {"ap-1-1": [theirs]}
+    assert set(element.find("other-1")) == set(submission.handles.values())
+    assert "other-2-1" not in element.tagged("other-1-")
+    assert element.tagged("other-1-") == {"other-1-1": [theirs]}
     element.cancel(list(submission.handles.values()))
     assert not element.status([theirs])[theirs].state.is_final
 
