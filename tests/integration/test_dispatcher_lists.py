@@ -217,9 +217,9 @@ async def test_an_argument_of_a_wrong_kind_is_no_absence_of_the_database(world: 
 
 
 SPY = """
-CREATE TABLE spied (setting text);
+CREATE TABLE spied (panda_id bigint, setting text);
 CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN INSERT INTO spied VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;
+BEGIN INSERT INTO spied VALUES (NEW.panda_id, current_setting('synchronous_commit')); RETURN NULL; END $$;
 CREATE CONSTRAINT TRIGGER spy AFTER UPDATE ON panda_job DEFERRABLE INITIALLY DEFERRED
 FOR EACH ROW EXECUTE FUNCTION spy();
 """
@@ -241,8 +241,8 @@ async def test_an_end_among_heartbeats_waits_for_the_disk(world: World, end: str
     assert before == "on"
     bulk = [report(jobs[0], "running"), report(jobs[1], end), report(jobs[2], "running")]
     assert (await pilot.post("update_jobs_bulk", {"job_list": bulk})).is_success
-    at_commit = await world.sql("SELECT setting FROM spied")
-    assert [row["setting"] for row in at_commit] == [durable] * 3
+    at_commit = {row["panda_id"]: row["setting"] for row in await world.sql("SELECT panda_id, setting FROM spied")}
+    assert at_commit == {job["panda_id"]: how for job, how in zip(jobs, ["off", durable, "off"], strict=True)}
 
 
 async def test_the_api_describes_itself_to_clients(world: World) -> None:
