@@ -95,6 +95,32 @@ def test_when_the_queue_has_room(dags: Any, served: Served) -> None:
     assert ended(dag.get_task("jobs"), number)["finished"] == 20
 
 
+def test_proxy_staged_by_its_owner(dags: Any, served: Served) -> None:
+    dag = dags["proxy_staged_by_its_owner"]
+    proxy, hello = dag.get_task("proxy"), dag.get_task("hello")
+    assert not proxy.poke(Context()).is_done, "nothing is staged yet"
+    staged = served.credential("alice", cred_name="7e" * 16)
+    seen = proxy.poke(Context())
+    assert seen.is_done
+    assert seen.xcom_value["credential_id"] == staged["credential_id"]
+    hello.credential = seen.xcom_value
+    with pytest.raises(TaskDeferred) as deferred:
+        hello.execute(Context(task_id="hello"))
+    (job,) = served.finish_all()
+    assert (job["spec"]["argv"], job["credential"]["cred_name"]) == (["id"], "7e" * 16)
+    ended(hello, deferred.value.trigger.panda_task_id)
+
+
+def test_after_somebody_elses_jobs(dags: Any, served: Served) -> None:
+    number = submitted(dags["when_the_queue_has_room"].get_task("jobs"), served)
+    theirs = dags["after_somebody_elses_jobs"].get_task("theirs")
+    theirs.render_template_fields({"params": {"panda_task_id": number, "at_least": 15}})
+    assert not theirs.poke(Context()).is_done
+    served.finish_all()
+    seen = theirs.poke(Context())
+    assert (bool(seen.is_done), seen.xcom_value) == (True, {"finished": 20})
+
+
 def run_here(served: Served, sandbox: Path) -> None:
     """As a pilot does it, but under this account: inputs in, the program, outputs out."""
     (job,) = served.claim(PILOT_DN)
