@@ -19,7 +19,7 @@ from support.airflow_rig import Rig, airflow_rig, postgres
 
 __all__ = ["airflow_rig", "grid_fixture", "postgres"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
-JOBS, MAPPED, RUNS = 10_000, 200, 20
+JOBS, MAPPED, RUNS = 10_000, 200, 16  # Airflow lets no more than 16 runs of a DAG be active at once
 MEDIAN_BAR_S, P95_BAR_S = 3.0, 6.0
 AT_ONCE = 500
 CONDITIONS = "Airflow with LocalExecutor, scheduler, triggerer, api-server and PostgreSQL on the same cores"
