@@ -47,9 +47,11 @@ def test_a_switched_payload_is_measured_from_outside(chain: Chain) -> None:
     assert 0.9 < last["cpu_s"] < 5
     assert 0.5 < samples[0]["rss_mib"] < 25, "the payload's, not the launcher's"
     assert samples[0]["pss_mib"] is None, "the launcher has not looked yet"
-    assert last["rss_mib"] > 300
-    assert 60 < last["pss_mib"] < 150
-    assert last["processes"] >= 6
+    # The last look may come while the payload's processes end one after the other.
+    most = {name: max(s[name] or 0 for s in samples) for name in ("rss_mib", "pss_mib", "processes")}
+    assert most["rss_mib"] > 300
+    assert 60 < most["pss_mib"] < 150
+    assert most["processes"] >= 6
     assert 7 < last["read_mib"] < 60
     assert 7 < last["written_mib"] < 60
     assert 7 < last["disk_mib"] < 20
