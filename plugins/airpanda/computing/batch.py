@@ -32,6 +32,7 @@ from airpanda.computing.elements import (
     Submission,
     SubmitUncertainError,
     ThrottledError,
+    outcome_of,
 )
 from airpanda.computing.queues import BatchCE, PandaQueue
 from airpanda.computing.ssh import SshLogin, SshTransport
@@ -126,7 +127,7 @@ class BatchElement:
 
     def cancel(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
         """Ask the batch system to end the pilots; it ends by force what does not end in its own grace time."""
-        outcomes = {handle: _outcome(status) for handle, status in self.status(handles).items()}
+        outcomes = {handle: outcome_of(status) for handle, status in self.status(handles).items()}
         wanted = _parse(handle for handle, outcome in outcomes.items() if outcome is Outcome.ACCEPTED)
         if wanted:
             jobs: dict[str, list[int]] = {}
@@ -137,7 +138,7 @@ class BatchElement:
 
     def purge(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
         """Remove what pilots left that ended, or that the batch system does not know."""
-        running = {handle for handle, status in self.status(handles).items() if _outcome(status) is Outcome.ACCEPTED}
+        running = {handle for handle, status in self.status(handles).items() if outcome_of(status) is Outcome.ACCEPTED}
         ended = [pilot for pilot in _parse(handles) if pilot.handle not in running]
         gone = set[str]()
         if ended:
@@ -273,13 +274,6 @@ def _status(pilot: _Pilot, seen: remote.Observation) -> Status:
     if job is not None:
         return Status(job.state, None, job.reason)
     return Status(PilotJobState.UNKNOWN, None, "the batch system does not show the job, and it left no exit code")
-
-
-def _outcome(status: Status) -> Outcome:
-    """What a request to end this pilot can do."""
-    if status.state is PilotJobState.UNKNOWN:
-        return Outcome.NOT_FOUND
-    return Outcome.ALREADY_OVER if status.state.is_final else Outcome.ACCEPTED
 
 
 def make_batch_element(queue: PandaQueue, wrapper: str, login: SshLogin | None) -> BatchElement:

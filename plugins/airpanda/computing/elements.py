@@ -110,6 +110,13 @@ class Outcome(StrEnum):
     NOT_FOUND = "not-found"
 
 
+def outcome_of(status: Status) -> Outcome:
+    """What a request to end this pilot can do."""
+    if status.state is PilotJobState.UNKNOWN:
+        return Outcome.NOT_FOUND
+    return Outcome.ALREADY_OVER if status.state.is_final else Outcome.ACCEPTED
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one call may carry, and how long to wait between status calls."""

@@ -27,11 +27,11 @@ from airpanda.computing.elements import (
     NotFoundAtCEError,
     Outcome,
     PilotBatch,
-    PilotJobState,
     Status,
     Submission,
     SubmitUncertainError,
     ThrottledError,
+    outcome_of,
 )
 from airpanda.computing.kube_api import ConflictAtCEError, KubeApi, Object, any_of
 from airpanda.computing.queues import KubernetesCE, PandaQueue
@@ -125,7 +125,7 @@ class KubernetesElement:
         wanted: dict[str, set[int]] = {}
         for p in pilots:
             seen = objects.status(jobs.get(p.tag), pods.get((p.tag, p.index)), p.index)
-            outcomes[p.handle] = _outcome(seen)
+            outcomes[p.handle] = outcome_of(seen)
             if outcomes[p.handle] is Outcome.ACCEPTED:
                 wanted.setdefault(p.tag, set()).add(p.index)
         for tag, chosen in wanted.items():
@@ -142,7 +142,7 @@ class KubernetesElement:
             if all(status.state.is_final for status in every):
                 self._api.delete_job(objects.job_name(tag))
         words = {Outcome.ALREADY_OVER: Outcome.ACCEPTED, Outcome.ACCEPTED: Outcome.STILL_RUNNING}
-        return {p.handle: words.get(_outcome(status), Outcome.NOT_FOUND) for p, status in seen.items()}
+        return {p.handle: words.get(outcome_of(status), Outcome.NOT_FOUND) for p, status in seen.items()}
 
     def fetch(self, handle: Handle, *, tail_bytes: int = 65536) -> bytes:
         (pilot,) = self._parse([handle])
@@ -263,12 +263,6 @@ def _ended(job: Object) -> set[int]:
     counted = objects.indices(of_job.get("completedIndexes")) | objects.indices(of_job.get("failedIndexes"))
     cancelled = objects.indices(_annotation(job, objects.CANCELLED)) if objects.suspended(job) else set()
     return counted | cancelled
-
-
-def _outcome(status: Status) -> Outcome:
-    if status.state is PilotJobState.UNKNOWN:
-        return Outcome.NOT_FOUND
-    return Outcome.ALREADY_OVER if status.state.is_final else Outcome.ACCEPTED
 
 
 def make_kubernetes_element(queue: PandaQueue, wrapper: str, token: Secret[str] | None) -> KubernetesElement:

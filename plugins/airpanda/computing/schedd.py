@@ -37,6 +37,7 @@ from airpanda.computing.elements import (
     Submission,
     SubmitUncertainError,
     ThrottledError,
+    outcome_of,
 )
 from airpanda.computing.queues import PandaQueue, ScheddCE
 from airpanda.computing.transports import AnswerLostError, LocalTransport
@@ -146,7 +147,7 @@ class ScheddElement:
 
     def cancel(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
         """Have the schedd remove the pilots; it ends by force what does not end in the node's grace time."""
-        outcomes = {handle: _outcome(status) for handle, status in self.status(handles).items()}
+        outcomes = {handle: outcome_of(status) for handle, status in self.status(handles).items()}
         wanted = self._parse(handle for handle, outcome in outcomes.items() if outcome is Outcome.ACCEPTED)
         if wanted:
             self._call("remove", constraint=self._jobs(wanted))
@@ -154,7 +155,7 @@ class ScheddElement:
 
     def purge(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
         """Let ended pilots leave the queue, with what they left in the spool."""
-        outcomes = {handle: _outcome(status) for handle, status in self.status(handles).items()}
+        outcomes = {handle: outcome_of(status) for handle, status in self.status(handles).items()}
         ended = self._parse(handle for handle, outcome in outcomes.items() if outcome is Outcome.ALREADY_OVER)
         if ended:
             self._call("leave", constraint=self._jobs(ended))
@@ -315,12 +316,6 @@ def describe(queue: PandaQueue, ce: ScheddCE, tag: str, identity: str) -> str:
 
 def _tags(tags: set[str]) -> str:
     return " || ".join(f'AirpandaTag =?= "{tag}"' for tag in sorted(tags)) or "false"
-
-
-def _outcome(status: Status) -> Outcome:
-    if status.state is PilotJobState.UNKNOWN:
-        return Outcome.NOT_FOUND
-    return Outcome.ALREADY_OVER if status.state.is_final else Outcome.ACCEPTED
 
 
 def _lost(submitting: bool, text: str) -> ComputingElementError:
