@@ -141,6 +141,8 @@ async def test_a_browser_gets_pages_and_whoever_asks_for_none_gets_json(world: W
             assert (await http.get(path)).headers["content-type"] == "application/json"
         rest = await http.get(f"/v1/task/{task}/jobs?offset=1&limit=1", headers=HTML)
         assert "from number 2" in rest.text
+        for path in (f"/v1/task/{task}", f"/v1/job/{number}"):  # have no offset
+            assert "<h1>" in (await http.get(f"{path}?offset=x", headers=HTML)).text
         for path, status in ((f"/v1/job/{number}/samples", 200), (f"/v1/task/{task}/jobs?offset=x", 422)):
             answer = await http.get(path, headers=HTML)
             assert answer.status_code == status

@@ -126,7 +126,8 @@ class _Paged:
 
     async def _finish(self, start: Message) -> None:
         offset = parse_qs(self._query.decode("latin-1")).get("offset", ["0"])[-1]
-        page = page_of(self._path, json.loads(self._body), offset=int(offset))
+        # Where a route has an offset, it has refused a wrong one; where it has none, anything may stand here.
+        page = page_of(self._path, json.loads(self._body), offset=int(offset) if offset.isdecimal() else 0)
         if page is None:
             await self._as_it_is(start)
             await self._send({"type": "http.response.body", "body": bytes(self._body)})
