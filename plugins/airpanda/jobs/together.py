@@ -96,7 +96,7 @@ class Together(Generic[Key, Ask, Answer]):
         try:
             answers = await self._statement(key, [ask for ask, _ in group])
         except Exception as error:  # noqa: BLE001
-            # Handed to those who asked: this is nobody's frame but theirs.
+            # The outermost frame of a task of ours: whatever it is goes to those who asked, and ends nobody else's.
             if len(group) == 1 or isinstance(error, ServiceError):
                 _tell(group, error)
             else:
