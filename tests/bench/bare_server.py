@@ -48,7 +48,7 @@ def make(wanted: dict[str, Any]) -> FastAPI:
         async with pools[0].acquire() as connection:
             rows = await connection.fetch(
                 sql.ACQUIRE, wanted["lane"], *wanted["start"], wanted["dn"], [DIGEST], [pilot], LEASE,
-                [offer["node"]], wanted["keys"], False, [], "DEMO",
+                [offer["node"]], wanted["keys"], False, [], "DEMO", LEASE,
             )  # fmt: skip
         (row,) = rows
         job = {"panda_id": row["panda_id"], "attempt_nr": row["attempt_nr"], "spec": json.loads(row["spec"])}

@@ -184,6 +184,7 @@ async def claim_statement(world: World, *, gset: bool = False) -> Statement:
     keys = world.services.credentials.key_ids
     values = [
         lane["lane_id"], 0, 0, PILOT_DN, b"d" * 32, ":pilot", "150 seconds", OFFER["node"], keys, False, [], "DEMO",
+        "120 seconds",
     ]  # fmt: skip
     statement = claims_sql.ACQUIRE
     for name in ("$5::bytea[]", "$6::bigint[]", "$8::text[]"):

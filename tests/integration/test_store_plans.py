@@ -61,7 +61,7 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
         await connection.execute("ANALYZE panda_job")
         keys = world.services.credentials.key_ids
         others = ["/O=Test Grid/CN=Somebody Else"]
-        offer = (3, 17, 0, None, [b"a" * 32], [1], LEASE, ["wn"], keys, False, others, "DEMO")
+        offer = (3, 17, 0, None, [b"a" * 32], [1], LEASE, ["wn"], keys, False, others, "DEMO", LEASE)
         nothing = [[None]] * 5
         said = (*KEY[:2], ["running"], [""], *nothing[:1], [""], *nothing[:3], ["[]"], *nothing[:3], [""], [False])
         for statement, values, index in (
@@ -71,7 +71,7 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
             (sql.LOCK_JOB, (5000,), "panda_job_pkey"),
             (sql.SILENT, (500,), "panda_job_check_ix"),
             (sql.OVERDUE, (500, ["running"], [LEASE]), "panda_job_check_ix"),
-            (sql.LOOKED_AT, (500,), "panda_job_check_ix"),
+            (sql.LOOKED_AT, (500, LEASE), "panda_job_check_ix"),
             (sql.KILL, (4000, 4100, "x", "y"), "panda_job_pkey"),
             (sql.NEW_ATTEMPTS, (4000, 4100, 1, "x", "y", None), "panda_job_pkey"),
             (lanes_sql.HEADS, ("Q3", [], [], []), "panda_job_claim_ix"),

@@ -86,8 +86,8 @@ async def test_what_does_not_wait(world: World) -> None:
     (taken,) = await pilot.acquire()
     assert await why(world, job) == f"it does not wait: it is sent, with pilot {pilot.pilot_id}"
     await world.sql("UPDATE panda_job SET lease_expires_at = now() + interval '20.4 s'")
-    silent = f"it does not wait: it is sent, with pilot {pilot.pilot_id}, which has said nothing for 130 s: the job is"
-    assert await why(world, job) == f"{silent} given to another one 20 s from now"
+    silent = f"with pilot {pilot.pilot_id}, which is suspected: it has said nothing for 130 s, and the job is given to"
+    assert await why(world, job) == f"it does not wait: it is sent, {silent} another one 20 s from now"
     await pilot.good_report(taken, "starting", "running", "finished")
     assert await why(world, job) == "it does not wait: it is finished"
 

@@ -111,6 +111,11 @@ def test_times_survive_the_wire(moment: datetime) -> None:
         ({"signing_key": ""}, "signing_key"),
         ({"lease": "soon"}, "lease"),
         ({"lease": "-1"}, "lease"),
+        ({"suspect_after": "0"}, "suspect_after"),
+        ({"suspect_after": "150"}, "suspect_after"),
+        ({"suspect_after": "30"}, "heartbeat_interval"),
+        ({"suspect_after": "120", "lease": "90"}, "lease"),
+        ({"lease": "30"}, "must grow in this order"),
         ({"max_upload_bytes": "0"}, "max_upload_bytes"),
         ({"state_timeouts": "startng=60"}, "state_timeouts"),
         ({"state_timeouts": "starting=0"}, "state_timeouts"),
@@ -132,6 +137,9 @@ def test_a_wrong_option_is_named(change: dict[str, str], named: str) -> None:
 def test_settings_have_units() -> None:
     settings = Settings.from_options(GOOD | {"lease": "90"})
     assert settings.lease == timedelta(seconds=90)
+    assert settings.suspected_after == timedelta(seconds=72)
+    assert Settings.from_options(GOOD).suspected_after == timedelta(minutes=2)
+    assert Settings.from_options(GOOD | {"suspect_after": "60"}).suspected_after == timedelta(minutes=1)
     assert settings.heartbeat_interval == timedelta(seconds=30)
     assert settings.file_store == Path("/f")
     assert settings.myproxy_servers == ()

@@ -20,6 +20,10 @@ def _seconds(text: str) -> timedelta:
     return timedelta(seconds=value)
 
 
+def _said(span: timedelta) -> str:
+    return f"{span.total_seconds():g} s"
+
+
 def _seconds_or_ever(text: str) -> timedelta | None:
     """0: for ever."""
     value = float(text)
@@ -101,6 +105,7 @@ class Settings:
     ``signing_key`` is a PEM file with the dispatcher's Ed25519 key; ``file_store`` a directory for sandboxes,
     outputs and logs; ``include_dir`` the folder with ``queues/*.toml``. ``myproxy_servers`` (``host:port``):
     where credentials may lie; empty: anywhere. ``*_rate``: requests a second of one caller, 0 for no limit.
+    ``suspect_after``: the silence that people are told of; None: four fifths of ``lease``.
     ``state_timeouts``: how long a job may be in a state. ``archive_after``, ``remove_after`` (since the last change of
     a panda task) and ``audit_after``: how long things are kept and where; None: for ever.
     ``campaign_schedule``: of the DAG production_campaign, which reads it itself.
@@ -111,6 +116,7 @@ class Settings:
     include_dir: Path
     heartbeat_interval: timedelta = timedelta(seconds=30)
     lease: timedelta = timedelta(seconds=150)
+    suspect_after: timedelta | None = None
     token_lifetime: timedelta = timedelta(days=2)
     max_upload_bytes: int = 2 * 1024**3
     myproxy_servers: tuple[str, ...] = ()
@@ -122,6 +128,11 @@ class Settings:
     remove_after: timedelta | None = timedelta(days=365)
     audit_after: timedelta | None = timedelta(days=730)
     campaign_schedule: str = ""
+
+    @property
+    def suspected_after(self) -> timedelta:
+        """The silence after which a pilot is suspected: two minutes by default."""
+        return self.suspect_after or self.lease * 4 / 5
 
     @classmethod
     def from_options(cls, options: Mapping[str, str], *, where: str = "[airpanda]") -> Settings:
@@ -145,6 +156,12 @@ class Settings:
             except ValueError as error:
                 raise ConfigurationError(f"{where} {name} = {text!r}: {error}") from error
         made = cls(**values)
+        if not made.heartbeat_interval < made.suspected_after < made.lease:
+            raise ConfigurationError(
+                f"{where}: heartbeat_interval ({_said(made.heartbeat_interval)}), suspect_after"
+                f" ({_said(made.suspected_after)}) and lease ({_said(made.lease)}) must grow in this order: a pilot"
+                " that misses heartbeats is suspected before its job is given to another one"
+            )
         if made.archive_after and made.remove_after and made.remove_after < made.archive_after:
             raise ConfigurationError(
                 f"{where} remove_after is shorter than archive_after: only what lies in the archive is removed"
@@ -158,6 +175,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "include_dir": Path,
     "heartbeat_interval": _seconds,
     "lease": _seconds,
+    "suspect_after": _seconds,
     "token_lifetime": _seconds,
     "max_upload_bytes": _positive,
     "myproxy_servers": _servers,

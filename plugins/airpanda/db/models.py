@@ -344,7 +344,8 @@ class Job(Base):
 
     ``charged`` counts attempts that used up ``max_attempt``, ``returned`` those that did not. Heartbeats change
     ``lease_expires_at`` only, which no index mentions, so they stay inside their page (heap-only tuples). The watchdog
-    goes by ``check_at``, which has an index: never later than the lease's end, and moved on once in a lease.
+    goes by ``check_at``, which has an index: never later than its pilot could be suspected, and moved on then where it
+    is not. So what is due is only who is suspected, and whose time came in the last seconds.
     """
 
     __tablename__ = "panda_job"

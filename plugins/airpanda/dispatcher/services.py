@@ -26,6 +26,7 @@ from airpanda.jobs.retention import Keep, Retention
 from airpanda.jobs.retry import Needs
 from airpanda.jobs.retry_rules import RetryRules
 from airpanda.jobs.shares import Shares
+from airpanda.jobs.silence import Silence
 from airpanda.jobs.single import SingleJobs
 from airpanda.jobs.store import JobStore
 from airpanda.jobs.submission import Submissions
@@ -123,6 +124,7 @@ def make_services(
     issuer = Issuer(settings.signing_key)
     credentials = CredentialRegistry(database, Vault(fernet_keys))
     boards = Boards(database)
+    silence = Silence(settings.suspected_after, settings.lease)
 
     def most(name: str) -> Needs | None:
         return _most(queues().get(name))
@@ -140,13 +142,13 @@ def make_services(
             database,
             credentials,
             boards,
-            lease=settings.lease,
+            silence=silence,
             heartbeat=settings.heartbeat_interval,
             most=most,
         ),
         retry_rules=RetryRules(database),
         shares=Shares(database, boards),
-        waiting=Waiting(database, boards, lease=settings.lease),
+        waiting=Waiting(database, boards, silence=silence),
         retention=Retention(database, settings.file_store, keep_of(settings)),
         metrics=Metrics(),
         submissions=Submissions(database, credentials, boards, most=most),

@@ -16,6 +16,7 @@ from airpanda.db.pool import Database
 from airpanda.db.sql import claims as sql
 from airpanda.jobs.board import Boards, Choice
 from airpanda.jobs.matching import Offered, Position
+from airpanda.jobs.silence import Silence
 from airpanda.jobs.together import Together
 from airpanda.messages import AcquiredJob, CredentialPointer, JobSpec, PilotOffer
 
@@ -57,14 +58,14 @@ class Claims:
         credentials: CredentialRegistry,
         boards: Boards,
         *,
-        lease: timedelta,
+        silence: Silence,
         heartbeat: timedelta,
         give_up: Callable[[Any, UnreadableCredentialError], Awaitable[None]],
     ) -> None:
         self._database = database
         self._credentials = credentials
         self._boards = boards
-        self._lease = lease
+        self._silence = silence
         self._heartbeat_s = heartbeat.total_seconds()
         self._give_up = give_up
         self._together = Together(self._statement, weight=lambda ask: len(ask.digests))
@@ -133,12 +134,13 @@ class Claims:
                 lane.pilot_dn,
                 [each for ask in asks for each in ask.digests],
                 pilots,
-                self._lease,
+                self._silence.lease,
                 nodes,
                 self._credentials.key_ids,
                 lane.pilot_dn is None,
                 lane.avoid_owners,
                 lane.queue,
+                self._silence.suspected,
             )
         by_nr = {row["nr"]: row for row in rows}
         found: list[_Found] = []

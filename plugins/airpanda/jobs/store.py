@@ -39,6 +39,7 @@ from airpanda.jobs.rules import (
     summary,
     took_too_long,
 )
+from airpanda.jobs.silence import Silence
 from airpanda.messages import (
     NOBODY_TOOK_IT,
     AcquiredJob,
@@ -93,7 +94,7 @@ def owner_of(ti: TaskInstanceKey) -> str:
 
 
 class JobStore:
-    """Jobs in PostgreSQL. ``lease`` is the silence after which a job is taken from its pilot.
+    """Jobs in PostgreSQL. ``silence`` says when a pilot is suspected, and when its job is taken from it.
 
     ``most``: what a job of this queue may ask for; None: the queue is not known, nothing is raised.
     """
@@ -104,7 +105,7 @@ class JobStore:
         credentials: CredentialRegistry,
         boards: Boards,
         *,
-        lease: timedelta,
+        silence: Silence,
         heartbeat: timedelta,
         most: Callable[[str], Needs | None] = lambda _queue: None,
     ) -> None:
@@ -112,12 +113,12 @@ class JobStore:
         self._most = most
         self._boards = boards
         self._credentials = credentials
-        self._lease = lease
+        self._silence, self._lease = silence, silence.lease
         self._heartbeat_s = heartbeat.total_seconds()
         self._claims = Claims(
-            database, credentials, boards, lease=lease, heartbeat=heartbeat, give_up=self._not_handed_over
+            database, credentials, boards, silence=silence, heartbeat=heartbeat, give_up=self._not_handed_over
         )
-        self._reports = Reports(database, lease=lease)
+        self._reports = Reports(database, lease=silence.lease)
 
     async def acquire(
         self, offer: PilotOffer, *, pilot_id: int, queue: str, pilot_dn: str | None, token_only: bool = False
@@ -263,7 +264,7 @@ class JobStore:
     async def end_overdue(self, longest: Mapping[str, timedelta]) -> list[int]:
         """Take jobs that were in a state for too long from their pilots, alive or not. Safe as ``expire``.
 
-        A job is looked at once in a lease, so that its pilot keeps it for so much longer at most.
+        A job is looked at when its pilot could be suspected, so that it keeps it for so much longer at most.
         """
         leased = {state: after for state, after in longest.items() if state != JobStatus.ACTIVATED}
         async with self._database.transaction() as connection:
@@ -276,12 +277,12 @@ class JobStore:
         return [row["panda_id"] for row in rows]
 
     async def move_checks_on(self) -> int:
-        """What was due to be looked at and is well is due again when its lease could end; answer how many.
+        """What was due to be looked at and is well is due again when it could be suspected; answer how many.
 
         After ``expire`` and ``end_overdue``, which look only at what is due. Safe as they are.
         """
         async with self._database.connection() as connection:
-            done = await connection.execute(sql.LOOKED_AT, MAX_LOOKS)
+            done = await connection.execute(sql.LOOKED_AT, MAX_LOOKS, self._silence.margin)
         return int(done.split()[-1])
 
     async def close_overdue(self, longest: timedelta) -> int:

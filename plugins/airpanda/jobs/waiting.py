@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import timedelta
 from typing import Any
 
 from airpanda.core.errors import NotFoundError
@@ -13,18 +12,16 @@ from airpanda.db.sql import waiting as sql
 from airpanda.jobs.board import Boards, QueueBoard
 from airpanda.jobs.matching import Candidate, Lack, Offered, Refusal, ban_of, ranked, refusal, room, user_priority
 from airpanda.jobs.removed import not_found
+from airpanda.jobs.silence import Silence
 from airpanda.messages import JobStatus, WaitingView
-
-SUSPECTED_AFTER = 0.8
-"""Of the lease: two minutes of the default."""
 
 
 class Waiting:
     """Answers for one job. Reads only."""
 
-    def __init__(self, database: Database, boards: Boards, *, lease: timedelta) -> None:
+    def __init__(self, database: Database, boards: Boards, *, silence: Silence) -> None:
         self._database = database
-        self._lease_s = lease.total_seconds()
+        self._silence = silence
         self._boards = boards
 
     async def why(
@@ -39,9 +36,8 @@ class Waiting:
             NotFoundError: no such job for this caller.
         """
         row = await self.job(panda_id, owners=owners)
-        says = _of_status(row, self._lease_s) or _of_credential(
-            row
-        )  # archived jobs are final: of them nothing else is asked
+        # Archived jobs are final: of them nothing else is asked.
+        says = _of_status(row, self._silence) or _of_credential(row)
         if not says and slot is None:
             says = f"queue {row['queue']} is offline or not configured any more: submit again to another one"
         if not says and slot is not None:
@@ -109,13 +105,13 @@ def _capped(mine: Candidate, board: QueueBoard) -> Refusal | None:
     return found if isinstance(found, Refusal) else None
 
 
-def _of_status(row: Any, lease_s: float) -> str:
+def _of_status(row: Any, silence: Silence) -> str:
     status = JobStatus(row["status"])
     if status is JobStatus.ACTIVATED:
         return ""
     if row["pilot_id"] is not None:
         stop = ", which is to stop it" if row["command"] == "tobekilled" else ""
-        silent = _silence(lease_s, row["lease_left_s"])
+        silent = _suspected(silence, row["lease_left_s"])
         return f"it does not wait: it is {status}, with pilot {row['pilot_id']}{stop}{silent}"
     if status.is_final:
         reason = f": {row['change_reason']}" if row["change_reason"] else ""
@@ -123,13 +119,13 @@ def _of_status(row: Any, lease_s: float) -> str:
     return f"it is {status}, and not ready for pilots yet"
 
 
-def _silence(lease_s: float, left_s: float) -> str:
+def _suspected(silence: Silence, left_s: float) -> str:
     """What is said of a pilot that should have spoken long ago; empty of others."""
-    silent_s = lease_s - left_s
-    if silent_s < SUSPECTED_AFTER * lease_s:
+    silent_s = silence.of(left_s)
+    if silent_s is None:
         return ""
     when = f"{max(0.0, left_s):.0f} s from now"
-    return f", which has said nothing for {silent_s:.0f} s: the job is given to another one {when}"
+    return f", which is suspected: it has said nothing for {silent_s:.0f} s, and the job is given to another one {when}"
 
 
 def _of_credential(row: Any) -> str:

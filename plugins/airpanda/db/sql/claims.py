@@ -37,7 +37,7 @@ WITH served AS MATERIALIZED (
 ), leased AS (
     UPDATE panda_job j
     SET status = 'sent', pilot_id = a.pilot_id, lease_digest = a.lease_digest, lease_expires_at = now() + $7::interval,
-        check_at = now() + $7::interval, command = '', changed_by = 'pilot:' || a.pilot_id, change_reason = ''
+        check_at = now() + $13::interval, command = '', changed_by = 'pilot:' || a.pilot_id, change_reason = ''
     FROM numbered n JOIN asked a USING (place) WHERE j.panda_id = n.panda_id
     RETURNING j.panda_id, j.task_id, j.attempt_nr, j.credential_id, j.activated_xid, j.lease_digest, j.lease_expires_at,
               j.memory_mib, j.walltime_s, a.nr, a.pilot_id, a.node

@@ -144,11 +144,11 @@ WHERE j.pilot_id IS NOT NULL AND j.check_at <= now() AND j.changed_at < now() - 
 ORDER BY j.check_at LIMIT $1 FOR UPDATE OF j SKIP LOCKED
 """
 
-# The others of them are alive: not to be looked at before their lease as it is now could end.
+# The others of them are alive: not to be looked at before they could be suspected, which is $2 before their lease ends.
 LOOKED_AT = """
-UPDATE panda_job SET check_at = lease_expires_at
+UPDATE panda_job SET check_at = lease_expires_at - $2::interval
 WHERE panda_id IN (SELECT panda_id FROM panda_job
-                   WHERE pilot_id IS NOT NULL AND check_at <= now() AND lease_expires_at > now()
+                   WHERE pilot_id IS NOT NULL AND check_at <= now() AND lease_expires_at > now() + $2
                    ORDER BY check_at LIMIT $1 FOR UPDATE SKIP LOCKED)
 """
 
