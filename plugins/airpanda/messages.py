@@ -94,7 +94,7 @@ Size = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 
 # A host, never "user:password@": a URL is shown to people.
 _REMOTE = r"(?:https|davs|root)://[A-Za-z0-9.\[\]:_-]+(?:/[!-~]*)?|file:///[!-~]*"
-_STORED = r"panda:[0-9]{1,18}/[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}"
+_STORED = r"panda:(?:[0-9]{1,18}/[A-Za-z0-9_][A-Za-z0-9._+-]{0,249}|sandbox/[0-9a-f]{64})"
 RemoteUrl = Annotated[str, Field(max_length=4096, pattern=rf"^(?:{_REMOTE})$")]
 FileSource = Annotated[str, Field(max_length=4096, pattern=rf"^(?:{_STORED}|{_REMOTE})$")]
 
@@ -367,10 +367,11 @@ class AuditEntry(Message):
 class InputFile(Message):
     """A file the payload finds in its sandbox.
 
-    ``source`` is ``panda:<PandaID>/<lfn>``, an output of another job; or the URL of a file that the pilot fetches with
-    the owner's proxy: ``https``, ``davs``, ``root``, or ``file`` on the node. What is said of size and checksums
-    (Adler-32 and SHA-256 in hexadecimal) must hold for what arrives. A pilot that cannot move files from or to URLs
-    says so before the payload starts.
+    ``source`` is ``panda:<PandaID>/<lfn>``, an output of another job; ``panda:sandbox/<SHA-256>``, what a client has
+    uploaded for the same owner (``SandboxView``); or the URL of a file that the pilot fetches with the owner's proxy:
+    ``https``, ``davs``, ``root``, or ``file`` on the node. What is said of size and checksums (Adler-32 and SHA-256 in
+    hexadecimal) must hold for what arrives. A pilot that cannot move files from or to URLs says so before the payload
+    starts.
     """
 
     lfn: Lfn
@@ -573,6 +574,16 @@ class FileView(Message):
     access: Literal["owner", "vo"]
     adler32: str = ""
     url: str = ""
+
+
+class SandboxView(Message):
+    """PUT ``/v1/file/sandbox/{owner}/{sha256}``: what was uploaded. ``source`` is that of an input of its owner's."""
+
+    owner: str
+    sha256: str
+    size: int
+    adler32: str
+    source: str
 
 
 class JobStatusView(Message):

@@ -46,6 +46,13 @@ def _audit(text: str) -> timedelta | None:
     return value
 
 
+def _sandbox(text: str) -> timedelta | None:
+    value = _seconds_or_ever(text)
+    if value is not None and value < SHORTEST_SANDBOX:
+        raise ValueError(f"must be 0 (for ever) or at least {int(SHORTEST_SANDBOX.total_seconds())} seconds")
+    return value
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value <= 0:
@@ -84,6 +91,9 @@ SHORTEST_REMOVAL = timedelta(days=1)
 SHORTEST_AUDIT = timedelta(days=90)
 """The database keeps what is younger, too."""
 
+SHORTEST_SANDBOX = timedelta(hours=1)
+"""Between the upload and the jobs that name it."""
+
 STATE_TIMEOUTS: Mapping[str, timedelta] = MappingProxyType(
     {
         "activated": timedelta(days=7),
@@ -107,7 +117,8 @@ class Settings:
     where credentials may lie; empty: anywhere. ``*_rate``: requests a second of one caller, 0 for no limit.
     ``suspect_after``: the silence that people are told of; None: four fifths of ``lease``.
     ``state_timeouts``: how long a job may be in a state. ``archive_after``, ``remove_after`` (since the last change of
-    a panda task) and ``audit_after``: how long things are kept and where; None: for ever.
+    a panda task), ``audit_after`` and ``sandbox_after`` (since its upload, unless an open panda task needs it): how
+    long things are kept and where; None: for ever.
     ``campaign_schedule``: of the DAG production_campaign, which reads it itself.
     """
 
@@ -119,6 +130,7 @@ class Settings:
     suspect_after: timedelta | None = None
     token_lifetime: timedelta = timedelta(days=2)
     max_upload_bytes: int = 2 * 1024**3
+    max_sandbox_bytes: int = 100 * 1024**2
     myproxy_servers: tuple[str, ...] = ()
     pilot_rate: float = 50.0
     client_rate: float = 200.0
@@ -127,6 +139,7 @@ class Settings:
     archive_after: timedelta | None = timedelta(days=7)
     remove_after: timedelta | None = timedelta(days=365)
     audit_after: timedelta | None = timedelta(days=730)
+    sandbox_after: timedelta | None = timedelta(days=7)
     campaign_schedule: str = ""
 
     @property
@@ -178,6 +191,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "suspect_after": _seconds,
     "token_lifetime": _seconds,
     "max_upload_bytes": _positive,
+    "max_sandbox_bytes": _positive,
     "myproxy_servers": _servers,
     "pilot_rate": _rate,
     "client_rate": _rate,
@@ -186,5 +200,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "archive_after": _seconds_or_ever,
     "remove_after": _removal,
     "audit_after": _audit,
+    "sandbox_after": _sandbox,
     "campaign_schedule": str,
 }

@@ -549,6 +549,35 @@ class File(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class Sandbox(Base):
+    """What a client has uploaded as an input of an owner's jobs; ``blob`` is its path below the file store.
+
+    ``used_at``: last uploaded, or asked whether it is there. ``removing``: nobody may refer to it any more.
+    """
+
+    __tablename__ = "panda_sandbox"
+    __table_args__ = (UniqueConstraint("owner", "sha256"), UniqueConstraint("blob"))
+    sandbox_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    owner: Mapped[str]
+    sha256: Mapped[bytes]
+    size: Mapped[int]
+    adler32: Mapped[str]
+    blob: Mapped[str]
+    uploaded_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    used_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    removing: Mapped[bool] = mapped_column(server_default=text("false"))
+
+
+class TaskSandbox(Base):
+    """Whose jobs name which sandbox: what a panda task still needs is not removed."""
+
+    __tablename__ = "panda_task_sandbox"
+    __table_args__ = (Index("panda_task_sandbox_task_ix", "task_id"),)
+    sandbox_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    task_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
 class Batch(Base):
     """Pilots submitted together; written before anything is submitted.
 

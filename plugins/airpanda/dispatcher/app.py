@@ -27,6 +27,7 @@ from airpanda.dispatcher.routes import (
     lists,
     owners,
     retry_rules,
+    sandboxes,
     shares,
 )
 from airpanda.dispatcher.routes import pilots as pilot_routes
@@ -76,8 +77,9 @@ def create_app(
     if pilots:  # the first ones are found first
         app.include_router(pilot_routes.lean)
     app.include_router(jobs.lean)
-    for room in (health, description, owners, credentials, bans, retry_rules, shares, lists, jobs, batches, factory):
+    for room in (health, description, owners, credentials, bans, retry_rules, shares, lists, jobs, sandboxes, batches):
         app.include_router(room.router)
+    app.include_router(factory.router)
     app.include_router(batches.pages)
     app.include_router(queue_routes.router)
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airpanda.core.clock import utcnow
@@ -34,8 +36,20 @@ Caller = PilotIdentity | ClientIdentity | None
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Bound:
+    """How long a body may be, and the option of ``[airpanda]`` that says so, if one does."""
+
+    n_bytes: int
+    option: str = ""
+
+
+_STRANGERS = Bound(MAX_STRANGERS_BYTES)
+
+
 class Limits:
-    """Wraps the app. ``settings.max_upload_bytes`` is for files, which the route counts itself as well.
+    """Wraps the app. ``max_upload_bytes`` of the settings is for pilots' files and ``max_sandbox_bytes`` for clients',
+    which the route counts itself as well.
 
     Who shows no valid bearer token gets ``MAX_STRANGERS_BYTES``: owners with a certificate need no more.
     """
@@ -43,7 +57,8 @@ class Limits:
     def __init__(self, app: ASGIApp, *, issuer: Issuer, settings: Settings) -> None:
         self._app = app
         self._issuer = issuer
-        self._max_upload_bytes = settings.max_upload_bytes
+        self._pilots_file = Bound(settings.max_upload_bytes, "max_upload_bytes")
+        self._clients_file = Bound(settings.max_sandbox_bytes, "max_sandbox_bytes")
         self._rates = {
             PilotIdentity: Rates(settings.pilot_rate),
             ClientIdentity: Rates(settings.client_rate),
@@ -56,14 +71,16 @@ class Limits:
             return
         # Decided by the token's signature alone, before the first byte of the body is read.
         caller = scope[CALLER] = self._issuer.whose(_bearer(scope), utcnow())
-        guard = _Guard(self._limit(scope, caller), receive, send)
+        guard = _Guard(self._bound(scope, caller), receive, send)
         try:
             self._demand_rate(scope, caller)
-            if (announced := _content_length(scope)) is not None and announced > guard.limit:
-                raise _too_large(guard.limit)
+            if (announced := _content_length(scope)) is not None and announced > guard.bound.n_bytes:
+                raise _too_large(guard.bound)
             await self._app(scope, guard.receive, guard.send)
         except HTTPException as error:
             await guard.refuse(error, scope)
+        except ClientDisconnect:  # in the middle of a file: nobody is there to be answered
+            _log.info("the body of %s %s broke off", scope["method"], scope["path"])
         except Exception:
             # The outermost frame: a failure of one request must neither show its text nor end the server.
             _log.exception("unexpected failure of %s %s", scope["method"], scope["path"])
@@ -79,15 +96,17 @@ class Limits:
             retry = {"Retry-After": str(math.ceil(wait_s))}
             raise HTTPException(429, "more requests than one caller may send: send the rest later", retry | _CLOSE)
 
-    def _limit(self, scope: Scope, caller: Caller) -> int:
-        path = scope["path"]
+    def _bound(self, scope: Scope, caller: Caller) -> Bound:
+        path, is_file = scope["path"], scope["method"] == "PUT"
         if isinstance(caller, PilotIdentity):
-            if scope["method"] == "PUT":
-                return self._max_upload_bytes
-            return MAX_BULK_BYTES if path.endswith("/v1/pilot/update_jobs_bulk") else MAX_BODY_BYTES
+            if is_file:
+                return self._pilots_file
+            return Bound(MAX_BULK_BYTES if path.endswith("/v1/pilot/update_jobs_bulk") else MAX_BODY_BYTES)
         if isinstance(caller, ClientIdentity):
-            return MAX_SUBMISSION_BYTES if path.endswith("/v1/job/submit") else MAX_BODY_BYTES
-        return MAX_STRANGERS_BYTES
+            if is_file and "/v1/file/sandbox/" in path:
+                return self._clients_file
+            return Bound(MAX_SUBMISSION_BYTES if path.endswith("/v1/job/submit") else MAX_BODY_BYTES)
+        return _STRANGERS
 
 
 def _key(scope: Scope, caller: Caller) -> object:
@@ -99,8 +118,8 @@ def _key(scope: Scope, caller: Caller) -> object:
 class _Guard:
     """Counts what comes in and notes whether an answer has begun."""
 
-    def __init__(self, limit: int, receive: Receive, send: Send) -> None:
-        self.limit = limit
+    def __init__(self, bound: Bound, receive: Receive, send: Send) -> None:
+        self.bound = bound
         self.started = False
         self._receive = receive
         self._send = send
@@ -121,8 +140,8 @@ class _Guard:
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
-            if self._seen > self.limit:
-                raise _too_large(self.limit)
+            if self._seen > self.bound.n_bytes:
+                raise _too_large(self.bound)
         return message
 
     async def send(self, message: Message) -> None:
@@ -142,11 +161,14 @@ def _bearer(scope: Scope) -> Secret[str]:
     return Secret(token.strip() if scheme.lower() == "bearer" else "")
 
 
-def _too_large(limit: int) -> HTTPException:
-    if limit == MAX_STRANGERS_BYTES:
-        says = f"a body of more than {limit} bytes needs a valid bearer token"
+def _too_large(bound: Bound) -> HTTPException:
+    if bound == _STRANGERS:
+        says = f"a body of more than {bound.n_bytes} bytes needs a valid bearer token"
         return HTTPException(401, says, {"WWW-Authenticate": 'Bearer realm="airpanda"'} | _CLOSE)
-    return HTTPException(413, f"the body is longer than the {limit} bytes that this route takes", _CLOSE)
+    option = f" ([airpanda] {bound.option}, which the service's operators set)" if bound.option else ""
+    return HTTPException(
+        413, f"the body is longer than the {bound.n_bytes} bytes that this route takes{option}", _CLOSE
+    )
 
 
 def _content_length(scope: Scope) -> int | None:

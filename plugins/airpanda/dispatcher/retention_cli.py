@@ -19,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="airpanda retention",
         description="Put what has ended into the archive, and remove what has been there for long, as [airpanda]"
-        " archive_after, remove_after and audit_after say. May be stopped at any time; the next run goes on.",
+        " archive_after, remove_after, audit_after and sandbox_after say. May be stopped at any time; the next run goes"
+        " on.",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what is due, and change nothing")
     arguments = parser.parse_args(argv)

@@ -25,6 +25,7 @@ from airpanda.jobs.pilots import PilotRegistry
 from airpanda.jobs.retention import Keep, Retention
 from airpanda.jobs.retry import Needs
 from airpanda.jobs.retry_rules import RetryRules
+from airpanda.jobs.sandboxes import Sandboxes
 from airpanda.jobs.shares import Shares
 from airpanda.jobs.silence import Silence
 from airpanda.jobs.single import SingleJobs
@@ -83,6 +84,7 @@ class Services:
     pilots: PilotRegistry
     factory: FactoryRegistry
     files: FileStore
+    sandboxes: Sandboxes
     observer: Observer
     single: SingleJobs
     revocations: Revocations
@@ -130,6 +132,7 @@ def make_services(
         return _most(queues().get(name))
 
     settings.file_store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sandboxes = Sandboxes(database, settings.file_store, max_bytes=settings.max_sandbox_bytes)
     return Services(
         settings=settings,
         database=database,
@@ -155,7 +158,8 @@ def make_services(
         reader=JobReader(database),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),
         factory=FactoryRegistry(database),
-        files=FileStore(database, settings.file_store, max_bytes=settings.max_upload_bytes),
+        files=FileStore(database, settings.file_store, sandboxes, max_bytes=settings.max_upload_bytes),
+        sandboxes=sandboxes,
         observer=Observer(database),
         single=SingleJobs(database, boards),
         revocations=Revocations(database),
@@ -164,7 +168,7 @@ def make_services(
 
 def keep_of(settings: Settings) -> Keep:
     """What ``[airpanda]`` says of retention."""
-    return Keep(settings.archive_after, settings.remove_after, settings.audit_after)
+    return Keep(settings.archive_after, settings.remove_after, settings.audit_after, settings.sandbox_after)
 
 
 def _most(queue: QueueLike | None) -> Needs | None:

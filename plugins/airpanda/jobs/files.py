@@ -6,13 +6,8 @@ gives it its name. Whatever an interrupted upload leaves has no name and is remo
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import os
 import secrets
-import zlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,35 +16,26 @@ from airpanda.core.errors import (
     GoneError,
     NotAuthorisedError,
     NotFoundError,
-    RequestError,
     StaleReportError,
 )
 from airpanda.core.identity import Fqan
 from airpanda.db.pool import Database
 from airpanda.db.sql import files as sql
 from airpanda.db.sql import views as views_sql
+from airpanda.jobs.content import Stored, receive
 from airpanda.jobs.removed import not_found
 from airpanda.jobs.reports import Lease
+from airpanda.jobs.sandboxes import SANDBOX, Sandboxes
 from airpanda.messages import LOGS, PILOT_LOG, FileView, InputFile, JobSpec
-
-_CHUNK = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A file that may be read: where, how long, and its SHA-256 in hexadecimal."""
-
-    path: Path
-    size: int
-    sha256: str
 
 
 class FileStore:
     """Files of jobs below ``root`` (0700), which all gateways share."""
 
-    def __init__(self, database: Database, root: Path, *, max_bytes: int) -> None:
+    def __init__(self, database: Database, root: Path, sandboxes: Sandboxes, *, max_bytes: int) -> None:
         self._database = database
         self._root = root
+        self._sandboxes = sandboxes
         self._max_bytes = max_bytes
 
     async def put(self, lease: Lease, lfn: str, content: AsyncIterator[bytes], *, sha256: str) -> FileView:
@@ -63,7 +49,9 @@ class FileStore:
         access = await self._access(lease, lfn)
         path = self._fresh_path(lease.panda_id)
         try:
-            size, adler32 = await self._receive(path, content, sha256)
+            size, adler32 = await receive(
+                path, content, sha256=sha256, max_bytes=self._max_bytes, option="max_upload_bytes"
+            )
             old = await self._publish(lease, lfn, access, path, size, bytes.fromhex(sha256), adler32)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -80,11 +68,14 @@ class FileStore:
             StaleReportError: the lease is not, or no longer, the caller's.
             NotFoundError: the job declares no such input, or the file does not exist (yet).
             NotAuthorisedError: the file is another owner's and not shared with this one's VO.
+            ConflictError: it is on record, and its content is gone.
         """
         async with self._database.connection() as connection:
             reader = await self._leased(connection, lease)
             spec = JobSpec.model_validate_json(reader["spec"])
             source = _stored_source(lease, lfn, spec.inputs)
+            if source.startswith(SANDBOX):
+                return await self._sandboxes.find(connection, reader["owner"], source.removeprefix(SANDBOX))
             panda_id, _, name = source.removeprefix("panda:").partition("/")
             row = await connection.fetchrow(sql.OUTPUT, int(panda_id), name)
             gone = None if row else await not_found(connection, "job", int(panda_id))
@@ -151,33 +142,6 @@ class FileStore:
         folder = self._root / f"{panda_id % 1000:03d}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder / f"{panda_id}-{secrets.token_hex(16)}"
-
-    async def _receive(self, path: Path, content: AsyncIterator[bytes], sha256: str) -> tuple[int, str]:
-        """Write, check and sync the content; answer its size and its Adler-32 in hexadecimal."""
-        found, adler32, size, pending = hashlib.sha256(), 1, 0, bytearray()
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
-
-            def flush() -> None:
-                nonlocal adler32
-                found.update(pending)
-                adler32 = zlib.adler32(pending, adler32)
-                view = memoryview(bytes(pending))
-                while view:
-                    view = view[file.write(view) :]
-                pending.clear()
-
-            async for chunk in content:
-                size += len(chunk)
-                if size > self._max_bytes:
-                    raise RequestError(f"a file is longer than {self._max_bytes} bytes ([airpanda] max_upload_bytes)")
-                pending += chunk
-                if len(pending) >= _CHUNK:
-                    await asyncio.to_thread(flush)
-            await asyncio.to_thread(flush)
-            await asyncio.to_thread(os.fsync, file.fileno())
-        if found.hexdigest() != sha256:
-            raise RequestError("the content's SHA-256 is not the announced one: it was damaged on its way; send again")
-        return size, f"{adler32:08x}"
 
     async def _publish(
         self, lease: Lease, lfn: str, access: str, path: Path, size: int, sha256: bytes, adler32: str

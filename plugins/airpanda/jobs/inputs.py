@@ -13,6 +13,7 @@ from airpanda.core.errors import GoneError, RequestError
 from airpanda.db.sql import files as sql
 from airpanda.jobs.files import may_read
 from airpanda.jobs.removed import not_found
+from airpanda.jobs.sandboxes import SANDBOX
 from airpanda.messages import JobSpec
 
 _STORED = "panda:"
@@ -31,7 +32,7 @@ async def demand_inputs(connection: Any, jobs: Iterable[JobSpec], credential: An
     first: dict[str, str] = {}
     for job in jobs:
         for each in job.inputs:
-            if each.source.startswith(_STORED):
+            if each.source.startswith(_STORED) and not each.source.startswith(SANDBOX):
                 first.setdefault(each.source, job.job_name)
     if not first:
         return

@@ -17,6 +17,8 @@ from typing import Any
 from airpanda.core.errors import ServiceError
 from airpanda.db.pool import Database
 from airpanda.db.sql import retention as sql
+from airpanda.db.sql import sandboxes as sandboxes_sql
+from airpanda.jobs.sandboxes import mark_unused
 from airpanda.jobs.store import job_range
 
 BATCH = 500
@@ -28,12 +30,14 @@ _START = (datetime(1970, 1, 1, tzinfo=UTC), 0)
 class Keep:
     """For how long: ``archive_after`` and ``remove_after`` since the last change of a panda task; None: for ever.
 
-    ``remove_after`` is for batches of pilots that are over, too; ``audit_after`` for the credential log.
+    ``remove_after`` is for batches of pilots that are over, too; ``audit_after`` for the credential log;
+    ``sandbox_after`` for sandboxes that no panda task holds, since their last use.
     """
 
     archive_after: timedelta | None
     remove_after: timedelta | None
     audit_after: timedelta | None
+    sandbox_after: timedelta | None = None
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Done:
     jobs_removed: int = 0
     batches_removed: int = 0
     audit_removed: int = 0
+    sandboxes_removed: int = 0
 
     def __bool__(self) -> bool:
         return any(getattr(self, each.name) for each in fields(self))
@@ -53,8 +58,8 @@ class Done:
     def __str__(self) -> str:
         return (
             f"{self.tasks_archived} panda tasks and {self.jobs_archived} jobs to the archive;"
-            f" {self.tasks_removed} panda tasks, {self.jobs_removed} jobs, {self.batches_removed} batches of pilots and"
-            f" {self.audit_removed} rows of the credential log removed"
+            f" {self.tasks_removed} panda tasks, {self.jobs_removed} jobs, {self.batches_removed} batches of pilots,"
+            f" {self.audit_removed} rows of the credential log and {self.sandboxes_removed} sandboxes removed"
         )
 
 
@@ -78,6 +83,8 @@ class Retention:
             await self._remove_batches(self._keep.remove_after, done)
         if self._keep.audit_after is not None:
             await self._remove_audit(self._keep.audit_after, done)
+        if self._keep.sandbox_after is not None:
+            await self._remove_sandboxes(self._keep.sandbox_after, done)
         return done
 
     async def would(self) -> Done:
@@ -93,6 +100,8 @@ class Retention:
                 done.batches_removed = await connection.fetchval(sql.WOULD_REMOVE_BATCHES, self._keep.remove_after)
             if self._keep.audit_after is not None:
                 done.audit_removed = await connection.fetchval(sql.WOULD_REMOVE_AUDIT, self._keep.audit_after)
+            if self._keep.sandbox_after is not None:
+                done.sandboxes_removed = await connection.fetchval(sandboxes_sql.WOULD_REMOVE, self._keep.sandbox_after)
         return done
 
     @asynccontextmanager
@@ -166,6 +175,16 @@ class Retention:
             if connection is not None:
                 text = await connection.execute(sql.REMOVE_AUDIT, after, AUDIT_BATCH)
                 done.audit_removed += int(text.split()[-1])
+
+    async def _remove_sandboxes(self, after: timedelta, done: Done) -> None:
+        """Marked, then unlinked, then forgotten: after a kill in between the next run finds the mark."""
+        async with self._alone() as connection:
+            marked = {} if connection is None else await mark_unused(connection, after, BATCH)
+        if not marked:
+            return
+        await asyncio.to_thread(_unlink, [self._root / blob for blob in marked.values()])
+        async with self._database.connection() as connection:
+            done.sandboxes_removed += await connection.fetchval(sandboxes_sql.REMOVE, list(marked))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from airpanda.jobs.board import Boards
 from airpanda.jobs.inputs import demand_inputs
 from airpanda.jobs.lanes import follow_credential, gathered, open_lanes, shapes_of
 from airpanda.jobs.retry import Needs, raised_s_within
+from airpanda.jobs.sandboxes import refer
 from airpanda.jobs.store import demand_here, job_range, open_new_attempts, owner_of
 from airpanda.messages import NOBODY_TOOK_IT, JobSubmission, SubmissionReply
 
@@ -93,7 +94,7 @@ class Submissions:
 
         Raises:
             NotFoundError: no such credential of this owner.
-            RequestError: an input that must be another job's output now does not exist.
+            RequestError: an input that must be another job's output now does not exist, or is no sandbox of the owner.
             NotAuthorisedError: such an input is not this owner's to read.
             CredentialError: the credential cannot cover the jobs, serves another panda task, or its owner has not
                 consented to this client and queue. The refusal stands in the audit log.
@@ -132,6 +133,7 @@ class Submissions:
                 if task_id is None:
                     most = _most_of(self._most(str(wanted.queue)), wanted, credential, now)
                     return await _resume(connection, wanted, content, credential, actor, most)
+                await refer(connection, wanted.jobs, owner=wanted.owner, task_id=task_id)
                 await usable.bind(connection, credential, task_id=task_id, n_jobs=len(specs))
                 lanes = await _lanes(connection, wanted, credential)
                 await _insert_jobs(connection, wanted, specs, lanes, task_id, first, actor)

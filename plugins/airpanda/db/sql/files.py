@@ -3,7 +3,7 @@
 from airpanda.db.sql import anywhere
 
 LEASE = """
-SELECT j.panda_id, j.status, s.spec, c.owner_dn, c.fqans
+SELECT j.panda_id, j.status, s.spec, c.owner, c.owner_dn, c.fqans
 FROM panda_job j JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
 WHERE j.panda_id = $1 AND j.attempt_nr = $2 AND j.pilot_id = $3 AND j.lease_digest = $4
 """

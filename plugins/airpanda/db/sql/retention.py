@@ -89,6 +89,7 @@ REMOVE = tuple(
 # A credential that served this panda task alone goes with it; the log of its use stays.
 REMOVE_TASK = (
     "DELETE FROM panda_task_scripts WHERE task_id = $1",
+    "DELETE FROM panda_task_sandbox WHERE task_id = $1",
     "DELETE FROM panda_task_count WHERE task_id = $1",
     "DELETE FROM panda_consent c USING panda_credential d"
     " WHERE d.task_id = $1 AND d.scope <> 'user' AND d.expires_at < now() AND c.credential_id = d.credential_id",

@@ -14,7 +14,7 @@ from airpanda.dispatcher.lean import LeanRoute
 from airpanda.dispatcher.problems import problem_of
 from airpanda.dispatcher.routes import AttemptNr, Id, JobIds, LfnInPath
 from airpanda.dispatcher.services import QueueLike, Services
-from airpanda.jobs.files import Stored
+from airpanda.jobs.content import Stored
 from airpanda.jobs.reports import Lease
 from airpanda.messages import (
     AcquiredJob,

@@ -576,6 +576,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("kind", "first_id", name=op.f("panda_removed_pkey")),
     )
     op.create_table(
+        "panda_sandbox",
+        sa.Column("sandbox_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("adler32", sa.Text(), nullable=False),
+        sa.Column("blob", sa.Text(), nullable=False),
+        sa.Column("uploaded_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("removing", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.PrimaryKeyConstraint("sandbox_id", name=op.f("panda_sandbox_pkey")),
+        sa.UniqueConstraint("owner", "sha256", name=op.f("panda_sandbox_owner_sha256_key")),
+        sa.UniqueConstraint("blob", name=op.f("panda_sandbox_blob_key")),
+    )
+    op.create_table(
+        "panda_task_sandbox",
+        sa.Column("sandbox_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("task_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.PrimaryKeyConstraint("sandbox_id", "task_id", name=op.f("panda_task_sandbox_pkey")),
+    )
+    op.create_index("panda_task_sandbox_task_ix", "panda_task_sandbox", ["task_id"], unique=False)
+    op.create_table(
         "panda_task_scripts",
         sa.Column("task_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("scripts", sa.Text(), nullable=False),
@@ -614,6 +637,9 @@ def downgrade() -> None:
     op.drop_table("panda_lane")
     op.drop_table("panda_task_count")
     op.drop_table("panda_task_scripts")
+    op.drop_index("panda_task_sandbox_task_ix", table_name="panda_task_sandbox")
+    op.drop_table("panda_task_sandbox")
+    op.drop_table("panda_sandbox")
     op.drop_table("panda_removed")
     op.drop_table("panda_archived_job")
     op.drop_index("panda_task_archived_ix", table_name="panda_task", postgresql_where=sa.text("in_archive"))
