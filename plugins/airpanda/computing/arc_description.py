@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from xml.etree import ElementTree
 
+from airpanda.computing.pilot_script import pilot_script
 from airpanda.computing.queues import PandaQueue
 
 LOG = "pilot.log"
@@ -29,9 +30,8 @@ _NAME = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})")
 
 # The session directory becomes passable for the sandboxes of payload accounts; what is in it stays 0700 and 0600. A
 # batch system that kills the job's script alone leaves this shell with another parent, and ARC's fork back-end does
-# not even kill that: the pilot is asked to end when its parent or its session directory has gone. A caught signal is
-# reset in the pilot; an ignored one would stay ignored. The shell outlives TERM to clean up. What differs between the
-# pilots of a batch stands between the two parts: what is the same is packed once.
+# not even kill that: the pilot is asked to end when its parent or its session directory has gone. What differs between
+# the pilots of a batch stands between the two parts: what is the same is packed once.
 _BEFORE = """\
 umask 077
 fail() {{ echo "airpanda: $1" >&2; exit 71; }}
@@ -44,31 +44,11 @@ printf '%s' {wrapper} >wrapper.sh && printf '%s' """
 _AFTER = """\
  | sed "s|{mark}|$proxy|" >pilot.json ||
     fail "the pilot cannot be unpacked"
-run() {{
-    exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
-        sh ./wrapper.sh --code {code} --python {python} "$@"
-}}
-(run pilot.json) &
-pilot=$!
-trap 'kill -TERM "$pilot" 2>/dev/null' TERM INT HUP QUIT USR1 USR2 XCPU
-(
-    trap - TERM INT HUP QUIT USR1 USR2 XCPU
-    while sleep 2; do
-        read -r _ _ _ parent _ <"/proc/$$/stat" && [ "$parent" = "$PPID" ] && [ -e ../start.sh ] ||
-            {{ kill -TERM "$pilot"; exit; }}
-    done
-) 2>/dev/null &
-watcher=$!
-while :; do
-    wait "$pilot"
-    code=$?
-    kill -0 "$pilot" 2>/dev/null || break
-done
-kill "$watcher" 2>/dev/null
-rm -f pilot.json
-[ ! -f sweep.json ] || (run sweep.json --sweep)
-exit "$code"
 """
+_WATCH = """\
+while read -r _ _ _ parent _ <"/proc/$$/stat" && [ "$parent" = "$PPID" ] && [ -e ../start.sh ]; do
+        sleep 2
+    done"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +79,7 @@ def start_script(start: PilotStart) -> str:
 
 def _parts(start: PilotStart) -> tuple[str, str, str]:
     """What all pilots of a batch have, what is one's own, and the rest that all have."""
-    after = _AFTER.format(mark=PROXY_MARK, code=shlex.quote(start.code), python=shlex.quote(start.python))
+    after = _AFTER.format(mark=PROXY_MARK) + pilot_script(start.code, start.python, watch=_WATCH)
     return _BEFORE.format(wrapper=shlex.quote(start.wrapper)), shlex.quote(start.json), after
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airpanda.computing.elements import InvalidDescriptionError, PilotJobState, Status
+from airpanda.computing.pilot_script import pilot_script
 from airpanda.computing.queues import KubernetesCE, PandaQueue
 
 MANAGED = "app.kubernetes.io/managed-by=airpanda"
@@ -39,25 +39,6 @@ umask 077
 cd {work} && mkdir -p pilot/tmp && cat {start}/start.sh >start.sh &&
     cat {start}/wrapper.sh >pilot/wrapper.sh && cat {start}/pilot.json >pilot/pilot.json ||
     {{ echo "airpanda: the pilot's files cannot be put in place"; exit 71; }}
-"""
-_START = """\
-umask 077
-cd {work}/pilot || exit 71
-run() {{
-    exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
-        sh ./wrapper.sh --code {code} --python {python} "$@"
-}}
-(run pilot.json) &
-pilot=$!
-trap 'kill -TERM "$pilot" 2>/dev/null' TERM INT HUP QUIT
-while :; do
-    wait "$pilot"
-    code=$?
-    kill -0 "$pilot" 2>/dev/null || break
-done
-rm -f pilot.json
-[ ! -f sweep.json ] || (run sweep.json --sweep)
-exit "$code"
 """
 
 
@@ -156,11 +137,7 @@ def secret(queue: PandaQueue, tag: str, owner_uid: str, wrapper: str, pilots: It
     Raises:
         InvalidDescriptionError: more than a Secret can hold.
     """
-    start = _START.format(
-        work=_WORK_AT,
-        code=shlex.quote(queue.pilot.code),
-        python=shlex.quote(queue.pilot.python),
-    )
+    start = f"umask 077\ncd {_WORK_AT}/pilot || exit 71\n" + pilot_script(queue.pilot.code, queue.pilot.python)
     files = {"start.sh": start, "wrapper.sh": wrapper, **{f"{i}.json": text for i, text in enumerate(pilots)}}
     if sum(len(text.encode()) for text in files.values()) > MAX_SECRET_BYTES:
         raise InvalidDescriptionError(f"a Secret holds {MAX_SECRET_BYTES} bytes, too few for so many pilots")

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from airpanda.computing.dialects.port import CEJob, Dialect
+from airpanda.computing.pilot_script import RECORD_EXIT, pilot_script
 
 _ANSWER = re.compile(r"airpanda-answer ([a-z]+) ?(.*)")
 _FILE = re.compile(r"([A-Za-z0-9_-]{1,64})/(?:([0-9]{1,6})/(exit|cancelled)|(job|copies)):(.*)")
@@ -177,8 +178,6 @@ PROGRAMS = {
     "record": _RECORD,
 }
 
-# A caught signal is reset in the pilot; an ignored one would stay ignored, hence the empty command. The shell outlives
-# TERM to write the exit code.
 _JOB = """\
 #!/bin/sh
 umask 077
@@ -187,17 +186,6 @@ cd -- {directory}/"$index" || exit 71
 [ -s ../job ] || {{ echo {job_id} >"../job.$index" && mv "../job.$index" ../job; }}
 exec >>pilot.log 2>&1
 mkdir -p tmp
-trap : TERM INT HUP QUIT USR1 USR2 XCPU
-run() {{
-    env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
-        sh ../wrapper.sh --code {code} --python {python} "$@"
-}}
-run pilot.json
-code=$?
-rm -f pilot.json
-[ ! -f sweep.json ] || run sweep.json --sweep
-echo "$code" >exit.new && mv exit.new exit
-exit "$code"
 """
 
 
@@ -209,13 +197,8 @@ def command(dialect: Dialect, operation: str, arguments: Sequence[str], data: by
 
 def job_script(dialect: Dialect, directory: str, tag: str, *, code: str, python: str) -> str:
     """What each copy runs. It knows its place from its index, and puts its exit code where ``observe`` looks."""
-    return _JOB.format(
-        index=dialect.index,
-        job_id=dialect.job_id,
-        directory=shlex.quote(f"{directory}/{tag}"),
-        code=shlex.quote(code),
-        python=shlex.quote(python),
-    )
+    start = _JOB.format(index=dialect.index, job_id=dialect.job_id, directory=shlex.quote(f"{directory}/{tag}"))
+    return start + pilot_script(code, python, wrapper="../wrapper.sh", passes_signals=False, last=RECORD_EXIT)
 
 
 def identity(pilot_ids: Sequence[int]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +38,7 @@ from airpanda.computing.elements import (
     ThrottledError,
     outcome_of,
 )
+from airpanda.computing.pilot_script import pilot_script
 from airpanda.computing.queues import PandaQueue, ScheddCE
 from airpanda.computing.transports import AnswerLostError, LocalTransport
 from airpanda.core.secret import Secret
@@ -49,26 +49,11 @@ _KEPT_S = 2 * 86400
 _SPOOLED_WITHIN_S = 3600
 # The pilot's secret is a file of its own; HTCondor gives it the mode that it had here, and a sandbox of 0700. Beside
 # that no pilot may make its scratch directory: it gets a directory within, as on ARC.
-_START = """\
+_PUT = """\
 #!/bin/sh
 umask 077
 chmod 711 . && mkdir -p pilot/tmp && mv pilot.json wrapper.sh pilot/ && cd pilot && chmod 600 pilot.json ||
-    {{ echo "airpanda: the pilot's files cannot be put in place"; exit 71; }}
-run() {{
-    exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
-        sh ./wrapper.sh --code {code} --python {python} "$@"
-}}
-(run pilot.json) &
-pilot=$!
-trap 'kill -TERM "$pilot" 2>/dev/null' TERM INT HUP QUIT
-while :; do
-    wait "$pilot"
-    code=$?
-    kill -0 "$pilot" 2>/dev/null || break
-done
-rm -f pilot.json
-[ ! -f sweep.json ] || (run sweep.json --sweep)
-exit "$code"
+    { echo "airpanda: the pilot's files cannot be put in place"; exit 71; }
 """
 
 
@@ -205,10 +190,9 @@ class ScheddElement:
 
     def _send(self, batch: PilotBatch, pilot_ids: Sequence[int], identity: str) -> int:
         pilot = self._queue.pilot
-        start = _START.format(code=shlex.quote(pilot.code), python=shlex.quote(pilot.python))
         texts = [pilot_json(self._queue, batch.tag, p, batch.tokens[p]) for p in pilot_ids]
         files = {
-            "start.sh": start,
+            "start.sh": _PUT + pilot_script(pilot.code, pilot.python),
             "wrapper.sh": self._wrapper,
             **{f"{proc}/pilot.json": text for proc, text in enumerate(texts)},
         }

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from airpanda.computing.dialects.port import BatchSpec, CEJob, ErrorTable
 from airpanda.computing.elements import Limits, PilotJobState
 from airpanda.computing.gram_rsl import is_contact
+from airpanda.computing.pilot_script import RECORD_EXIT, pilot_script
 
 JOB = "gram"
 """The part of a handle that is a job's id elsewhere: GRAM's own is not known before it has answered."""
@@ -26,8 +27,8 @@ JOB = "gram"
 PROXY_MARK = "@proxy@"
 _COPY = re.compile(r"airpanda-copy (started|waiting) ([A-Za-z0-9_-]{1,64})/([0-9]{1,6}) (\S+)")
 
-# The job manager ends a job's process group with TERM, and KILL five seconds later. A caught signal is reset in the
-# pilot; an ignored one would stay ignored. A cancel also reaches a pilot whose contact nobody knows: by its file.
+# The job manager ends a job's process group with TERM, and KILL five seconds later. A cancel also reaches a pilot whose
+# contact nobody knows: by its file.
 _START = """\
 #!/bin/sh
 umask 077
@@ -48,29 +49,6 @@ if grep -q '"{mark}"' pilot.json; then
     esac
     sed "s|{mark}|$X509_USER_PROXY|" pilot.json >pilot.new && mv pilot.new pilot.json || fail "no space for the pilot"
 fi
-run() {{
-    exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
-        sh ../wrapper.sh --code {code} --python {python} "$@"
-}}
-(run pilot.json) &
-pilot=$!
-trap 'kill -TERM "$pilot" 2>/dev/null' TERM INT HUP QUIT USR1 USR2 XCPU
-(
-    trap - TERM INT HUP QUIT USR1 USR2 XCPU
-    until [ -e cancelled ]; do sleep 5; done
-    kill -TERM "$pilot"
-) 2>/dev/null &
-watcher=$!
-while :; do
-    wait "$pilot"
-    code=$?
-    kill -0 "$pilot" 2>/dev/null || break
-done
-kill "$watcher" 2>/dev/null
-rm -f pilot.json
-[ ! -f sweep.json ] || (run sweep.json --sweep)
-echo "$code" >exit.new && mv exit.new exit
-exit "$code"
 """
 
 
@@ -130,10 +108,11 @@ def _job(state: str, tag: str, index: str, contact: str) -> CEJob:
 
 def start_script(directory: str, tag: str, *, code: str, python: str) -> str:
     """What each job runs, with the index of its copy as argument."""
-    return _START.format(
-        directory=shlex.quote(f"{directory}/{tag}"),
-        job=JOB,
-        mark=PROXY_MARK,
-        code=shlex.quote(code),
-        python=shlex.quote(python),
+    start = _START.format(directory=shlex.quote(f"{directory}/{tag}"), job=JOB, mark=PROXY_MARK)
+    return start + pilot_script(
+        code,
+        python,
+        wrapper="../wrapper.sh",
+        watch="until [ -e cancelled ]; do sleep 5; done",
+        last=RECORD_EXIT,
     )

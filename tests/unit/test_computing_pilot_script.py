@@ -1,0 +1,170 @@
+"""The shell that every pilot begins with, run by this machine's /bin/sh."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from airpanda.computing.pilot_script import RECORD_EXIT, SIGNALS, pilot_script
+
+WRAPPER = Path(__file__).resolve().parents[2] / "include/pilot/wrapper.sh"
+# What a wrapper is called with; at a sweep it only says so.
+_SAYS_WHAT = 'printf "[%s]" "$@"; echo; [ "$6" != --sweep ] || exit 9\n'
+_WAITS = "echo pilot $$; while :; do sleep 0.05; done\n"
+Script = Callable[..., str]
+
+
+@pytest.fixture(params=[True, False], ids=["signals are passed", "everybody is signalled"])
+def script(request: pytest.FixtureRequest) -> Script:
+    def make(**options: object) -> str:
+        return pilot_script("/code it's", "/py", passes_signals=request.param, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+@contextmanager
+def started(place: Path, script: str, wrapper: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The script in its directory, with everything it prints in ``out``."""
+    place.joinpath("tmp").mkdir()
+    place.joinpath("wrapper.sh").write_text(wrapper)
+    place.joinpath("start.sh").write_text(script)
+    place.joinpath("pilot.json").write_text("the token")
+    environment = {"PATH": "/usr/bin:/bin", "SECRET_OF_SITE": "x"}
+    with place.joinpath("out").open("wb") as out:
+        process = subprocess.Popen(
+            ["/bin/sh", "start.sh"], cwd=place, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def ends(place: Path, script: str, wrapper: str) -> int:
+    with started(place, script, wrapper) as process:
+        return process.wait(60)
+
+
+def said(place: Path) -> str:
+    return place.joinpath("out").read_text()
+
+
+def until(look: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not look():
+        assert time.monotonic() < end, "not reached in time"
+        time.sleep(0.02)
+
+
+def catches(process: subprocess.Popen[bytes], number: signal.Signals) -> bool:
+    """The pilot is on its way some moments before the shell listens."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) & 1 << number - 1)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_the_pilot_is_called_in_a_clean_environment_and_its_code_is_the_scripts(tmp_path: Path, script: Script) -> None:
+    assert ends(tmp_path, script(), _SAYS_WHAT + "cat pilot.json; env; exit 5\n") == 5
+    call, _, environment = said(tmp_path).partition("\n")
+    assert call == "[--code][/code it's][--python][/py][pilot.json]"
+    assert environment.startswith("the token")
+    assert f"\nTMPDIR={tmp_path}/tmp\n" in environment
+    assert "SECRET_OF_SITE" not in environment
+    assert not tmp_path.joinpath("pilot.json").exists()
+
+
+def test_words_of_the_queue_file_are_words_and_no_shell(tmp_path: Path) -> None:
+    assert ends(tmp_path, pilot_script("$(touch x)", "`touch x`;touch x #"), _SAYS_WHAT) == 0
+    assert said(tmp_path) == "[--code][$(touch x)][--python][`touch x`;touch x #][pilot.json]\n"
+    assert not tmp_path.joinpath("x").exists()
+
+
+def test_a_killed_pilot_is_cleaned_up_after_by_its_own_notes(tmp_path: Path, script: Script) -> None:
+    killed = '[ "$6" = --sweep ] || kill -9 $$\n' + _SAYS_WHAT
+    tmp_path.joinpath("sweep.json").touch()
+    assert ends(tmp_path, script(last=RECORD_EXIT), killed) == 128 + 9
+    assert said(tmp_path).endswith("[--code][/code it's][--python][/py][sweep.json][--sweep]\n")
+    assert not tmp_path.joinpath("pilot.json").exists()
+    assert tmp_path.joinpath("exit").read_text() == "137\n"
+
+
+def test_without_notes_there_is_nothing_to_sweep(tmp_path: Path, script: Script) -> None:
+    assert ends(tmp_path, script(), _SAYS_WHAT) == 0
+    assert "sweep" not in said(tmp_path)
+
+
+def test_without_a_token_file_no_pilot_begins(tmp_path: Path, script: Script) -> None:
+    """The wrapper itself is the real one."""
+    assert ends(tmp_path, f"rm pilot.json\n{script()}", WRAPPER.read_text()) == 67
+    assert "configuration 'pilot.json' is no readable file" in said(tmp_path)
+
+
+@pytest.mark.parametrize("name", SIGNALS.split())
+def test_a_signal_to_the_shell_alone_reaches_the_pilot_and_the_shell_outlives_it(tmp_path: Path, name: str) -> None:
+    slow = "trap 'sleep 0.3; exit 6' TERM; touch ready\n" + _WAITS
+    with started(tmp_path, pilot_script("/c", "/p"), slow) as process:
+        number = signal.Signals[f"SIG{name}"]
+        until(lambda: tmp_path.joinpath("ready").exists() and catches(process, number))
+        process.send_signal(number)
+        assert process.wait(60) == 6
+    assert not tmp_path.joinpath("pilot.json").exists()
+
+
+def test_a_pilot_may_need_more_than_one_signal(tmp_path: Path) -> None:
+    twice = "trap 'touch once; trap \"exit 6\" TERM' TERM; touch ready\n" + _WAITS
+    with started(tmp_path, pilot_script("/c", "/p"), twice) as process:
+        for mark in ("ready", "once"):
+            until(lambda file=tmp_path / mark: file.exists() and catches(process, signal.SIGTERM))  # type: ignore[misc]
+            assert tmp_path.joinpath("pilot.json").exists()
+            process.terminate()
+        assert process.wait(60) == 6
+
+
+@pytest.mark.parametrize("name", SIGNALS.split())
+def test_where_everybody_is_signalled_the_shell_outlives_it_and_passes_nothing_on(tmp_path: Path, name: str) -> None:
+    waits = "trap 'exit 6' TERM; touch ready; until [ -e go ]; do sleep 0.05; done; exit 7\n"
+    with started(tmp_path, pilot_script("/c", "/p", passes_signals=False), waits) as process:
+        until(tmp_path.joinpath("ready").exists)
+        process.send_signal(signal.Signals[f"SIG{name}"])
+        tmp_path.joinpath("go").touch()
+        assert process.wait(60) == 7
+    assert not tmp_path.joinpath("pilot.json").exists()
+
+
+def test_what_is_watched_for_ends_the_pilot(tmp_path: Path) -> None:
+    watched = pilot_script("/c", "/p", watch="until [ -e over ]; do sleep 0.05; done")
+    with started(tmp_path, watched, "trap 'exit 6' TERM; touch ready\n" + _WAITS) as process:
+        until(tmp_path.joinpath("ready").exists)
+        assert process.poll() is None
+        tmp_path.joinpath("over").touch()
+        assert process.wait(60) == 6
+
+
+def test_a_pilot_that_ends_is_watched_no_longer(tmp_path: Path) -> None:
+    watch = 'sh -c "echo \\$PPID" >watcher; while :; do sleep 0.05; done'
+    short = "until [ -s watcher ]; do sleep 0.05; done\n"
+    with started(tmp_path, pilot_script("/c", "/p", watch=watch), short) as process:
+        assert process.wait(60) == 0
+        until(lambda: gone(int(tmp_path.joinpath("watcher").read_text())))
+
+
+def test_the_pilot_itself_ignores_no_signal_that_the_shell_catches(tmp_path: Path, script: Script) -> None:
+    ends(tmp_path, script(), "grep SigIgn /proc/self/status\n")
+    ignored = int(said(tmp_path).split()[1], 16)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGXCPU):
+        assert not ignored & 1 << number - 1, number
