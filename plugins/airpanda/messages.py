@@ -494,6 +494,7 @@ class TaskProgress(Message):
     total: int
     done: bool
     note: Text = ""
+    suspected: int = Field(default=0, description="jobs whose pilot has said nothing for long")
 
 
 class TaskNumbers(Message):
@@ -562,6 +563,7 @@ class JobView(Message):
     attempts: list[AttemptView]
     reason: Text = ""
     logs: list[FileView] = Field(default_factory=list)
+    silent_s: float | None = Field(default=None, description="suspected: its pilot has said nothing for so long")
 
 
 class FileView(Message):
@@ -605,6 +607,7 @@ class JobSummary(JobStatusView):
     max_attempt: int
     changed_at: datetime
     reason: str
+    silent_s: float | None = Field(default=None, description="suspected: its pilot has said nothing for so long")
 
 
 class JobPage(Message):
@@ -630,6 +633,7 @@ class TaskView(Message):
     submitted_by: str
     created_at: datetime
     archived_at: datetime | None = Field(default=None, description="since when its jobs are kept for looking at only")
+    suspected: int = Field(default=0, description="jobs whose pilot has said nothing for long")
 
 
 class TaskPage(Message):

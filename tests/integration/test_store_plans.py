@@ -12,7 +12,7 @@ from support.dispatcher import World, job_database, template_database, world
 from support.postgres import postgres
 
 from airpanda.db.sql import claims as claims_sql
-from airpanda.db.sql import files, observed, retention, views
+from airpanda.db.sql import counts, files, observed, retention, views
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import lanes as lanes_sql
 from airpanda.db.sql import reports as reports_sql
@@ -72,6 +72,8 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
             (sql.SILENT, (500,), "panda_job_check_ix"),
             (sql.OVERDUE, (500, ["running"], [LEASE]), "panda_job_check_ix"),
             (sql.LOOKED_AT, (500, LEASE), "panda_job_check_ix"),
+            (counts.SUSPECTED, ([7], LEASE), "panda_job_check_ix"),
+            (counts.SUSPECTED, (None, LEASE), "panda_job_check_ix"),
             (sql.KILL, (4000, 4100, "x", "y"), "panda_job_pkey"),
             (sql.NEW_ATTEMPTS, (4000, 4100, 1, "x", "y", None), "panda_job_pkey"),
             (lanes_sql.HEADS, ("Q3", [], [], []), "panda_job_claim_ix"),

@@ -35,7 +35,7 @@ def job(**other: Any) -> dict[str, Any]:
     made = {
         "panda_id": 4, "task_id": 7, "job_name": "evgen-9", "owner": "alice", "owner_dn": "/CN=Alice", "queue": "DEMO",
         "status": "failed", "attempt_nr": 1, "max_attempt": 3, "ti": TI, "outputs": [], "attempts": [attempt()],
-        "reason": "exe error 65", "logs": [{"lfn": "payload.log"}],
+        "reason": "exe error 65", "logs": [{"lfn": "payload.log"}], "silent_s": None,
     }  # fmt: skip
     return made | other
 
@@ -44,7 +44,7 @@ def task(**other: Any) -> dict[str, Any]:
     made = {
         "task_id": 7, "task_name": "a_dag.evgen", "owner": "alice", "owner_dn": "/CN=Alice", "queue": "DEMO",
         "n_jobs": 4, "counts": {"finished": 3, "failed": 1}, "done": True, "ti": TI, "submitted_by": "client:airflow",
-        "created_at": "2026-11-28T19:00:00Z",
+        "created_at": "2026-11-28T19:00:00Z", "suspected": 0,
     }  # fmt: skip
     return made | other
 
@@ -105,6 +105,16 @@ BACK = "https://host/below/dags/a_dag/runs/manual__2026-11-28T19%3A52%3A11%2B00%
 )
 def test_links_lead_to_what_is_there_also_below_a_path(path: str, data: Any, lead: set[str]) -> None:
     assert links(path, data) == lead
+
+
+def test_who_is_suspected_is_said_wherever_a_status_stands() -> None:
+    running = job(status="running", attempts=[attempt(status="running", errors=[])])
+    silent = running | {"silent_s": 130.4}
+    for path, data, spoken in (("/v1/job/4", silent, running), ("/v1/task/7/jobs", [silent], [running])):
+        assert "running (suspected: pilot silent for 130 s)" in " ".join(seen(path, data).text.split())
+        assert "(suspected" not in seen(path, spoken).text
+    assert "2: their pilots have said nothing for long" in seen("/v1/task/7", task(suspected=2)).text
+    assert "Suspected" not in seen("/v1/task/7", task()).text
 
 
 def test_a_mapped_task_instance_is_found_again() -> None:

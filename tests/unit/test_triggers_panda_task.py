@@ -13,7 +13,8 @@ from support.http_stub import Answer, http_stub
 
 from airpanda.core.errors import ServiceError
 from airpanda.hooks.panda import PandaHook
-from airpanda.triggers.panda_task import PandaTaskTrigger
+from airpanda.messages import JobStatus, TaskProgress
+from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
 TI = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 2, "ti_id": "u"}
 
@@ -48,6 +49,13 @@ async def test_it_fires_once_when_all_jobs_are_final(monkeypatch: pytest.MonkeyP
         connect(monkeypatch, port=stub.port)
         assert await events(trigger()) == [{"panda_task_id": 7, "done": True, "note": "", "returns": 0}]
     assert len(stub.seen) == 3
+
+
+def test_its_log_says_whose_pilots_are_silent() -> None:
+    now = TaskProgress(task_id=7, counts={JobStatus.FINISHED: 1, JobStatus.RUNNING: 2}, total=3, done=False)
+    assert describe(now) == "1 of 3 jobs final (finished 1, running 2)"
+    for n, says in ((1, ", 1 suspected: its pilot is silent"), (2, ", 2 suspected: their pilots are silent")):
+        assert describe(now.model_copy(update={"suspected": n})) == describe(now) + says
 
 
 async def test_an_absent_dispatcher_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:

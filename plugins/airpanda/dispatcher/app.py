@@ -98,9 +98,10 @@ def configured_app(configured: Configured, *, pilots: bool) -> FastAPI:
 
 
 def _loops(services: Services) -> tuple[Coroutine[Any, Any, None], ...]:
-    longest, lost = services.settings.state_timeouts, services.metrics.jobs_lost.inc
+    longest, metrics = services.settings.state_timeouts, services.metrics
+    lost, suspected = metrics.jobs_lost.inc, metrics.jobs_suspected.set
     return (
-        watch(services.jobs, services.credentials, longest=longest, lost=lost),
+        watch(services.jobs, services.credentials, longest=longest, lost=lost, suspected=suspected),
         keep_counts_short(services.jobs),
         keep_short(services.retention),
     )

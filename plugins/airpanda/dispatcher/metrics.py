@@ -31,6 +31,11 @@ class Metrics:
         self.jobs_lost = Counter(
             "airpanda_jobs_lost", "Jobs taken from silent pilots by this process", registry=self._registry
         )
+        self.jobs_suspected = Gauge(
+            "airpanda_jobs_suspected",
+            "Jobs in the whole store whose pilot has been silent for long, as of this process's last look",
+            registry=self._registry,
+        )
         self.database_away = Counter(
             "airpanda_database_away", "Answers of 503 because the database was away", registry=self._registry
         )

@@ -22,7 +22,7 @@ _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#18212f}"
     "table{border-collapse:collapse;margin:1rem 0}"
     "td,th{border-bottom:1px solid #ccd3dd;padding:.3rem .8rem .3rem 0;text-align:left;vertical-align:top}"
-    "h1{font-size:1.4rem}h2{font-size:1.1rem}.failed,.cancelled,.closed{color:#b3130c}.finished{color:#0b6b2b}"
+    "h1{font-size:1.4rem}h2{font-size:1.1rem}.failed,.cancelled,.closed{color:#b3130c}.finished{color:#0b6b2b}.suspected{color:#8a5200}"
 )
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 POLICY = f"sandbox allow-downloads; default-src 'none'; style-src 'sha256-{_HASH}'"
@@ -46,8 +46,10 @@ def page_of(path: str, data: Any, *, offset: int = 0) -> str | None:
 
 def _task(task: Mapping[str, Any], _offset: int) -> Markup:
     counts = ", ".join(f"{status} {n}" for status, n in task["counts"].items() if n)
+    silent = task["suspected"]
     said = {
         "Jobs": Markup("{}: {}").format(_A.format(f"{task['task_id']}/jobs", f"all {task['n_jobs']}"), counts),
+        "Suspected": f"{silent}: their pilots have said nothing for long, and may lose them" if silent else "",
         "State": "all jobs are final" if task["done"] else "waits for its jobs",
         "Owner": f"{task['owner']}, {task['owner_dn']}",
         "PanDA queue": task["queue"],
@@ -63,9 +65,9 @@ def _jobs(jobs: Sequence[Mapping[str, Any]], offset: int) -> Markup:
     heads = ("PandaID", "Job", "Status", "Attempt", "PanDA queue", "Node", "Account", "Logs", "Why")
     rows = [
         (
-            _A.format(f"../../job/{job['panda_id']}", job["panda_id"]), job["job_name"], _status(job["status"]),
-            job["attempt_nr"], job["queue"], _last(job).get("node"), _account(_last(job)),
-            _logs(job, "../../job/"), job["reason"],
+            _A.format(f"../../job/{job['panda_id']}", job["panda_id"]), job["job_name"],
+            _status(job["status"], job["silent_s"]), job["attempt_nr"], job["queue"], _last(job).get("node"),
+            _account(_last(job)), _logs(job, "../../job/"), job["reason"],
         )
         for job in jobs
     ]  # fmt: skip
@@ -77,7 +79,7 @@ def _jobs(jobs: Sequence[Mapping[str, Any]], offset: int) -> Markup:
 
 def _job(job: Mapping[str, Any], _offset: int) -> Markup:
     said = {
-        "Status": _status(job["status"]),
+        "Status": _status(job["status"], job["silent_s"]),
         "Why": job["reason"],
         "Owner": f"{job['owner']}, {job['owner_dn']}",
         "PanDA queue": job["queue"],
@@ -159,8 +161,12 @@ def _moment(rfc3339: str | None) -> str:
     return (rfc3339 or "")[:19].replace("T", " ")
 
 
-def _status(status: str) -> Markup:
-    return Markup('<span class="{0}">{0}</span>').format(status)
+def _status(status: str, silent_s: float | None = None) -> Markup:
+    """With what is suspected of the pilot that has the job: it has said nothing for so many seconds."""
+    said = Markup('<span class="{0}">{0}</span>').format(status)
+    if silent_s is None:
+        return said
+    return said + Markup(' <span class="suspected">(suspected: pilot silent for {} s)</span>').format(f"{silent_s:.0f}")
 
 
 def _last(job: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -155,7 +155,7 @@ def make_services(
         retention=Retention(database, settings.file_store, keep_of(settings)),
         metrics=Metrics(),
         submissions=Submissions(database, credentials, boards, most=most),
-        reader=JobReader(database),
+        reader=JobReader(database, silence),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),
         factory=FactoryRegistry(database),
         files=FileStore(database, settings.file_store, sandboxes, max_bytes=settings.max_upload_bytes),

@@ -32,13 +32,23 @@ async def watch(
     longest: Mapping[str, timedelta] = STATE_TIMEOUTS,
     period_s: float = PERIOD_S,
     lost: Callable[[int], None] = lambda _n: None,
+    suspected: Callable[[int], None] = lambda _n: None,
 ) -> None:
-    """Run for ever; failures are logged and the next round tries again. ``lost`` is told how many jobs were taken."""
-    round_nr = 0
+    """Run for ever; failures are logged and the next round tries again.
+
+    Args:
+        lost: is told how many jobs were taken from their pilots.
+        suspected: is told how many are with pilots that are silent for long, and may lose them.
+    """
+    round_nr = n_suspected = 0
     while True:
         try:
             seldom = round_nr % _SELDOM == 0
             lost(await one_round(jobs, longest=longest, closer=seldom))
+            before, n_suspected = n_suspected, await jobs.count_suspected()
+            suspected(n_suspected)
+            if n_suspected > before:
+                _log.warning("%s jobs are with pilots that are suspected: silent for long", n_suspected)
             if seldom:
                 await registry.seal_again()
             round_nr += 1

@@ -25,6 +25,7 @@ from airpanda.jobs import observed
 from airpanda.jobs.board import Boards
 from airpanda.jobs.claims import Claims
 from airpanda.jobs.lanes import lane_with
+from airpanda.jobs.progress import counts_of, progress_of, suspected_of
 from airpanda.jobs.removed import not_found
 from airpanda.jobs.reports import Lease, Reports, notes
 from airpanda.jobs.retry import Needs, Verdict, bounded, changed, covered, explained, judge, rule_of
@@ -224,9 +225,10 @@ class JobStore:
             if task is None:
                 raise await not_found(connection, "task", task_id)
             if request.ti is not None and task["owner_ti"] != owner_of(request.ti):
-                return await progress_of(connection, task, note="another try owns these jobs now: nothing was stopped")
+                note = "another try owns these jobs now: nothing was stopped"
+                return await progress_of(connection, task, self._silence.margin, note=note)
             await connection.execute(sql.KILL, *job_range(task), actor, request.reason[:1000])
-            return await progress_of(connection, task)
+            return await progress_of(connection, task, self._silence.margin)
 
     async def retry(self, task_id: int, *, actor: str) -> TaskProgress:
         """A new attempt for every failed, cancelled or closed job, with a fresh budget.
@@ -245,7 +247,7 @@ class JobStore:
             await demand_here(connection, task)
             await connection.execute(sql.DETACH_TASK, task_id, *job_range(task))
             await open_new_attempts(connection, task, task["credential_id"], actor, "retry on request")
-            progress = await progress_of(connection, task)
+            progress = await progress_of(connection, task, self._silence.margin)
         self._boards.changed()
         return progress
 
@@ -260,6 +262,11 @@ class JobStore:
         if rows:
             self._boards.changed()
         return [row["panda_id"] for row in rows]
+
+    async def count_suspected(self) -> int:
+        """How many jobs are with pilots that are suspected; cheap as long as a watchdog runs."""
+        async with self._database.connection() as connection:
+            return sum((await suspected_of(connection, None, self._silence.margin)).values())
 
     async def end_overdue(self, longest: Mapping[str, timedelta]) -> list[int]:
         """Take jobs that were in a state for too long from their pilots, alive or not. Safe as ``expire``.
@@ -435,7 +442,8 @@ async def demand_here(connection: Any, task: Any) -> None:
     """
     if task["archived_at"] is None:
         return
-    left = task["n_jobs"] - (await progress_of(connection, task)).counts.get(JobStatus.FINISHED, 0)
+    counts = (await counts_of(connection, [task["task_id"]]))[task["task_id"]]
+    left = task["n_jobs"] - counts.get(JobStatus.FINISHED, 0)
     if left:
         raise ArchivedError(
             f"panda task {task['task_id']} is in the archive since {to_wire(task['archived_at'])[:10]}: its {left} jobs"
@@ -451,16 +459,6 @@ async def open_new_attempts(
     await connection.execute(sql.CLOSE_KILLED_ATTEMPTS, *job_range(task))
     done = await connection.execute(sql.NEW_ATTEMPTS, *job_range(task), credential_id, actor, reason, queue)
     return int(done.split()[-1])
-
-
-async def progress_of(connection: Any, task: Any, *, note: str = "") -> TaskProgress:
-    """Counts by state; exact, and as cheap for a million jobs as for one."""
-    rows = await connection.fetch(counts_sql.COUNTS_OF, [task["task_id"]])
-    counts = {JobStatus(row["status"]): row["n"] for row in rows}
-    finals = sum(n for status, n in counts.items() if status.is_final)
-    return TaskProgress(
-        task_id=task["task_id"], counts=counts, total=task["n_jobs"], done=finals == task["n_jobs"], note=note
-    )
 
 
 def _held(row: Any) -> Held:

@@ -9,11 +9,12 @@ from typing import Any
 
 from airpanda.core.errors import NotFoundError
 from airpanda.db.pool import Database
-from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import views as sql
+from airpanda.jobs.progress import counts_of, n_final, progress, progress_of, suspected_of
 from airpanda.jobs.removed import not_found
-from airpanda.jobs.store import job_range, progress_of
+from airpanda.jobs.silence import Silence
+from airpanda.jobs.store import job_range
 from airpanda.messages import (
     AttemptView,
     FileView,
@@ -41,10 +42,11 @@ class LastLog:
 
 
 class JobReader:
-    """Reads only. ``owners`` bounds what a caller sees; None is everything."""
+    """Reads only. ``owners`` bounds what a caller sees; None is everything. ``silence``: who is suspected."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, silence: Silence) -> None:
         self._database = database
+        self._silence = silence
 
     async def job(self, panda_id: int, *, owners: Collection[str] | None) -> JobView:
         """One job.
@@ -53,7 +55,7 @@ class JobReader:
             NotFoundError: there is none, or not for this caller.
         """
         async with self._database.connection() as connection:
-            views = await _views(connection, [panda_id])
+            views = await self._views(connection, [panda_id])
             if not views:
                 raise await not_found(connection, "job", panda_id)
         if owners is not None and views[0].owner not in owners:
@@ -77,19 +79,25 @@ class JobReader:
         async with self._database.connection() as connection:
             first, last = job_range(await self._task(connection, task_id, owners))
             rows = await connection.fetch(sql.JOBS_OF_TASK, first, last, _listed(statuses), limit, offset)
-            return await _views(connection, [row["panda_id"] for row in rows])
+            return await self._views(connection, [row["panda_id"] for row in rows])
 
     async def progress(self, task_id: int, *, owners: Collection[str] | None) -> TaskProgress:
         """Jobs by state. Raises as ``jobs``."""
         async with self._database.connection() as connection:
-            return await progress_of(connection, await self._task(connection, task_id, owners))
+            task = await self._task(connection, task_id, owners)
+            return await progress_of(connection, task, self._silence.margin)
 
     async def progress_of(self, task_ids: Collection[int], *, owners: Collection[str] | None) -> list[TaskProgress]:
-        """The same of several, in one snapshot; those that do not exist for this caller are left out."""
+        """The same of several, the states in one snapshot; those that do not exist for this caller are left out."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(sql.TASKS_OF, list(task_ids), _listed(owners))
-            counts = await _counts(connection, [row["task_id"] for row in rows])
-        return [_progress(row["task_id"], row["n_jobs"], counts[row["task_id"]]) for row in rows]
+            known = [row["task_id"] for row in rows]
+            counts = await counts_of(connection, known)
+            suspected = await suspected_of(connection, known, self._silence.margin)
+        return [
+            progress(row["task_id"], row["n_jobs"], counts[row["task_id"]], suspected.get(row["task_id"], 0))
+            for row in rows
+        ]
 
     async def demand_task(self, task_id: int, *, owners: Collection[str] | None) -> None:
         """Raises as ``jobs``."""
@@ -99,7 +107,7 @@ class JobReader:
     async def task(self, task_id: int, *, owners: Collection[str] | None) -> TaskView:
         """One panda task. Raises as ``jobs``."""
         async with self._database.connection() as connection:
-            (view,) = await _task_views(connection, [await self._task(connection, task_id, owners)])
+            (view,) = await self._task_views(connection, [await self._task(connection, task_id, owners)])
         return view
 
     async def task_page(
@@ -115,7 +123,7 @@ class JobReader:
         """Panda tasks with numbers below ``before``, the newest first; looks at ``limit`` of them."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(sql.TASKS, before, _listed(owners), queue, limit, submitted_by, only_open)
-            tasks = await _task_views(connection, rows)
+            tasks = await self._task_views(connection, rows)
         wanted = [task for task in tasks if not (only_open and task.done)]
         return TaskPage(tasks=wanted, before=tasks[-1].task_id if len(tasks) == limit else None)
 
@@ -131,7 +139,8 @@ class JobReader:
         """Jobs with PandaIDs below ``before``, the newest first; looks at ``PAGE_LOOKS_AT`` of them at most."""
         async with self._database.connection() as connection, connection.transaction(isolation="repeatable_read"):
             wanted = (_listed(owners), _listed(statuses), queue, limit)
-            jobs = [JobSummary(**dict(row)) for row in await connection.fetch(sql.PAGE, before, PAGE_LOOKS_AT, *wanted)]
+            rows = await connection.fetch(sql.PAGE, before, PAGE_LOOKS_AT, *wanted)
+            jobs = [JobSummary(**self._with_silence(row)) for row in rows]
             end = await connection.fetchrow(sql.PAGE_END, before, PAGE_LOOKS_AT)
         if len(jobs) == limit:
             return JobPage(jobs=jobs, before=jobs[-1].panda_id)
@@ -166,6 +175,39 @@ class JobReader:
             raise NotFoundError(f"job {panda_id} has no log yet: no pilot has taken it")
         return LastLog(blob=row["blob"], tail=row["log_tail"])
 
+    async def _task_views(self, connection: Any, tasks: Sequence[Any]) -> list[TaskView]:
+        known = [task["task_id"] for task in tasks]
+        counts = await counts_of(connection, known)
+        suspected = await suspected_of(connection, known, self._silence.margin)
+        return [_task_view(task, counts[task["task_id"]], suspected.get(task["task_id"], 0)) for task in tasks]
+
+    async def _views(self, connection: Any, panda_ids: list[int]) -> list[JobView]:
+        attempts: dict[int, list[AttemptView]] = defaultdict(list)
+        for row in await connection.fetch(sql.ATTEMPTS, panda_ids):
+            fields = {key: value for key, value in row.items() if key in _ATTEMPT_FIELDS}
+            attempts[row["panda_id"]].append(AttemptView(**fields))
+        outputs: dict[int, list[FileView]] = defaultdict(list)
+        for row in await connection.fetch(sql.OUTPUTS, panda_ids):
+            outputs[row["panda_id"]].append(file_view(row))
+        logs: dict[int, list[FileView]] = defaultdict(list)
+        for row in await connection.fetch(sql.LOGS, panda_ids):
+            logs[row["panda_id"]].append(file_view(row))
+        return [
+            JobView(
+                **self._with_silence(row),
+                attempts=attempts[row["panda_id"]],
+                outputs=outputs[row["panda_id"]],
+                logs=logs[row["panda_id"]],
+            )
+            for row in await connection.fetch(sql.JOBS, panda_ids)
+        ]
+
+    def _with_silence(self, row: Any) -> dict[str, Any]:
+        """A job's row, in which stands for how long its pilot is silent instead of what is left of the lease."""
+        fields = dict(row)
+        left_s = fields.pop("left_s")
+        return fields | {"silent_s": self._silence.of(left_s)}
+
     async def _task(self, connection: Any, task_id: int, owners: Collection[str] | None) -> Any:
         task = await connection.fetchrow(jobs_sql.TASK_BY_ID, task_id)
         if task is None:
@@ -179,49 +221,9 @@ def _listed(names: Collection[str] | None) -> list[str] | None:
     return None if names is None else list(names)
 
 
-async def _task_views(connection: Any, tasks: Sequence[Any]) -> list[TaskView]:
-    counts = await _counts(connection, [task["task_id"] for task in tasks])
-    return [_task_view(task, counts[task["task_id"]]) for task in tasks]
-
-
-async def _counts(connection: Any, task_ids: list[int]) -> dict[int, dict[JobStatus, int]]:
-    counts: dict[int, dict[JobStatus, int]] = defaultdict(dict)
-    for row in await connection.fetch(counts_sql.COUNTS_OF, task_ids):
-        counts[row["task_id"]][JobStatus(row["status"])] = row["n"]
-    return counts
-
-
-def _progress(task_id: int, total: int, counts: dict[JobStatus, int]) -> TaskProgress:
-    finals = sum(n for status, n in counts.items() if status.is_final)
-    return TaskProgress(task_id=task_id, counts=counts, total=total, done=finals == total)
-
-
-def _task_view(task: Any, counts: dict[JobStatus, int]) -> TaskView:
-    finals = sum(n for status, n in counts.items() if status.is_final)
+def _task_view(task: Any, counts: dict[JobStatus, int], suspected: int) -> TaskView:
     fields = {key: value for key, value in task.items() if key in _TASK_FIELDS}
-    return TaskView(**fields, counts=counts, done=finals == task["n_jobs"])
-
-
-async def _views(connection: Any, panda_ids: list[int]) -> list[JobView]:
-    attempts: dict[int, list[AttemptView]] = defaultdict(list)
-    for row in await connection.fetch(sql.ATTEMPTS, panda_ids):
-        fields = {key: value for key, value in row.items() if key in _ATTEMPT_FIELDS}
-        attempts[row["panda_id"]].append(AttemptView(**fields))
-    outputs: dict[int, list[FileView]] = defaultdict(list)
-    for row in await connection.fetch(sql.OUTPUTS, panda_ids):
-        outputs[row["panda_id"]].append(file_view(row))
-    logs: dict[int, list[FileView]] = defaultdict(list)
-    for row in await connection.fetch(sql.LOGS, panda_ids):
-        logs[row["panda_id"]].append(file_view(row))
-    return [
-        JobView(
-            **dict(row),
-            attempts=attempts[row["panda_id"]],
-            outputs=outputs[row["panda_id"]],
-            logs=logs[row["panda_id"]],
-        )
-        for row in await connection.fetch(sql.JOBS, panda_ids)
-    ]
+    return TaskView(**fields, counts=counts, done=n_final(counts) == task["n_jobs"], suspected=suspected)
 
 
 def file_view(row: Any) -> FileView:

@@ -101,7 +101,9 @@ class PandaTaskTrigger(BaseTrigger):
 
 
 def describe(progress: TaskProgress) -> str:
-    """One line: ``12 of 20 jobs final (finished 12, running 2, activated 6)``."""
+    """One line: ``12 of 20 jobs final (finished 12, running 2, activated 6), 1 suspected: its pilot is silent``."""
     final = sum(n for status, n in progress.counts.items() if status.is_final)
     parts = ", ".join(f"{status.value} {n}" for status, n in progress.counts.items() if n)
-    return f"{final} of {progress.total} jobs final ({parts})"
+    whose = "its pilot is" if progress.suspected == 1 else "their pilots are"
+    suspected = f", {progress.suspected} suspected: {whose} silent" if progress.suspected else ""
+    return f"{final} of {progress.total} jobs final ({parts}){suspected}"

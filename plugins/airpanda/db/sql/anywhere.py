@@ -5,10 +5,11 @@ Conditions on ``panda_id`` reach the index of each table.
 
 JOB = """(
     SELECT panda_id, task_id, queue, status, attempt_nr, max_attempt, priority, change_reason, changed_at,
-           NULL::text AS archived_name
+           lease_expires_at, NULL::text AS archived_name
     FROM panda_job
     UNION ALL
-    SELECT panda_id, task_id, queue, status, attempt_nr, max_attempt, priority, change_reason, changed_at, job_name
+    SELECT panda_id, task_id, queue, status, attempt_nr, max_attempt, priority, change_reason, changed_at,
+           NULL::timestamptz, job_name
     FROM panda_archived_job
 )"""
 """``archived_name`` is the job's name where it is archived."""

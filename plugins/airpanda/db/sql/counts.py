@@ -66,6 +66,15 @@ FROM (SELECT task_id, status COLLATE "C" AS status, n FROM panda_task_count WHER
 GROUP BY task_id, status HAVING sum(n) <> 0
 """  # noqa: S608
 
+# Of these panda tasks (NULL: of all together), the jobs of which $2 and less is left of the lease: a range of
+# panda_job_check_ix, in which stand those who are suspected and hardly anybody else.
+SUSPECTED = """
+SELECT task_id, count(*) AS n FROM panda_job
+WHERE pilot_id IS NOT NULL AND check_at <= now() AND lease_expires_at <= now() + $2::interval
+  AND ($1::bigint[] IS NULL OR task_id = ANY ($1))
+GROUP BY task_id
+"""
+
 IS_LONG = f"SELECT count(*) >= $1 FROM (SELECT FROM {FRESH} AS d LIMIT $1) AS first"  # noqa: S608
 
 LANE_COUNTS = f"""

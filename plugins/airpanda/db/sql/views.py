@@ -2,10 +2,13 @@
 
 from airpanda.db.sql import anywhere
 
+# What is left of a lease; NULL without one.
+_LEFT_S = "extract(epoch FROM j.lease_expires_at - now())::float8"
+
 JOBS = f"""
 SELECT j.panda_id, j.task_id, coalesce(s.job_name, j.archived_name) AS job_name, t.owner,
        t.owner_dn, j.queue, j.status, j.attempt_nr, j.max_attempt, t.ti,
-       j.change_reason AS reason
+       j.change_reason AS reason, {_LEFT_S} AS left_s
 FROM {anywhere.JOB} AS j LEFT JOIN panda_job_spec s USING (panda_id) JOIN panda_task t USING (task_id)
 WHERE j.panda_id = ANY ($1::bigint[])
 ORDER BY j.panda_id
@@ -59,7 +62,7 @@ ORDER BY j.panda_id
 PAGE = f"""
 SELECT j.panda_id, j.attempt_nr, j.status, j.task_id, coalesce(s.job_name, j.archived_name) AS job_name, t.owner,
        j.queue, j.priority, j.max_attempt,
-       j.changed_at, j.change_reason AS reason
+       j.changed_at, j.change_reason AS reason, {_LEFT_S} AS left_s
 FROM (SELECT * FROM {anywhere.JOB} AS each WHERE panda_id < $1 ORDER BY panda_id DESC LIMIT $2) AS j
 LEFT JOIN panda_job_spec s USING (panda_id) JOIN panda_task t USING (task_id)
 WHERE ($3::text[] IS NULL OR t.owner = ANY ($3)) AND ($4::text[] IS NULL OR j.status = ANY ($4))
