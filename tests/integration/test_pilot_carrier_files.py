@@ -83,7 +83,7 @@ def test_a_file_over_the_limit_is_not_even_begun(carrier: Carrier, data: Path) -
         file.truncate(10**12)  # sparse
     began = time.monotonic()
     assert carrier.fetch(f"file://{data}/huge", max_bytes=10**11)["why"] == "too-large"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60, "of the hours that it takes to read it"
     assert carrier.left() == []
 
 

@@ -89,7 +89,7 @@ def client_of(url: str, *, ca_dir: Path = Path("/"), proxy: Path | None = None) 
         ca_dir=str(ca_dir),
         proxy=str(proxy) if proxy else None,
         stop=threading.Event(),
-        timeout_s=5.0,
+        timeout_s=30.0,
     )
     try:
         yield made
@@ -222,9 +222,9 @@ def test_it_waits_for_a_dispatcher_that_comes_back_and_no_longer_than_told(job: 
     with server([say(503, Retry_After="1")]) as (url, seen), client_of(url) as client:
         begin = time.monotonic()
         with pytest.raises(ServiceError):
-            client.worker_status({}, patience_s=1.2)
+            client.worker_status({}, patience_s=4.0)
         assert len(seen) >= 2
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20
     with server([say(503), say(503), say(200)]) as (url, seen), client_of(url) as client:
         assert client.worker_status({}, patience_s=20) == ""
         assert len(seen) == 3

@@ -171,12 +171,12 @@ def test_a_carrier_that_does_not_behave_is_ended(rig: Rig, data: Path, monkeypat
     monkeypatch.setattr("airpanda.pilot.transfers.mover.program", lambda: program.encode())
     monkeypatch.setattr("airpanda.pilot.transfers.mover._MAX_SAID", 10**6)
     monkeypatch.setattr(limit, "LEAST_S", 0.2)
-    monkeypatch.setattr("airpanda.pilot.transfers.mover.KILL_GRACE_S", 0.5)
+    monkeypatch.setattr("airpanda.pilot.transfers.mover.KILL_GRACE_S", 10.0)
     monkeypatch.setattr(verdict, "TRIES", 1)
     rig.fake.jobs = [make_job(inputs=[{"lfn": "d", "source": f"file://{data}/in", "size": 1}])]
     began = time.monotonic()
     rig.run()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
     assert first_error(rig.fake)[:2] == (1099, "system")
     assert "the carrier ended with 143" in first_error(rig.fake)[2]
     assert rig.leftovers() == []
@@ -287,7 +287,7 @@ def test_a_signal_lets_an_output_that_is_under_way_arrive(web_rig: Rig, pki: Pki
     with bad_storage(pki, slow_storage(1.5)) as server:
         thread = store_slowly(web_rig, server)
         web_rig.stop._take(signal.SIGTERM, None)
-        thread.join(20)
+        thread.join(60)
     assert web_rig.fake.final.job_status == "finished"
     assert [each.url for each in web_rig.fake.final.stored] == [server.url()]
 
@@ -348,7 +348,7 @@ def test_an_output_that_takes_too_long_after_that_is_given_up(
     """And what lies at its place is left alone: it may be the next attempt's already."""
     monkeypatch.setattr(job, "STOPPING_PATIENCE_S", 0.5)
     web_rig.fake.lease_s = 1.0 if how == "lease" else 60.0
-    with bad_storage(pki, slow_storage(20)) as server:
+    with bad_storage(pki, slow_storage(60)) as server:
         thread = store_slowly(web_rig, server)
         began = time.monotonic()
         if how == "killed":
@@ -357,8 +357,8 @@ def test_an_output_that_takes_too_long_after_that_is_given_up(
             cut_off(web_rig.fake)
         else:
             web_rig.stop._take(signal.SIGTERM, None)
-        thread.join(20)
-        assert time.monotonic() - began < 15
+        thread.join(60)
+        assert time.monotonic() - began < 50
         assert server.methods == ["OPTIONS", "PROPFIND", "PUT"]
     final = web_rig.fake.final
     assert (final.job_status, final.stored) == ("cancelled" if how == "killed" else "failed", [])
@@ -385,7 +385,7 @@ def test_without_a_switch_the_payloads_own_fence_is_around_the_carrier(
 @pytest.mark.parametrize("how", ["killed", "signal", "stale", "lease"])
 def test_nobody_waits_for_a_transfer_that_hangs(web_rig: Rig, pki: Pki, how: str) -> None:
     web_rig.fake.lease_s = 1.0 if how == "lease" else 60.0
-    with bad_storage(pki, lambda h: time.sleep(30)) as server:
+    with bad_storage(pki, lambda h: time.sleep(60)) as server:
         web_rig.fake.jobs = [make_job(inputs=[{"lfn": "d", "source": server.url()}])]
         thread = web_rig.start()
         wait_for(lambda: server.seen)
@@ -398,8 +398,8 @@ def test_nobody_waits_for_a_transfer_that_hangs(web_rig: Rig, pki: Pki, how: str
             cut_off(web_rig.fake)
         else:
             web_rig.stop._take(signal.SIGTERM, None)
-        thread.join(20)
-        assert time.monotonic() - began < 15
+        thread.join(60)
+        assert time.monotonic() - began < 50
     ends = {"killed": "cancelled", "signal": "activated", "stale": "starting", "lease": "failed"}
     assert web_rig.fake.final.job_status == ends[how]
     assert web_rig.switcher.launched == []
@@ -421,8 +421,8 @@ def test_after_the_end_of_the_lease_no_output_is_begun(web_rig: Rig, pki: Pki, m
         outputs = [{"lfn": "d", "destination": server.url()}]
         web_rig.fake.jobs = [make_job(argv=["sh", "-c", "echo x > d"], outputs=outputs)]
         thread = web_rig.start()
-        assert collected.wait(10)
+        assert collected.wait(60)
         cut_off(web_rig.fake)
-        thread.join(20)
+        thread.join(60)
         assert server.methods == []
     assert first_error(web_rig.fake)[0] == 1318

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import signal
 import tarfile
 import threading
@@ -23,6 +24,7 @@ from support.pilot_rig import FakeProxy, Rig
 from airpanda.core.errors import CredentialError, IdentitySwitchError, ServiceError
 from airpanda.glexec.contained import ContainedSwitcher
 from airpanda.glexec.ports import Usage
+from airpanda.glexec.proctree import descendants
 from airpanda.myproxy.errors import (
     CredentialMissingError,
     PolicyDeniedError,
@@ -380,7 +382,7 @@ def test_everything_that_went_wrong_is_told_the_most_telling_first(rig: Rig) -> 
     thread = rig.start()
     rig.fake.wait_for("running")
     rig.stop._take(signal.SIGTERM, None)
-    thread.join(20)
+    thread.join(60)
     found = codes(rig.fake)
     assert found[0] == ("pilot", 1201)
     assert found[-1] == ("pilot", 1137)
@@ -460,13 +462,13 @@ def test_a_kill_command_ends_the_payload(rig: Rig) -> None:
     thread = rig.start()
     rig.fake.wait_for("running")
     rig.fake.command = "tobekilled"
-    thread.join(15)
+    thread.join(60)
     assert rig.fake.statuses == ["starting", "running", "cancelled"]
     assert codes(rig.fake) == [("pilot", 1144)]
 
 
 def test_heartbeats_carry_the_live_log_and_use(rig: Rig) -> None:
-    rig.fake.jobs = [make_job(argv=[SH, "-c", "sleep 1; echo early; sleep 1"])]
+    rig.fake.jobs = [make_job(argv=[SH, "-c", "sleep 1; echo early; sleep 2"])]
     rig.run()
     beats = [report for report in rig.fake.reports if report.job_status == "running"]
     assert len(beats) >= 4
@@ -492,11 +494,12 @@ def test_what_a_person_asks_is_answered_at_once(rig: Rig, what: str, found: str)
     rig.fake.heartbeat_s = 0.5
     thread = rig.start()
     rig.fake.wait_for("running")
-    time.sleep(0.3)
+    wait_for(lambda: any(seen.command == "sleep 61.25" for seen in descendants(os.getpid())))
+    time.sleep(0.3)  # what it has printed is read meanwhile
     rig.fake.debug = what
-    wait_for(lambda: any(report.debug_output for report in rig.fake.reports), 15)
+    wait_for(lambda: any(report.debug_output for report in rig.fake.reports))
     rig.fake.command = "tobekilled"
-    thread.join(15)
+    thread.join(60)
     (answer,) = [report.debug_output for report in rig.fake.reports if report.debug_output]
     assert answer.startswith(what[:100] + " at 20")
     assert found in answer
@@ -512,10 +515,10 @@ def test_a_question_that_cannot_be_answered_is_answered_with_the_reason_and_hold
     class Hangs(FakeSwitcher):
         def launch(self, *args: Any, **options: Any) -> Any:
             if options["label"].endswith(" pilot"):
-                time.sleep(1.0)
+                time.sleep(3.0)
                 raise IdentitySwitchError("the launcher is gone")
             rig.fake.debug = "ps"
-            time.sleep(0.5)
+            wait_for(lambda: not rig.fake.debug)
             return super().launch(*args, **options)
 
     rig.switcher = Hangs()
@@ -524,10 +527,10 @@ def test_a_question_that_cannot_be_answered_is_answered_with_the_reason_and_hold
     rig.fake.wait_for("running")
     rig.fake.debug = "ls"
     before = len(rig.fake.reports)
-    wait_for(lambda: not rig.fake.debug, 15)
+    wait_for(lambda: not rig.fake.debug)
     during = len(rig.fake.reports) - before
     rig.fake.command = "tobekilled"
-    thread.join(15)
+    thread.join(60)
     answers = [report.debug_output.split("\n", 1)[1] for report in rig.fake.reports if report.debug_output]
     assert answers == ["the payload has not started", "the pilot cannot show it: the launcher is gone"]
     assert during >= 5, "heartbeats went on meanwhile"
@@ -545,7 +548,7 @@ def test_a_dispatcher_that_is_down_for_a_while_changes_nothing(rig: Rig) -> None
     rig.fake.wait_for("finished")
     assert rig.fake.files["7/1/payload.log"] == b"survived\n"
     rig.stop._take(signal.SIGTERM, None)
-    thread.join(10)
+    thread.join(60)
 
 
 def test_a_lease_that_ends_unheard_ends_the_payload(rig: Rig) -> None:
@@ -554,12 +557,12 @@ def test_a_lease_that_ends_unheard_ends_the_payload(rig: Rig) -> None:
     thread = rig.start()
     rig.fake.wait_for("running")
     rig.fake.down = True
-    rig.switcher.payloads[0]._process.wait(15)
+    rig.switcher.payloads[0]._process.wait(60)
     rig.fake.down = False
     rig.fake.wait_for("failed")
     assert codes(rig.fake) == [("pilot", 1318)]
     rig.stop._take(signal.SIGTERM, None)
-    thread.join(10)
+    thread.join(60)
 
 
 def test_after_the_end_of_the_lease_no_payload_starts(rig: Rig) -> None:
@@ -574,14 +577,14 @@ def test_after_the_end_of_the_lease_no_payload_starts(rig: Rig) -> None:
     rig.fake.lease_s, rig.retrieve = 1.0, late
     rig.fake.jobs = [make_job(argv=["sleep", "60"])]
     thread = rig.start()
-    assert asked.wait(10)
+    assert asked.wait(60)
     time.sleep(5.5)
     rig.fake.down = False
     rig.fake.wait_for("failed")
     assert codes(rig.fake) == [("pilot", 1318)]
     assert rig.switcher.payloads == []
     rig.stop._take(signal.SIGTERM, None)
-    thread.join(10)
+    thread.join(60)
     assert rig.leftovers() == []
 
 
@@ -590,8 +593,8 @@ def test_a_fenced_attempt_is_stopped_and_not_reported(rig: Rig) -> None:
     thread = rig.start()
     rig.fake.wait_for("running")
     rig.fake.stale = True
-    rig.switcher.payloads[0]._process.wait(15)
-    thread.join(15)
+    rig.switcher.payloads[0]._process.wait(60)
+    thread.join(60)
     assert rig.fake.statuses == ["starting", "running"]
     assert rig.fake.files == {}
     assert rig.leftovers() == []
@@ -605,7 +608,7 @@ def test_a_signal_of_the_batch_system_is_reported_and_everything_cleaned(rig: Ri
     thread = rig.start()
     rig.fake.wait_for("running")
     rig.stop._take(number, None)
-    thread.join(15)
+    thread.join(60)
     assert rig.fake.statuses == ["starting", "running", "failed"]
     assert codes(rig.fake) == [("pilot", code)]
     assert rig.fake.final.errors[0].blame == "site"
@@ -618,7 +621,7 @@ def test_a_signal_while_the_dispatcher_is_away_ends_the_pilot_within_one_grace_t
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Log, pilot's log and final report wait for it together, not one after another."""
-    monkeypatch.setattr(course, "STOPPING_PATIENCE_S", 6.0)
+    monkeypatch.setattr(course, "STOPPING_PATIENCE_S", 10.0)
     monkeypatch.setattr(course, "LEAST_PATIENCE_S", 0.2)
     monkeypatch.setattr(agent, "_STATUS_PATIENCE_S", 0.2)
     rig.fake.jobs = [make_job(argv=["sleep", "60"])]
@@ -627,9 +630,9 @@ def test_a_signal_while_the_dispatcher_is_away_ends_the_pilot_within_one_grace_t
     rig.fake.down = True
     begin = time.monotonic()
     rig.stop._take(signal.SIGTERM, None)
-    thread.join(40)
+    thread.join(60)
     assert not thread.is_alive()
-    assert 5 < time.monotonic() - begin < 14, "and not three times as long"
+    assert 9 < time.monotonic() - begin < 28, "and not three times as long"
     assert rig.code == 128 + signal.SIGTERM
     assert rig.leftovers() == []
 
@@ -682,7 +685,7 @@ def test_the_pilot_retires_before_its_slot_ends(rig: Rig) -> None:
     rig.options["idle_limit_s"] = 60.0
     begin = time.monotonic()
     assert rig.run() == errors.EXIT_OK
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 50
     assert 1 <= rig.fake.offers[0].remaining_time <= 6
     assert "time" in rig.fake.workers[-1].reason
 

@@ -63,10 +63,10 @@ def test_checks_that_others_may_change_are_not_run(rig: Rig, checks: Path, tmp_p
 
 def test_a_check_without_end_is_ended_with_all_it_started(checks: Path, tmp_path: Path) -> None:
     put(checks, "slow", f"sleep 1000 & echo $! > '{tmp_path}/pid'; wait")
-    (answer,) = run_checks(checks, limit_s=1.0)
-    assert (answer["passed"], answer["reason"]) == (False, "it took over 1 s")
+    (answer,) = run_checks(checks, limit_s=3.0)
+    assert (answer["passed"], answer["reason"]) == (False, "it took over 3 s")
     pid = (tmp_path / "pid").read_text().strip()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -120,14 +120,14 @@ def test_versions_are_bounded_and_a_program_that_hangs_is_only_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(hardware, "_VERSION_S", 0.5)
+    monkeypatch.setattr(hardware, "_VERSION_S", 3.0)
     put(tmp_path, "good", "[ $1 = --version ] && printf '\\n  good 1.2\\0\\nmore'")
     put(tmp_path, "hangs", "exec sleep 60")
     put(tmp_path, "fails", "echo broken; exit 1")
     put(tmp_path, "loud", "head -c 100000 /dev/zero | tr '\\0' x")
     begin = time.monotonic()
     found = hardware.versions(("good", "hangs", "fails", "loud", "absent"))
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 40, "of the sixty that it would have slept"
     assert found == {"good": "good 1.2\ufffd", "hangs": "", "fails": "", "loud": "x" * 200}
 
 

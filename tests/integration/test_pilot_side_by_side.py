@@ -64,7 +64,7 @@ def test_eight_run_at_once_and_leave_nothing(rig: Rig) -> None:
     ("asked", "most"), [({"cores": 4}, 2), ({"memory_mib": 300}, 2), ({"disk_mib": 800}, 1), ({"cores": 8}, 1)]
 )
 def test_the_slot_is_never_promised_twice(rig: Rig, asked: dict[str, int], most: int) -> None:
-    spec = {"argv": ["sleep", "0.2"], "memory_mib": 100} | asked
+    spec = {"argv": ["sleep", "0.5"], "memory_mib": 100} | asked
 
     rig.fake.jobs = [make_job(i, **spec) for i in range(4)]
     post = rig.fake.post
@@ -88,7 +88,7 @@ def test_the_slot_is_never_promised_twice(rig: Rig, asked: dict[str, int], most:
 
 def test_the_sites_word_bounds_them(rig: Rig) -> None:
     rig.options["max_payloads"] = 3
-    rig.fake.jobs = [make_job(i, argv=["sleep", "0.3"], memory_mib=10) for i in range(9)]
+    rig.fake.jobs = [make_job(i, argv=["sleep", "0.5"], memory_mib=10) for i in range(9)]
     assert rig.run() == errors.EXIT_OK
     assert running_at_once(rig) == 3
 
@@ -110,12 +110,12 @@ def test_one_bad_end_is_nobody_elses(rig: Rig) -> None:
 def test_a_signal_ends_all_of_them_with_reports(rig: Rig) -> None:
     rig.fake.jobs = [make_job(i, argv=["sleep", "60"], memory_mib=100) for i in range(4)]
     thread = rig.start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while sum(report.job_status == "running" for report in list(rig.fake.reports)) < 4:
         assert time.monotonic() < end
         time.sleep(0.02)
     rig.stop._take(signal.SIGTERM, None)
-    thread.join(30)
+    thread.join(60)
     finals = {report.job_id: [error.code for error in report.errors] for report in rig.fake.reports}
     assert finals == {number: [1201] for number in range(4)}
     assert rig.code == 128 + signal.SIGTERM
@@ -127,7 +127,7 @@ def test_a_drained_pilot_lets_them_end(rig: Rig) -> None:
     thread = rig.start()
     rig.fake.wait_for("running")
     rig.fake.command = "drain"
-    thread.join(30)
+    thread.join(60)
     asked = len(rig.fake.offers)
     rig.fake.jobs.append(make_job(9))
     assert {report.job_status for report in rig.fake.reports if report.errors} == set()
@@ -162,23 +162,24 @@ def test_a_pilot_asks_once_more_when_its_idle_time_is_over(rig: Rig) -> None:
     rig.fake.post = slow  # type: ignore[method-assign]
     rig.options["idle_limit_s"] = 2.0
     thread = rig.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not rig.fake.offers:
         assert time.monotonic() < end
         time.sleep(0.01)
     rig.fake.jobs = [make_job(5, memory_mib=100)]
-    thread.join(30)
+    thread.join(60)
     assert rig.fake.statuses == ["starting", "running", "finished"]
 
 
 def test_an_unreachable_dispatcher_ends_an_idle_pilot_and_says_so(rig: Rig) -> None:
+    rig.options["idle_limit_s"] = 3.0
     thread = rig.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not rig.fake.offers:
         assert time.monotonic() < end
         time.sleep(0.01)
     rig.fake.down = True
-    thread.join(20)
+    thread.join(60)
     assert rig.code == errors.EXIT_COMMUNICATION
 
 

@@ -85,7 +85,7 @@ class FakeDispatcher:
     def final(self) -> m.JobReport:
         return self.reports[-1]
 
-    def wait_for(self, status: str, limit_s: float = 15.0) -> None:
+    def wait_for(self, status: str, limit_s: float = 60.0) -> None:
         end = time.monotonic() + limit_s
         while not any(report.job_status == status for report in self.reports):
             assert time.monotonic() < end, f"{status} was not reported; heard {self.statuses}, {self.errors}"

@@ -205,7 +205,7 @@ def allow_sudo(site: Site) -> None:
         path.chmod(0o440)
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 20) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
     """What the condition gives once it is true; fails after the time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
