@@ -25,11 +25,10 @@ from support.drill import (
     RestartableMyProxy,
     argv_of,
     having,
-    parent_of,
     uid_of,
 )
 from support.launcher import ALICE_UID, BOB_UID, OTHER_UID, PILOT_UID, Site, make_site
-from support.node_processes import descends, processes_of
+from support.node_processes import descends, parent_of, processes_of
 from support.pilot_chain import PILOTS, running_chain
 from support.postgres import Database, postgres
 
@@ -75,8 +74,13 @@ def prey_of(site: Site, word: str) -> dict[str, Prey]:
         here = [pid for pid in having(DAEMON) if descends(pid, site.node.init_pid)]
         return {pid: DAEMON not in argv_of(parent_of(pid)) for pid in here}
 
+    def pilots() -> list[int]:
+        """Not a child of one that is about to exec."""
+        found = [pid for pid in having("airpanda.pilot") if uid_of(pid) == PILOT_UID]
+        return [pid for pid in found if parent_of(pid) not in found]
+
     return {
-        "pilot": lambda: [pid for pid in having("airpanda.pilot") if uid_of(pid) == PILOT_UID],
+        "pilot": pilots,
         "payload": lambda: of_job(ALICE_UID, BOB_UID),
         # The root processes that serve one payload.
         "launcher": lambda: [pid for pid, is_daemon in launchers().items() if not is_daemon],
@@ -91,7 +95,7 @@ def drill(site: Site, job_database: Database, tmp_path: Path) -> Iterator[Drill]
     with tempfile.TemporaryDirectory(prefix="myproxy-") as name:
         myproxy = RestartableMyProxy(site.pki, Path(name))
         try:
-            with running_chain(site, myproxy.process, job_database, tmp_path) as chain:
+            with running_chain(site, myproxy.process, job_database, tmp_path, lease_s=4) as chain:
                 word = f"drill-job-{secrets.token_hex(6)}"
                 yield Drill(chain, myproxy, prey_of(site, word), word)
         finally:

@@ -29,10 +29,10 @@ from support.drill import (
     RestartableMyProxy,
     argv_of,
     having,
-    parent_of,
 )
 from support.launcher import Site
 from support.need import NODE_PYTHON, need_nodes_python, need_program
+from support.node_processes import parent_of
 from support.pilot_chain import PLUGINS, Bare, Place, running_chain
 from support.pki import Pki
 from support.postgres import Database, postgres
@@ -99,7 +99,9 @@ def prey_of(root: Path, word: str) -> dict[str, Prey]:
         return [pid for pid in found if parent_of(pid) not in found]
 
     def pilots() -> list[int]:
-        return [pid for pid, argv in having(str(root)).items() if "from airpanda.pilot.__main__" in argv]
+        """Not a child of one that is about to exec."""
+        found = [pid for pid, argv in having(str(root)).items() if "from airpanda.pilot.__main__" in argv]
+        return [pid for pid in found if parent_of(pid) not in found]
 
     return {
         "pilot": pilots,
@@ -118,7 +120,7 @@ def drill(root: Path, place: Place, job_database: Database, tmp_path: Path) -> I
     directory.mkdir(mode=0o700)
     myproxy = RestartableMyProxy(people.pki, directory)
     try:
-        with running_chain(people, myproxy.process, job_database, tmp_path, place) as chain:
+        with running_chain(people, myproxy.process, job_database, tmp_path, place, lease_s=4) as chain:
             yield Drill(chain, myproxy, prey_of(root, word), word)
     finally:
         myproxy.kill()

@@ -11,7 +11,7 @@ import pytest
 from support.dispatcher import job_database, spec, template_database
 from support.launcher import ALICE_UID, Site, allow_sudo, host_status, make_site, program_of, wait_for
 from support.myproxy_server import CONFIG, start_debian
-from support.node_processes import processes_of
+from support.node_processes import command_of, processes_of
 from support.pilot_chain import Chain, running_chain
 from support.postgres import Database, postgres
 
@@ -57,7 +57,7 @@ def payload(site: Site) -> int:
 
     def look() -> list[int]:
         pids = processes_of(site, ALICE_UID)
-        return [pid for pid in pids if b"611" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in pids if b"611" in command_of(pid)]
 
     return int(wait_for(look, 60)[0])
 

@@ -14,7 +14,7 @@ import pytest
 from support.fake_dispatcher import TOKEN, FakeDispatcher, fake_dispatcher, make_job
 from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, host_status, wait_for
 from support.myproxy_server import ServerProcess
-from support.node_processes import kill_pilots, processes_of
+from support.node_processes import command_of, kill_pilots, processes_of
 from support.pilot_chain import myproxy, site
 
 import airpanda
@@ -158,7 +158,7 @@ def test_the_account_is_what_the_host_sees(chain: Chain) -> None:
     chain.fake.jobs = [chain.job(3, "alice", argv=["sleep", "30.25"])]
     (handle,) = chain.submit("seen").values()
     chain.fake.wait_for("running", 60)
-    (pid,) = [p for p in processes_of(chain.site, ALICE_UID) if b"30.25" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    (pid,) = [p for p in processes_of(chain.site, ALICE_UID) if b"30.25" in command_of(p)]
     assert host_status(pid)["Uid"].split() == [str(ALICE_UID)] * 4
     chain.fake.command = "tobekilled"
     chain.fake.wait_for("cancelled", 30)

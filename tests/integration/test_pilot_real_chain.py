@@ -88,7 +88,7 @@ def test_killing_the_task_ends_the_payload(chain: Chain) -> None:
     begin = time.monotonic()
     chain.call("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "a test"})
     assert chain.wait(task["task_id"]) == {"cancelled": 2}, chain.logs(handles)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 55, "it would have slept for longer"
     assert processes_of(chain.site, BOB_UID) == []
     make_element(chain.queue, WRAPPER).cancel(handles)
     chain.pilots_end(handles)

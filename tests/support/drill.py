@@ -76,7 +76,7 @@ class RestartableMyProxy:
         }
         argv = [self._program, "-c", f"{place}/config", "-s", f"{place}/store", "-l", "127.0.0.1"]
         argv += ["-p", str(self.port), "-P", f"{place}/pid", "-z", f"{place}/port"]
-        subprocess.run(argv, env=environment, check=True, timeout=20)
+        subprocess.run(argv, env=environment, check=True, timeout=60)
         self.pid = int(wait_for(lambda: _text(place / "pid")))
         self.port = int(wait_for(lambda: _text(place / "port")))
 
@@ -226,13 +226,6 @@ def uid_of(pid: int) -> int:
 
 def argv_of(pid: int) -> str:
     return command_of(pid).replace(b"\0", b" ").decode(errors="replace")
-
-
-def parent_of(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError):
-        return 0
 
 
 def _text(path: Path) -> str:

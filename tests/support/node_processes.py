@@ -14,8 +14,9 @@ def processes_of(site: Site, uid: int) -> list[int]:
 
 
 def pilots_of(site: Site, uid: int) -> list[int]:
-    """The pilots themselves, not the keepers that started them."""
-    return [pid for pid in processes_of(site, uid) if b"airpanda.pilot" in command_of(pid)]
+    """The pilots themselves: neither the keepers that started them nor a child of theirs that is about to exec."""
+    found = {pid for pid in processes_of(site, uid) if b"airpanda.pilot" in command_of(pid)}
+    return [pid for pid in sorted(found) if parent_of(pid) not in found]
 
 
 def command_of(pid: int) -> bytes:
@@ -30,6 +31,14 @@ def kill_pilots(site: Site, uid: int) -> None:
     """SIGKILL to all of them."""
     for pid in pilots_of(site, uid):
         os.kill(pid, 9)
+
+
+def parent_of(pid: int) -> int:
+    """0 of one that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError):
+        return 0
 
 
 def descends(pid: int, init: int) -> bool:

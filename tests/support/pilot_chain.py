@@ -39,7 +39,8 @@ from support.postgres import Database
 PLUGINS = Path(airpanda.__file__).parent.parent
 WRAPPER = PLUGINS.parent / "include/pilot/wrapper.sh"
 PILOTS = "/home/pilot/pilots"
-LEASE_S = 4
+LEASE_S = 12
+"""No pilot on a busy machine is silent for so long; whom a test kills is waited for as long."""
 LOCAL = """\
 kind = "local"
 enter = ["{enter}"]
@@ -191,7 +192,7 @@ class Chain:
         self.elements.append(made)
         return made
 
-    def wait(self, task_id: int, limit_s: float = 90) -> dict[str, int]:
+    def wait(self, task_id: int, limit_s: float = 180) -> dict[str, int]:
         found = wait_for(lambda: (p := self.call("GET", f"/v1/task/{task_id}/progress"))["done"] and p, limit_s)
         counts: dict[str, int] = found["counts"]
         return {status: n for status, n in counts.items() if n}
@@ -238,6 +239,7 @@ def running_chain(
     place: Place | None = None,
     *,
     glexec: str = "",
+    lease_s: int = LEASE_S,
 ) -> Iterator[Chain]:
     """A gateway for this database, a queue on this node, and a client that may do everything.
 
@@ -258,7 +260,7 @@ def running_chain(
         "AIRFLOW__AIRPANDA__SIGNING_KEY": str(settings.signing_key),
         "AIRFLOW__AIRPANDA__FILE_STORE": str(settings.file_store),
         "AIRFLOW__AIRPANDA__INCLUDE_DIR": str(directory),
-        "AIRFLOW__AIRPANDA__LEASE": str(LEASE_S),
+        "AIRFLOW__AIRPANDA__LEASE": str(lease_s),
         "AIRFLOW__AIRPANDA__HEARTBEAT_INTERVAL": "1",
     }
     host, key = site.pki.host()
