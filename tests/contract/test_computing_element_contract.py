@@ -57,7 +57,7 @@ def batch(tag: str, *pilots: int) -> PilotBatch:
     return PilotBatch(tag, {pilot: Secret(f"token-of-{pilot}") for pilot in pilots})
 
 
-def until(look: Callable[[], bool], limit_s: float = 20.0) -> None:
+def until(look: Callable[[], bool], limit_s: float = 90.0) -> None:
     end = time.monotonic() + limit_s
     while not look():
         assert time.monotonic() < end, "not reached in time"
@@ -182,8 +182,9 @@ def test_cancel_ends_and_a_repeat_is_no_error(make: Make) -> None:
 
 
 def test_a_cancel_repeated_after_the_grace_time_kills(make: Make) -> None:
-    element = make("trap '' TERM; while :; do sleep 1; done\n")
+    element = make("trap '' TERM; echo ready; while :; do sleep 1; done\n")
     handle = element.submit(batch("k", 1)).handles[1]
+    until(lambda: element.fetch(handle) == b"ready\n")
     element.cancel([handle])
     time.sleep(0.1)
     assert element.status([handle])[handle].state is PilotJobState.RUNNING

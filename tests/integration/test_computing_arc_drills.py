@@ -53,7 +53,7 @@ def relay(rig: ArcRig) -> Iterator[Proxy]:
     relay.close()
 
 
-def through(rig: ArcRig, relay: Proxy, timeout_s: float = 5.0) -> ArcElement:
+def through(rig: ArcRig, relay: Proxy, timeout_s: float = 20.0) -> ArcElement:
     url = f"https://localhost:{relay.port}/arex"
     element = ArcElement(rig.queue(url=url), SLEEP, rig.robot, timeout_s=timeout_s)
     rig.made.append(element)
@@ -86,7 +86,7 @@ def test_a_front_end_without_its_engine_takes_pilots_and_says_so(rig: ArcRig) ->
 
 
 def test_a_lost_answer_is_uncertain_and_a_repeat_adopts(rig: ArcRig, relay: Proxy) -> None:
-    element = through(rig, relay, timeout_s=3)
+    element = through(rig, relay, timeout_s=10)
     before_the_post(element, lambda: setattr(relay, "mute", True))
     with pytest.raises(SubmitUncertainError, match="no whole answer"):
         element.submit(batch("lost", *range(20)))
@@ -200,7 +200,7 @@ def server(pki: Pki) -> ssl.SSLContext:
 
 
 def rest(rig: ArcRig, port: int) -> closing[ArcRest]:
-    return closing(ArcRest(f"https://localhost:{port}/arex", rig.robot, rig.site.pki.ca_dir, timeout_s=5))
+    return closing(ArcRest(f"https://localhost:{port}/arex", rig.robot, rig.site.pki.ca_dir, timeout_s=30))
 
 
 @pytest.mark.parametrize(

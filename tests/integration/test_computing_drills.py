@@ -203,14 +203,14 @@ def test_an_answer_that_is_lost_after_the_request_was_sent_is_adopted(rig: Rig, 
     """The connection breaks while sbatch works: before the job is in, and after."""
     tag = f"lost-{step}"
     mark = rig.site.node.path(Path("/tmp") / tag)
-    script = {"before": f'touch /tmp/{tag}; sleep 1; real "$@"', "after": f'real "$@"; touch /tmp/{tag}; sleep 1'}
+    script = {"before": f'touch /tmp/{tag}; sleep 3; real "$@"', "after": f'real "$@"; touch /tmp/{tag}; sleep 3'}
     with relay(rig) as proxy, rig.replaced("sbatch", script[step]):
         element = rig.element(SLEEP, "ssh", port=proxy.port)
         breaker = threading.Thread(target=lambda: (until(mark.exists), proxy.reset()))
         breaker.start()
         with pytest.raises(SubmitUncertainError):
             element.submit(batch(tag, 1, 2))
-        breaker.join(30)
+        breaker.join(60)
         again = rig.element(SLEEP, "ssh").submit(batch(tag, 1, 2))
     assert again.adopted == {1, 2}
     assert set(rig.element(SLEEP, "local").find(tag)) == set(again.handles.values())

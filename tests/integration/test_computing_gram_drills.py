@@ -105,7 +105,7 @@ def test_the_ce_can_fetch_its_data_and_no_other_file_of_this_machine(rig: GramRi
         for path in {shown} {secret} /etc/shadow /proc/self/environ; do for port in $(seq {first} {first + 3}); do
             timeout 10 globus-url-copy "https://localhost:$port$path" "file://$PWD/got" && cat got; rm -f got
         done; done"""
-    said = element._gram.run(["sh", "-c", script], timeout_s=100)
+    said = element._gram.run(["sh", "-c", script], timeout_s=200)
     assert said.stdout == b"for the CE", said
 
 

@@ -117,7 +117,7 @@ class Rig:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, sign)
         service.process.send_signal(signal.SIGTERM)
-        service.process.wait(30)
+        service.process.wait(90)
 
     def start(self, *names: str) -> None:
         """Start components and wait until they are ready; one that was stopped starts anew."""
@@ -147,12 +147,13 @@ class Rig:
         """End one component as a machine that loses its power: all of its processes in the same moment."""
         service = self.services[name]
         assert service.process is not None
-        lost = descendants(service.process.pid)
+        lost = {process.pid for process in descendants(service.process.pid)}
         assert lost, f"{name} does not run"
         for sign in (signal.SIGSTOP, signal.SIGKILL):
-            for process in lost:
-                os.kill(process.pid, sign)
-        service.process.wait(30)
+            for pid in lost:
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(pid, sign)
+        service.process.wait(60)
 
     def connect(self, connections: dict[str, dict[str, object]]) -> None:
         """Import Connections; they replace those of the same name."""

@@ -201,7 +201,7 @@ class Arc:
         return done.stdout.decode()
 
     def _await_front_end(self) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return

@@ -112,7 +112,7 @@ def batch(tag: str, *pilots: int) -> PilotBatch:
     return PilotBatch(tag, {pilot: Secret(f"token-of-{pilot}") for pilot in pilots})
 
 
-def until(look: Callable[[], bool], limit_s: float = 30.0) -> None:
+def until(look: Callable[[], bool], limit_s: float = 90.0) -> None:
     end = time.monotonic() + limit_s
     while not look():
         assert time.monotonic() < end, "not reached in time"

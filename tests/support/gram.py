@@ -93,7 +93,7 @@ class Gram:
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "GLOBUS_HOSTNAME": "localhost"},
                 start_new_session=True,
             )
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return

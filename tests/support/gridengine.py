@@ -41,7 +41,7 @@ chown {UID}:{UID} /home/pilot
 echo sgehost >{_CELL}/act_qmaster
 echo 'sgehost localhost' >{_CELL}/host_aliases
 sge_qmaster
-for try in 1 2 3 4 5 6 7 8 9 10; do qconf -ss >/dev/null 2>&1 && break; sleep 0.3; done || :
+for try in $(seq 100); do qconf -ss >/dev/null 2>&1 && break; sleep 0.3; done || :
 qconf -ssconf | sed 's/^schedule_interval .*/schedule_interval 0:0:1/
     s/^flush_submit_sec .*/flush_submit_sec 1/; s/^flush_finish_sec .*/flush_finish_sec 1/' >/mnt/sched
 qconf -Msconf /mnt/sched
@@ -72,7 +72,7 @@ sge_execd
         'tmpdir /tmp' 'shell /bin/sh' 'shell_start_mode posix_compliant' 'notify 00:00:02' 'initial_state default'
 }} >/mnt/queue
 qconf -Aq /mnt/queue
-for try in 1 2 3 4 5 6 7 8 9 10; do qhost | grep -q 'sgehost *lx' && break; sleep 0.3; done
+for try in $(seq 100); do qhost | grep -q 'sgehost *lx' && break; sleep 0.3; done
 echo ready
 cat >/dev/null
 """
@@ -119,7 +119,7 @@ def running_gridengine() -> Iterator[GridEngineHost]:
         assert process.stdout is not None
         said = b""
         while not said.endswith(b"ready\n"):
-            assert select.select([process.stdout], [], [], 40)[0], said
+            assert select.select([process.stdout], [], [], 120)[0], said
             data = process.stdout.read1(4096)  # type: ignore[attr-defined]
             assert data, said
             said += data
@@ -128,7 +128,7 @@ def running_gridengine() -> Iterator[GridEngineHost]:
     finally:
         process.stdin.close()  # type: ignore[union-attr]
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

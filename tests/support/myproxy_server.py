@@ -50,7 +50,7 @@ class ServerProcess:
     def client(self, user: str | None = None, **options: object) -> MyProxyClient:
         """Our client, as this user of the PKI or anonymous."""
         credential = ProxyCredential.from_files(*self.pki.user(user)) if user else None
-        arguments: dict[str, object] = {"credential": credential, "timeout": timedelta(seconds=20), **options}
+        arguments: dict[str, object] = {"credential": credential, "timeout": timedelta(seconds=60), **options}
         return MyProxyClient("localhost", self.port, ca_dir=self.pki.ca_dir, **arguments)  # type: ignore[arg-type]
 
     def environment(self, user: str | None = None) -> dict[str, str]:
@@ -82,7 +82,7 @@ def start_debian(pki: Pki, config: str = CONFIG) -> Iterator[ServerProcess]:
             "X509_USER_KEY": str(pki.host().key),
         }
         argv += ["-P", f"{directory}/pid", "-z", f"{directory}/port"]
-        subprocess.run(argv, env=environment, check=True, timeout=20)
+        subprocess.run(argv, env=environment, check=True, timeout=60)
         pid = int(_wait_for(directory / "pid"))
         try:
             yield ServerProcess("debian", int(_wait_for(directory / "port")), pid, directory / "store", pki)
@@ -125,7 +125,7 @@ def _directory(pki: Pki, config: str) -> Iterator[Path]:
 
 
 def _wait_for(path: Path, log: Path | None = None, process: subprocess.Popen[bytes] | None = None) -> str:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (process is None or process.poll() is None):
         text = path.read_text().strip() if path.exists() else ""
         if text:

@@ -58,7 +58,7 @@ def running_redis(home: Path) -> Iterator[Redis]:
     with log.open("wb") as output:
         process = subprocess.Popen([program, home / "redis.conf"], stdin=subprocess.DEVNULL, stdout=output)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not there.answers():
             assert process.poll() is None, f"redis-server ended:\n{tail(log)}"
             assert time.monotonic() < deadline, f"redis-server does not answer:\n{tail(log)}"
@@ -66,4 +66,4 @@ def running_redis(home: Path) -> Iterator[Redis]:
         yield there
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)

@@ -106,7 +106,7 @@ class Slurm:
         """End one daemon; ``start`` brings it back."""
         process = self._daemons.pop(name)
         os.killpg(process.pid, 15)
-        process.wait(20)
+        process.wait(60)
 
     def close(self) -> None:
         for name in reversed(tuple(self._daemons)):
@@ -115,10 +115,10 @@ class Slurm:
     def root(self, *argv: str, stdin: bytes = b"") -> str:
         """The output of a command that the node's root runs."""
         command = [*self.node.root_argv(), *argv]
-        return subprocess.run(command, input=stdin, stdout=subprocess.PIPE, timeout=30).stdout.decode()
+        return subprocess.run(command, input=stdin, stdout=subprocess.PIPE, timeout=120).stdout.decode()
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while not condition():
             assert time.monotonic() < end, what + self.root("tail", "/run/slurm/slurmctld.log", "/run/slurm/slurmd.log")
             time.sleep(0.05)

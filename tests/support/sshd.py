@@ -84,7 +84,7 @@ class Sshd:
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                 start_new_session=True,
             )
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
                 probe.settimeout(5)
@@ -99,7 +99,7 @@ class Sshd:
         if process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, 15)
-            process.wait(20)
+            process.wait(60)
         self.cut()
 
     def cut(self) -> None:
@@ -205,7 +205,7 @@ class Proxy:
 
 def _keygen(path: Path, passphrase: str) -> None:
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "test", "-f", str(path)]
-    subprocess.run(argv, check=True, timeout=20)
+    subprocess.run(argv, check=True, timeout=60)
 
 
 @contextmanager
