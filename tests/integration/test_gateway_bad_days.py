@@ -38,7 +38,7 @@ def _place(
     name = postgres.create_database(f"t_{os.urandom(6).hex()}", template=template_database.name)
     place = GatewayPlace.create(Database(postgres, name), pki, tmp_path_factory.mktemp("gateway"))
     try:
-        place.start("--access-log", "--drain-wait", "2")
+        place.start("--access-log", "--drain-wait", "8")
         yield place
     finally:
         place.kill()
@@ -169,7 +169,7 @@ def test_a_gateway_that_ends_says_so_first_and_serves_on(place: GatewayPlace) ->
         assert good(http.get("/v1/ready"))["status"] == "ready"
         (job,) = good(pilot.post("/v1/pilot/acquire_jobs", json=OFFER))["jobs"]
         place.process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while (ready := http.get("/v1/ready")).status_code == 200:
             assert time.monotonic() < until
             time.sleep(0.05)

@@ -61,7 +61,7 @@ class Gateway:
         context = ssl.create_default_context(capath=str(self.pki.ca_dir))
         if proxy is not None:
             context.load_cert_chain(proxy)
-        return httpx.Client(base_url=self.url, verify=context, trust_env=False)
+        return httpx.Client(base_url=self.url, verify=context, trust_env=False, timeout=60)
 
     def client_headers(self) -> dict[str, str]:
         token = self.issuer.client_token("tests", ["*"], ["*"], timedelta(hours=1), utcnow(), pilots=True)
@@ -231,17 +231,17 @@ async def test_sigterm_lets_running_requests_end(gateway: Gateway, make_proxy: C
     context = ssl.create_default_context(capath=str(gateway.pki.ca_dir))
     context.load_cert_chain(make_proxy("pilot"))
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    async with httpx.AsyncClient(base_url=gateway.url, verify=context, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, verify=context, trust_env=False, timeout=60) as http:
         request = asyncio.create_task(http.post("/v1/pilot/acquire_jobs", content=slow_body(), headers=headers))
-        await asyncio.wait_for(arrived.wait(), 10)
+        await asyncio.wait_for(arrived.wait(), 60)
         await asyncio.sleep(0.3)
         gateway.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.5)
         go_on.set()
-        response = await asyncio.wait_for(request, 20)
+        response = await asyncio.wait_for(request, 60)
     assert response.status_code == 200
     assert len(response.json()["jobs"]) == 1
-    assert await asyncio.to_thread(gateway.process.wait, 20) in (0, -signal.SIGTERM)
+    assert await asyncio.to_thread(gateway.process.wait, 60) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
