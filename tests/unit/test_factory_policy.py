@@ -33,7 +33,7 @@ from airpanda.computing.factory.values import (
     sentence,
     spend,
 )
-from airpanda.computing.queues import FactoryRules, LocalCE, PandaQueue, PilotStart, Slot
+from airpanda.computing.queues import FactoryRules, KubernetesCE, LocalCE, PandaQueue, PilotStart, Slot
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 START = PilotStart(code="/c", dispatcher_url="https://x", ca_dir="/ca", proxy="/p")
@@ -213,6 +213,18 @@ def test_no_pilot_outlives_its_credential(hours: float, n: int) -> None:
     assert sum(sent(found).values()) == n
     if not n:
         assert "credential there ends in 3 h, and a pilot needs it for 3 h" in told(found)[0]
+
+
+def test_where_the_factory_keeps_the_credential_no_pilot_goes_before_it_is_there() -> None:
+    """A site that keeps the pilots' proxy by itself is not waited for."""
+    far = KubernetesCE("kubernetes", "https://k", "/ca", "pilots", "image")
+    keeping = replace(queue(credential="robot"), more_ces={"far": far})
+    ces = (CEView("local:Q", **PROVEN), CEView("far", **PROVEN))
+    found = plan(keeping, view(5, *ces))
+    assert sent(found) == {"far": 5}
+    assert "nothing for local:Q: the pilots' credential 'robot' has not been put there yet" in told(found)
+    there = Memory(ces={"local:Q": CEMemory(credential_end=NOW + timedelta(days=1))})
+    assert set(sent(plan(keeping, view(5, *ces), there))) == {"local:Q", "far"}
 
 
 def test_a_refused_credential_stops_all_elements_and_is_tried_by_one_pilot_later() -> None:

@@ -282,6 +282,8 @@ CE_KINDS: Mapping[
 }
 BRINGS_PROXY = (ArcCE, GramCE)
 """Kinds that give a pilot a proxy of the robot: ``[pilot] proxy`` may be empty."""
+KEEPS_ITS_PROXY = (KubernetesCE, ScheddCE)
+"""Kinds that take no credential from here: the site sees to that of ``[pilot] proxy``."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ from airflow.sdk import conf
 
 from airpanda.computing.elements import ComputingElement, make_element
 from airpanda.computing.queues import ArcCE, BatchCE, GramCE, KubernetesCE, PandaQueue, ScheddCE
+from airpanda.core.clock import utcnow
 from airpanda.core.secret import Secret
 from airpanda.hooks import calls
 from airpanda.hooks.connections import ConnectionHook
 from airpanda.hooks.myproxy import credential_of
 from airpanda.hooks.panda import PandaHook
+from airpanda.x509.proxy import create_proxy
 
 if TYPE_CHECKING:
     from airpanda.computing.ssh import SshLogin
@@ -115,6 +118,11 @@ def robot_credential(conn_id: str) -> ProxyCredential:
         CredentialError: what it names is unreadable or not protected.
     """
     return credential_of(conn_id, ConnectionHook.get_connection(conn_id))
+
+
+def pilots_proxy(conn_id: str, lifetime: timedelta) -> ProxyCredential:
+    """A fresh proxy of the robot that a Connection names. Raises as ``robot_credential``."""
+    return create_proxy(robot_credential(conn_id), lifetime=lifetime, now=utcnow())
 
 
 def _secret(text: str | None) -> Secret[str] | None:

@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from airpanda.hooks.computing import element_of, wrapper_path  # paramiko and Airflow are slow to import
+    # Airflow and what needs it are slow to import.
+    from airpanda.hooks.computing import element_of, pilots_proxy, wrapper_path
     from airpanda.hooks.factory import Factory
 
     with dispatcher_client(arguments) as client:
@@ -37,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
             return send_once(call, client, "of the command line")
 
         wrapper = Path(arguments.include, "pilot", "wrapper.sh") if arguments.include else wrapper_path()
-        factory = Factory(send, element_of, wrapper, "the command line")
+        factory = Factory(send, element_of, wrapper, "the command line", credential_of=pilots_proxy)
         queues = arguments.queues or [state.queue for state in send(calls.factories())]
         code = 0
         for queue in queues:

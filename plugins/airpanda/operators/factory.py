@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 from airflow.sdk import BaseOperator
 
-from airpanda.core.clock import utcnow
 from airpanda.core.errors import ConflictError
 from airpanda.hooks import calls
-from airpanda.hooks.computing import element_of, robot_credential, wrapper_path
+from airpanda.hooks.computing import element_of, pilots_proxy, wrapper_path
 from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.factory import Factory
 from airpanda.hooks.panda import PandaHook
-from airpanda.x509.proxy import create_proxy
-
-if TYPE_CHECKING:
-    from airpanda.x509.credential import ProxyCredential
 
 
 class FactoryQueuesOperator(BaseOperator):
@@ -102,8 +97,3 @@ class PilotFactoryOperator(BaseOperator):
         if left > 1 and not say_only:
             self.defer(trigger=TimeDeltaTrigger(self.pause), method_name="next_cycle", kwargs={"left": left - 1})
         return said
-
-
-def pilots_proxy(conn_id: str, lifetime: timedelta) -> ProxyCredential:
-    """A fresh proxy of the robot that a Connection names. Raises as ``robot_credential``."""
-    return create_proxy(robot_credential(conn_id), lifetime=lifetime, now=utcnow())

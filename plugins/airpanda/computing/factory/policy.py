@@ -22,7 +22,7 @@ from airpanda.computing.factory.values import (
     Waiting,
     span,
 )
-from airpanda.computing.queues import FactoryRules, PandaQueue
+from airpanda.computing.queues import KEEPS_ITS_PROXY, FactoryRules, PandaQueue
 
 SURPLUS_AFTER = timedelta(minutes=5)
 """Pilots that wait without need are cancelled when they have been too many for so long."""
@@ -134,7 +134,10 @@ def _gate(
 def _lifetime(queue: PandaQueue, ce: CEView, known: CEMemory, now: datetime) -> Gate:
     """Never a pilot whose credential ends before it would: its time in the queue, its walltime and a margin."""
     if known.credential_end is None:
-        return Gate(None)
+        name = queue.factory.credential
+        if not name or isinstance(queue.ces.get(ce.name), KEEPS_ITS_PROXY):
+            return Gate(None)
+        return Gate(0, f"the pilots' credential {name!r} has not been put there yet")
     wait = timedelta(seconds=2 * ce.median_queue_s if ce.median_queue_s is not None else 600)
     needs = wait + timedelta(seconds=queue.slot.walltime_s + queue.factory.credential_margin_s)
     left = known.credential_end - now
