@@ -5,6 +5,7 @@ The scripts register as a pilot does, by the token in ``pilot.json``, unless the
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.exceptions import TaskDeferred
 from support.airflow_connection import connect
 from support.dispatcher import ALICE_DN, PILOT_DN, job_database, spec, template_database, ti
-from support.factory_rig import FactoryRig, factory_rig
+from support.factory_rig import FactoryRig, as_toml, factory_rig
 from support.gateway import good
 from support.pki import Pki
 from support.postgres import Database, postgres
@@ -31,6 +32,7 @@ from airpanda.computing.elements import (
     CEUnavailableError,
     ComputingElement,
     Handle,
+    InvalidDescriptionError,
     PilotBatch,
     PilotJobState,
     Status,
@@ -40,12 +42,12 @@ from airpanda.computing.elements import (
 from airpanda.computing.local import LocalElement
 from airpanda.computing.queues import PandaQueue, parse_queue
 from airpanda.core.clock import to_wire, utcnow
-from airpanda.core.errors import ConflictError
+from airpanda.core.errors import ConfigurationError, ConflictError, ServiceError
 from airpanda.core.secret import Secret
 from airpanda.hooks import calls, submission
 from airpanda.hooks import factory as hooks_factory
 from airpanda.hooks.factory import Factory
-from airpanda.messages import BatchIntent, FactoryBegin
+from airpanda.messages import BatchIntent, BatchRecord, FactoryBegin, FactoryView
 from airpanda.operators import factory as operators
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.proxy import create_proxy
@@ -109,18 +111,27 @@ class Site:
     busy_s: float = 0.0
     credential_ends: datetime | None = None
     all_queued: bool = False
+    says: PilotJobState | None = None
+    on_find: Callable[[], object] | None = None
+    max_handles: int = 0
+    purged: list[Handle] = field(default_factory=list)
     task: int = 0
 
     @property
     def factory(self) -> Factory:
         return Factory(
-            self.rig.send,
+            self._send,
             self._element_of,
             self.wrapper,
             "a test",
             credential_of=self.credential_of,
             now=self.clock.now,
         )
+
+    def _send(self, call: calls.Call[Any]) -> Any:
+        """The queue's file says what ``queue`` is; a gateway reads files twice a minute only."""
+        answer = self.rig.send(call)
+        return answer.model_copy(update={"queue": self.queue.to_wire()}) if isinstance(answer, FactoryView) else answer
 
     @property
     def element(self) -> LocalElement:
@@ -139,6 +150,21 @@ class Site:
             return whole(batch)
 
         element.submit = counted  # type: ignore[method-assign]
+        self._bound(element)
+        if self.on_find is not None:
+            then, self.on_find = self.on_find, None
+            find = element.find
+
+            def found_before(tag: str) -> Any:
+                element.find = find  # type: ignore[method-assign]
+                found = find(tag)
+                then()
+                return found
+
+            element.find = found_before  # type: ignore[method-assign]
+        if self.says is not None:
+            said = Status(self.says)
+            element.status = lambda handles: dict.fromkeys(handles, said)  # type: ignore[method-assign]
         if self.credential_ends is not None:
             element.credential_ends = lambda: self.credential_ends  # type: ignore[attr-defined]
         if self.all_queued:
@@ -147,6 +173,26 @@ class Site:
                 for handle, status in self.element.status(handles).items()
             }
         return element
+
+    def _bound(self, element: Any) -> None:
+        """No call carries more than ``max_handles``, as elements demand; what is purged is noted."""
+
+        def bound(name: str) -> None:
+            whole = getattr(element, name)
+
+            def bounded(handles: list[Handle]) -> Any:
+                if len(handles) > element.limits.max_handles:
+                    raise InvalidDescriptionError(f"{len(handles)} handles in one {name}")
+                if name == "purge":
+                    self.purged += handles
+                return whole(handles)
+
+            setattr(element, name, bounded)
+
+        if self.max_handles:
+            element.limits = replace(element.limits, max_handles=self.max_handles)
+        for name in ("status", "cancel", "purge"):
+            bound(name)
 
     def cycle(self) -> list[str]:
         return self.factory.cycle("TEST")
@@ -306,6 +352,76 @@ def test_a_task_s_submission_that_broke_off_and_never_arrived_is_given_up(site: 
     assert site.rig.live() == {}
 
 
+def test_a_task_s_retry_that_comes_between_the_look_and_the_hold_is_adopted(site: Site) -> None:
+    """The element has nothing when the factory looks; then the retry sends, hears no answer, and lets go."""
+    intent = BatchIntent(queue="TEST", n_pilots=2, key="dag/run/task", hold_s=1)
+    site.rig.send(calls.intend_batch(intent))
+    site.rig.time_passes()
+
+    def retry() -> None:
+        intended = site.rig.send(calls.intend_batch(intent))
+        tokens = {each.pilot_id: Secret(each.token.get_secret_value()) for each in intended.pilots}
+        site.element.submit(PilotBatch(intended.tag, tokens))
+        unsure = BatchRecord(state="uncertain", ce="local:TEST", reason="no answer", fence=intended.fence)
+        site.rig.send(calls.record_batch(intended.batch_id, unsure))
+
+    site.on_find = retry
+    assert "2 pilots of batch 1 adopted" in site.cycle()[0]
+    assert len(site.running()) == 2
+    assert sorted(site.rig.live().values()) == sorted(site.running())
+
+
+def test_a_cycle_that_breaks_off_lets_go_of_its_queue(site: Site) -> None:
+    """The dispatcher refuses one call of it; the next cycle need not wait until the hold is over, and remembers."""
+    site.jobs(2)
+    site.busy_s = 300.0
+    site.cycle()
+    site.busy_s = 0.0
+    site.clock.ahead += timedelta(minutes=6)
+
+    def send(call: calls.Call[Any]) -> Any:
+        if call.path == "/v1/batch/intend":
+            raise ServiceError("the dispatcher answers 503")
+        return site.rig.send(call)
+
+    with pytest.raises(ServiceError, match="503"):
+        replace(site.factory, send=send).cycle("TEST")
+    (state,) = site.rig.send(calls.factories())
+    assert state.decisions[-1] == "this cycle broke off, and the next one goes on: the dispatcher answers 503"
+    assert "busy_reason" in site.rig.sql("SELECT memory::text AS text FROM panda_factory")[0]["text"]
+    assert site.submissions == []
+    site.cycle()
+    assert site.submissions == [2]
+
+
+def test_more_pilots_than_one_call_may_carry_are_cancelled_and_tidied_in_parts(site: Site) -> None:
+    site.all_queued, site.max_handles = True, 2
+    site.jobs(5)
+    site.cycle()
+    site.queue = replace(site.queue, state="offline")
+    assert any(line.startswith("cancel 5 pilots") for line in site.cycle())
+    site.until(lambda: site.running() == [])
+    site.cycle()
+    assert site.rig.live() == {}
+    assert len(set(site.purged)) == 5
+    known = site.rig.sql("SELECT memory->'ces'->'local:TEST'->>'refused' AS refused FROM panda_factory")
+    assert known == [{"refused": ""}], "the element takes pilots as before"
+
+
+def test_what_a_pilot_that_speaks_has_is_left_alone_whatever_its_element_says(site: Site) -> None:
+    site.jobs(2)
+    site.cycle()
+    site.register()
+    site.says = PilotJobState.FAILED
+    site.no_jobs()
+    site.cycle()
+    assert (len(site.rig.live()), site.purged) == (2, [])
+    site.rig.sql("UPDATE panda_pilot SET last_seen_at = now() - interval '1 h'")
+    site.cycle()
+    assert site.rig.live() == {}
+    assert len(site.purged) == 2
+
+
 def test_pilots_that_are_on_no_record_are_ended_and_those_of_others_are_not(site: Site) -> None:
     mine = f"ap-{site.rig.gateway.issuer.installation}-0123456789abcdef"
     other = "ap-ffffffff-0123456789abcdef"
@@ -387,6 +503,27 @@ def test_the_pilots_credential_is_kept_fresh_though_nothing_is_submitted(site: S
         site.cycle()
         assert place.read_bytes() == made[1].to_pem().reveal()
         assert [path.name for path in place.parent.glob(".*")] in ([], [".submit.lock"])
+
+
+def test_no_pilot_is_sent_before_its_credential_is_there(site: Site, tmp_path: Path) -> None:
+    """The robot's Connection is wrong from the beginning: a pilot would find no proxy, or somebody's old one."""
+
+    def credential_of(name: str, _lifetime: timedelta) -> ProxyCredential:
+        if broken:
+            raise ConfigurationError(f"the Connection {name!r} names no credential")
+        return create_proxy(issuer, lifetime=timedelta(days=1), now=utcnow())
+
+    broken, issuer = True, ProxyCredential.from_files(*site.rig.gateway.pki.user("pilot"))
+    site.queue = replace(site.queue, factory=replace(site.queue.factory, credential="robot"))
+    site.credential_of = credential_of
+    site.jobs(2)
+    said = site.cycle()
+    assert "cannot be renewed: the Connection 'robot' names no credential" in said[0]
+    assert said[-1] == "nothing for local:TEST: the pilots' credential 'robot' has not been put there yet"
+    assert site.submissions == []
+    broken = False
+    site.cycle()
+    assert site.submissions == [2]
 
 
 def test_no_pilot_is_sent_that_the_credential_its_element_brings_would_not_outlive(site: Site) -> None:
@@ -550,3 +687,25 @@ def test_the_command_says_what_it_would_do_and_does_it(site: Site, capsys: pytes
     assert out.startswith("TEST: send 2 pilots")
     assert "NOSUCH: there is no queue 'NOSUCH'" in err
     assert len(site.running()) == 2
+
+
+def test_the_command_puts_the_pilots_credential_in_place_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robot = replace(site.queue, factory=replace(site.queue.factory, credential="robot"))
+    (site.rig.directory / "queues" / "TEST.toml").write_text(as_toml(robot))  # nobody has read it yet
+    certificate, key = map(str, site.rig.gateway.pki.user("pilot"))
+    extra = {"certificate_file": certificate, "key_file": key}
+    monkeypatch.setenv("AIRFLOW_CONN_ROBOT", json.dumps({"conn_type": "generic", "extra": extra}))
+    gateway, folder = site.rig.gateway, site.wrapper.parent
+    (folder / "token").write_text(gateway.client_token())
+    (folder / "pilot").mkdir()
+    (folder / "pilot" / "wrapper.sh").write_text(SLEEPS)
+    site.jobs(1)
+    where = ["--dispatcher", gateway.url, "--token-file", str(folder / "token"), "--ca-file", str(gateway.pki.ca_dir)]
+    assert main(["factory", "TEST", *where, "--include", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "TEST: the pilots' credential at local:TEST is fresh" in said
+    assert "TEST: send 1 pilot to local:TEST" in said
+    assert ProxyCredential.from_pem(Path(site.queue.pilot.proxy).read_bytes()).not_after > utcnow()
+    assert len(site.running()) == 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -151,6 +152,9 @@ class Factory:
                 if isinstance(decision, Bench):
                     benches.append(decision)
                 self._act(cycle, decision)
+        except AirpandaError as error:
+            self._let_go(cycle, error)
+            raise
         finally:
             for element in cycle.elements.values():
                 element.close()
@@ -183,6 +187,8 @@ class Factory:
             intended = self.send(calls.take_batch(batch.batch_id, BatchTake(hold_s=HOLD_S)))
         except ConflictError:
             return  # its own submitter was quicker
+        # Between the look and the hold its own submitter may have sent them and heard no answer: nobody can any more.
+        found = found or element.find(batch.tag)
         if found or (batch.by_factory and batch.age_s < SUBMIT_AGAIN_FOR_S and cycle.queue.is_online):
             before = began + HOLD_S - SUBMIT_LIMIT_S
             sent = submit(self.send, element, intended, before=before, again=bool(found))
@@ -236,26 +242,32 @@ class Factory:
         return news
 
     def _observe_one(self, cycle: _Cycle, pilots: Sequence[LivePilot], element: ComputingElement) -> None:
-        seen: list[PilotSeen] = []
-        over: dict[Handle, LivePilot] = {}
-        step = element.limits.max_handles
-        for start in range(0, len(pilots), step):
-            part = {Handle(pilot.handle): pilot for pilot in pilots[start : start + step]}
-            for handle, status in element.status(list(part)).items():
-                pilot, word = part[handle], ce_state(status.state)
+        for part in _parts(pilots, element):
+            known = {Handle(pilot.handle): pilot for pilot in part}
+            seen: list[PilotSeen] = []
+            over: dict[Handle, LivePilot] = {}
+            for handle, status in element.status(list(known)).items():
+                pilot, word = known[handle], ce_state(status.state)
                 is_over = status.state.is_final
                 if is_over:
                     over[handle] = pilot
                 if word != pilot.ce_state or is_over or status.state is PilotJobState.UNKNOWN:
                     seen.append(PilotSeen(pilot_id=pilot.pilot_id, ce_state=word, reason=status.reason[:4000]))
-        if seen:
-            self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=seen)))
-            cycle.news += len(seen)
-        self._tidy(element, over)
+            if seen:
+                self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=seen)))
+                cycle.news += len(seen)
+            self._tidy(element, over)
 
     def _tidy(self, element: ComputingElement, over: Mapping[Handle, LivePilot]) -> None:
-        """Keep the log of one pilot that never registered, for people; remove what the factory's pilots left."""
-        ours = {handle: pilot for handle, pilot in over.items() if pilot.by_factory}
+        """Keep the log of one pilot that never registered, for people; remove what the factory's pilots left.
+
+        Not of a pilot that is heard of, whatever its element says: on some elements that would end it.
+        """
+        ours = {
+            handle: pilot
+            for handle, pilot in over.items()
+            if pilot.by_factory and (pilot.kind in ("queued", "silent") or pilot.asked_to_end)
+        }
         mute = next(((handle, pilot) for handle, pilot in ours.items() if pilot.kind == "queued"), None)
         if mute is not None and (text := log_of(element, mute[0])):
             self.send(calls.keep_pilot_log(mute[1].batch_id, mute[1].pilot_id, PilotLog(text=text)))
@@ -308,13 +320,19 @@ class Factory:
             cycle.memory = replace(cycle.memory, credential=Breaker())
 
     def _cancel(self, cycle: _Cycle, ids: frozenset[int], element: ComputingElement) -> None:
-        pilots = [pilot for pilot in cycle.view.pilots if pilot.pilot_id in ids]
-        # On record first: from then on they get no jobs, even where the element cannot be told.
-        asked = [PilotSeen(pilot_id=pilot.pilot_id, asked_to_end=True) for pilot in pilots]
-        self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=asked)))
-        handles = [Handle(pilot.handle) for pilot in pilots if pilot.handle]
-        if handles:
-            element.cancel(handles)
+        for pilots in _parts([pilot for pilot in cycle.view.pilots if pilot.pilot_id in ids], element):
+            # On record first: from then on they get no jobs, even where the element cannot be told.
+            asked = [PilotSeen(pilot_id=pilot.pilot_id, asked_to_end=True) for pilot in pilots]
+            self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=asked)))
+            handles = [Handle(pilot.handle) for pilot in pilots if pilot.handle]
+            if handles:
+                element.cancel(handles)
+
+    def _let_go(self, cycle: _Cycle, error: AirpandaError) -> None:
+        """Nobody is to wait until this cycle's hold is over; what it has learned of the elements is kept."""
+        cycle.said.append(f"this cycle broke off, and the next one goes on: {error}")
+        with suppress(AirpandaError):
+            self._end(cycle, ())
 
     def _end(self, cycle: _Cycle, benches: Sequence[Bench]) -> None:
         self.send(
@@ -382,6 +400,12 @@ class Factory:
         else:
             known = replace(known, breaker=breakers.failed_call(known.breaker, str(error)[:500], now, kind))
         cycle.remember(ce, known)
+
+
+def _parts(pilots: Sequence[LivePilot], element: ComputingElement) -> Iterator[Sequence[LivePilot]]:
+    """As many at a time as one call to the element may carry."""
+    step = element.limits.max_handles
+    return (pilots[start : start + step] for start in range(0, len(pilots), step))
 
 
 def _home(cycle: _Cycle, ce: str) -> str:
