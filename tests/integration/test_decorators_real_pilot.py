@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,13 @@ def test_functions_run_as_their_owner_and_hand_files_on(chain: Chain) -> None:
     assert 'File "panda_function.py", line 2, in fail' in log
 
     reference = {key: outputs["words.txt"][key] for key in ("lfn", "source", "size", "sha256")}
+    words = b"uploaded by the submitter"
+    uploaded = chain.http.put(f"/v1/file/sandbox/alice/{hashlib.sha256(words).hexdigest()}", content=words)
+    by_sandbox = job_of(count, reference | {"source": uploaded.json()["source"]})
+    sandbox = chain.submit("alice", by_sandbox)
     after = chain.submit("alice", job_of(count, reference))
     handles = chain.send_pilots(1)
     assert chain.wait(after["task_id"]) == {"finished": 1}, chain.logs(handles)
+    assert chain.wait(sandbox["task_id"]) == {"finished": 1}, chain.logs(handles)
+    assert chain.http.get(f"/v1/file/{sandbox['first_panda_id']}/{RESULT}").text == "4"
     assert chain.http.get(f"/v1/file/{after['first_panda_id']}/{RESULT}").text == "2"

@@ -42,7 +42,7 @@ def panda_task(
         outputs: names of the files that the function leaves in its working directory.
         python: the node's interpreter; it runs isolated from the environment and from a user's packages (``-I``).
         options: cores, memory_mib, disk_mib, walltime_s, priority, max_attempt, features and env of the job, or
-            anything that ``PandaTaskOperator`` and every Airflow task takes (credential, rerun, retries, …).
+            anything that ``PandaTaskOperator`` and every Airflow task takes (credential, sandbox, rerun, retries, …).
 
     Raises:
         FunctionError: when the DAG is read: the function cannot travel, or queue, owner or an output is no name.
@@ -80,7 +80,7 @@ class PandaFunctionOperator(DecoratedOperator, PandaTaskOperator):
     """
 
     template_fields: Sequence[str] = (
-        *DecoratedOperator.template_fields, "payload_owner", "panda_queue", "credential", "needs",
+        *DecoratedOperator.template_fields, "payload_owner", "panda_queue", "credential", "needs", "sandbox",
     )  # fmt: skip
     custom_operator_name = "@panda_task"
 

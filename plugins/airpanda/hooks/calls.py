@@ -55,6 +55,7 @@ _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(list[m.AuditEntry])
 _SHARE = TypeAdapter(m.ShareView)
 _SHARES = TypeAdapter(m.SharesView)
+_SANDBOX = TypeAdapter(m.SandboxView)
 
 
 def register_credential(registration: m.CredentialRegistration) -> Call[m.CredentialView]:
@@ -138,6 +139,16 @@ def my_open_tasks(before: int | None = None) -> Call[m.TaskPage]:
     """This client's panda tasks that have jobs which are not final, below a number; see ``TaskPage.before``."""
     below: dict[str, str | int | list[str]] = {} if before is None else {"before": before}
     return Call("GET", "/v1/tasks", _TASKS, params={"mine": "true", "open": "true", "limit": 1000, **below})
+
+
+def touch_sandbox(owner: str, sha256: str) -> Call[m.SandboxView]:
+    """Whether it is there; if so, it is kept for longer."""
+    return Call("POST", f"/v1/file/sandbox/{quote(owner, safe='')}/{sha256}/touch", _SANDBOX)
+
+
+def put_sandbox(owner: str, sha256: str) -> Call[m.SandboxView]:
+    """Its body is the file's content, which ``PandaHook.put_sandbox`` sends."""
+    return Call("PUT", f"/v1/file/sandbox/{quote(owner, safe='')}/{sha256}", _SANDBOX)
 
 
 def kill(task_id: int, request: m.KillRequest) -> Call[m.TaskProgress]:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
-from airpanda.core.errors import NotAuthorisedError, ServiceError
+from airpanda.core.errors import NotAuthorisedError, NotFoundError, ServiceError
+from airpanda.hooks import calls
 from airpanda.hooks.address import Address
 from airpanda.hooks.asking import ask, raise_for_problem, read, request_of, translated
 from airpanda.hooks.calls import Call
 from airpanda.hooks.connections import ConnectionHook
+from airpanda.messages import SandboxView
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.5
+_CHUNK = 1024 * 1024
 
 
 class PandaHook(ConnectionHook):
@@ -51,9 +56,38 @@ class PandaHook(ConnectionHook):
             NotAuthorisedError: the token is missing, expired, revoked or too narrow.
             ServiceError: the dispatcher cannot be reached or does not answer in time.
         """
-        for pause_s in _pauses(call):
+        return self._patiently(
+            lambda address: ask(call, address, self.panda_conn_id), tries=_ATTEMPTS if call.repeatable else 1
+        )
+
+    def put_sandbox(self, file: Path, owner: str) -> SandboxView:
+        """Upload a file as an input of the owner's jobs; what is there already is not sent again. A repeat is safe.
+
+        Raises:
+            OSError: the file cannot be read.
+            RequestError: it is too long, or has changed meanwhile.
+            NotAuthorisedError, ServiceError: as :meth:`send`.
+        """
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+            size = content.tell()
+        try:
+            return self.send(calls.touch_sandbox(owner, digest))
+        except NotFoundError:
+            call = calls.put_sandbox(owner, digest)
+            return self._patiently(lambda address: self._put(call, file, size, address), tries=_ATTEMPTS)
+
+    def _put(self, call: Call[R], file: Path, size: int, address: Address) -> R:
+        headers = address.headers | {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        with translated(self.panda_conn_id), file.open("rb") as content:
+            chunks = iter(lambda: content.read(_CHUNK), b"")
+            response = address.client().put(call.path.lstrip("/"), content=chunks, headers=headers)
+            return read(call, response)
+
+    def _patiently(self, ask: Callable[[Address], T], *, tries: int) -> T:
+        for pause_s in _pauses(tries):
             try:
-                return self._with_token(lambda address: ask(call, address, self.panda_conn_id))
+                return self._with_token(ask)
             except ServiceError as error:
                 if pause_s is None or not error.transient:
                     raise
@@ -118,9 +152,8 @@ class PandaHook(ConnectionHook):
             return ask(now)
 
 
-def _pauses(call: Call[Any]) -> Iterator[float | None]:
+def _pauses(tries: int) -> Iterator[float | None]:
     """The pause after each failed try; None after the last."""
-    tries = _ATTEMPTS if call.repeatable else 1
     for n in range(tries - 1):
         yield _FIRST_PAUSE_S * 2**n * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, guards nothing
     yield None

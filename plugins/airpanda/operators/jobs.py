@@ -34,7 +34,7 @@ from airpanda.messages import (
     TaskInstanceKey,
     TaskProgress,
 )
-from airpanda.operators import checks, outcome, reading, templates
+from airpanda.operators import checks, outcome, reading, sandboxes, templates
 from airpanda.operators.retries import PandaRetryPolicy
 from airpanda.operators.staging import Staging
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
@@ -59,6 +59,8 @@ class PandaTaskOperator(BaseOperator):
         count: how many jobs ``template`` stands for (templated).
         over: a list instead of ``count``: one job for each element (templated).
         scripts: file name → text that every job finds in its sandbox; sent and stored once (templated).
+        sandbox: files of the worker (a path, or a list of paths) that every job finds in its sandbox under their names;
+            uploaded once, however large a panda task is (templated).
         payload_owner: short name of the payload owner (templated).
         credential: what :class:`~airpanda.operators.proxies.MyProxyStageOperator` returned (templated). Without one,
             and where it cannot serve the jobs any more, this task stages one itself.
@@ -70,7 +72,8 @@ class PandaTaskOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        "jobs", "template", "count", "over", "scripts", "payload_owner", "credential", "panda_queue", "success",
+        "jobs", "template", "count", "over", "scripts", "sandbox", "payload_owner", "credential", "panda_queue",
+        "success",
     )  # fmt: skip
     operator_extra_links = LINKS
     ui_color = "#cfe4f7"
@@ -85,6 +88,7 @@ class PandaTaskOperator(BaseOperator):
         count: Any = None,
         over: Any = None,
         scripts: Any = None,
+        sandbox: Any = None,
         credential: Any = None,
         success: str | float = "all",
         rerun: Literal["unfinished", "all"] = "unfinished",
@@ -104,6 +108,7 @@ class PandaTaskOperator(BaseOperator):
         self.count = count
         self.over = over
         self.scripts = scripts or {}
+        self.sandbox = sandbox
         self.payload_owner = payload_owner
         self.credential = credential
         self.panda_queue = panda_queue
@@ -129,6 +134,7 @@ class PandaTaskOperator(BaseOperator):
             specs = self.specs()
             templates.demand_number(len(specs))
             outcome.SuccessRule.parse(self.success).needed(len(specs))
+            specs = self._with_sandbox(hook, specs)
             submission = self._submission(ti, specs, tries_before_clear(context))
         except ValidationError as error:
             raise AirflowFailException(self._wrong(checks.first_of(error))) from None
@@ -153,7 +159,7 @@ class PandaTaskOperator(BaseOperator):
         self._wait(ti, reply.task_id)
         raise AssertionError("unreachable: defer raises")
 
-    def specs(self) -> list[JobSpec]:
+    def specs(self) -> Sequence[JobSpec]:
         """The jobs as validated messages. Raises TypeError, ValueError."""
         if (self.jobs is None) == (self.template is None):
             raise ValueError("give either jobs, a list, or template with count or over")
@@ -169,6 +175,12 @@ class PandaTaskOperator(BaseOperator):
             checks.job_spec(f"job {n} of template", {**job, "argv": templates.as_texts(job.get("argv"))})
             for n, job in enumerate(expanded)
         ]
+
+    def _with_sandbox(self, hook: PandaHook, specs: Sequence[JobSpec]) -> Sequence[JobSpec]:
+        """Raises as ``PandaHook.put_sandbox``; ValueError."""
+        checks.demand_names(self.payload_owner, self.panda_queue)
+        files = sandboxes.files_of(self.sandbox)
+        return sandboxes.with_files(specs, files, lambda file: hook.put_sandbox(file, self.payload_owner))
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> Any:
         """Resume: say what became of the jobs, show a payload's log, and return the outputs.
@@ -258,8 +270,7 @@ class PandaTaskOperator(BaseOperator):
             what = checks.rendered(self.credential)
             raise ValueError(f"credential must be the output of a staging task, and {what}") from None
 
-    def _submission(self, ti: TaskInstanceKey, specs: list[JobSpec], cleared: int) -> JobSubmission:
-        checks.demand_names(self.payload_owner, self.panda_queue)
+    def _submission(self, ti: TaskInstanceKey, specs: Sequence[JobSpec], cleared: int) -> JobSubmission:
         return JobSubmission(
             task_key=f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}",
             task_name=f"{ti.dag_id}.{ti.task_id}"[:250],
@@ -267,7 +278,7 @@ class PandaTaskOperator(BaseOperator):
             credential_id=self._credential_id(),
             queue=self.panda_queue if isinstance(self.panda_queue, str) else list(self.panda_queue),
             ti=ti,
-            jobs=specs,
+            jobs=list(specs),
             scripts=self.scripts or {},
             generation=cleared,
             inputs_now=True,
@@ -364,7 +375,7 @@ class PandaJobOperator(PandaTaskOperator):
     """
 
     template_fields: Sequence[str] = (
-        "argv", "scripts", "inputs", "outputs", "env", "needs", "payload_owner", "credential", "panda_queue",
+        "argv", "scripts", "sandbox", "inputs", "outputs", "env", "needs", "payload_owner", "credential", "panda_queue",
     )  # fmt: skip
 
     def __init__(
