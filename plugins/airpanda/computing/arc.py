@@ -20,6 +20,7 @@ from airpanda.computing.arc_description import (
 from airpanda.computing.arc_rest import ArcRest, Delegation
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.elements import (
+    BUSY_RETRY_S,
     CECredentialError,
     CEUnavailableError,
     ComputingElementError,
@@ -36,12 +37,12 @@ from airpanda.computing.elements import (
     ThrottledError,
 )
 from airpanda.computing.queues import ArcCE, PandaQueue
+from airpanda.computing.refusals import check_fresh, check_handles, check_outlives, check_room, check_size, given
 from airpanda.core.clock import utcnow
 from airpanda.pilot.config import sealing_purpose
 from airpanda.x509.credential import ProxyCredential
 from airpanda.x509.sealing import seal
 
-_BUSY_RETRY_S = 60.0
 _REFUSED = re.compile(r"(?i)limit|too many|maximum|busy|try again")
 _INVALID = re.compile(
     r"(?i)pars|not allowed|missing|not (?:available|supported|found|match)|invalid|unknown|no such|exceed"
@@ -98,15 +99,15 @@ class ArcElement:
             CEUnavailableError: nothing was submitted; a repeat is safe.
             SubmitUncertainError: no whole answer came; a repeat is safe and adopts.
         """
-        if len(batch.tokens) > self.limits.max_batch:
-            raise InvalidDescriptionError(f"{len(batch.tokens)} pilots exceed the limit of {self.limits.max_batch}")
+        check_size(batch, self.limits)
         states, there = self._settled(batch)
         if not there.keys() <= batch.tokens.keys():
             raise InvalidDescriptionError(f"{self.name}: the tag {batch.tag} is in use for other pilots")
         handles = {pilot_id: self._only(copies, states) for pilot_id, copies in there.items()}
         missing = sorted(batch.tokens.keys() - handles.keys())
         if missing:
-            self._check_room(states, len(missing))
+            busy = sum(not _final(state) for state in states.values())
+            check_room(self.name, busy=busy, wanted=len(missing), limit=self._ce.max_pilots)
             handles |= self._send(batch, missing)
         return Submission(batch.tag, handles, frozenset(there))
 
@@ -142,10 +143,7 @@ class ArcElement:
         What A-REX 6.17 does with it: a pilot gets the fresh proxy if it was not yet handed to the batch system. One
         that was keeps the proxy it has, so let the robot's credential last for as long as a pilot may wait and run.
         """
-        if credential.not_after <= self._clock():
-            raise CECredentialError(
-                f"the credential of {credential.identity} is over; the old one stays at {self.name}"
-            )
+        check_fresh(self.name, credential, self._clock())
         self._rest.use(credential)
         self._delegation = None
         active = [handle for handle, state in self._rest.jobs().items() if not _final(state)]
@@ -231,12 +229,6 @@ class ArcElement:
 
     # --- submission -----------------------------------------------------------------------------------------
 
-    def _check_room(self, states: Mapping[Handle, str], wanted: int) -> None:
-        busy, limit = sum(not _final(state) for state in states.values()), self._ce.max_pilots
-        if busy + wanted > limit:
-            text = f"{busy} pilots are there and {wanted} more would exceed [ce] max_pilots = {limit}"
-            raise ThrottledError(f"{self.name}: {text}", retry_after_s=_BUSY_RETRY_S)
-
     def _send(self, batch: PilotBatch, pilot_ids: Sequence[int]) -> dict[int, Handle]:
         delegation = self._delegated()
         starts = {job_name(batch.tag, p): self._start(batch, p, delegation.key) for p in pilot_ids}
@@ -260,7 +252,7 @@ class ArcElement:
         reason = next((item.reason for item in items if not item.job), "fewer answers than pilots")
         text = f"{self.name} took {taken} pilots and refused the others; a repeat adopts those: {reason}"
         if _REFUSED.search(reason):
-            return ThrottledError(text, retry_after_s=_BUSY_RETRY_S)
+            return ThrottledError(text, retry_after_s=BUSY_RETRY_S)
         return InvalidDescriptionError(text) if _INVALID.search(reason) else CEUnavailableError(text)
 
     def _delegated(self) -> Delegation:
@@ -268,11 +260,7 @@ class ArcElement:
         now, walltime, lifetime = self._clock(), timedelta(seconds=self._queue.slot.walltime_s), self._lifetime()
         if timedelta(seconds=self._ce.delegation_s) < walltime:
             raise InvalidDescriptionError(f"{self.name}: [ce] delegation_s is shorter than a pilot of {walltime}")
-        if lifetime < walltime:
-            who = self._rest.credential.identity
-            raise CECredentialError(
-                f"{self.name}: the credential of {who} ends before a pilot of {walltime} would; its owner must renew it"
-            )
+        check_outlives(self.name, self._rest.credential, now, walltime)
         if self._delegation is None or self._delegation.ends < now + max(walltime, lifetime * 0.9):
             self._delegation = self._rest.delegate(lifetime, now)
         return self._delegation
@@ -316,8 +304,7 @@ class ArcElement:
 
     def _check(self, handles: Sequence[Handle]) -> None:
         """Handles become parts of URLs: anything else is refused here, before it travels."""
-        if len(handles) > self.limits.max_handles:
-            raise InvalidDescriptionError(f"{len(handles)} handles exceed the limit of {self.limits.max_handles}")
+        check_handles(handles, self.limits)
         for handle in handles:
             if not is_id(handle):
                 raise InvalidDescriptionError(f"{handle!r} is no handle of an ARC CE")
@@ -340,7 +327,4 @@ def make_arc_element(queue: PandaQueue, wrapper: str, credential: ProxyCredentia
         InvalidDescriptionError: it is of another kind.
         CECredentialError: there is no credential.
     """
-    if credential is None:
-        conn_id = getattr(queue.ce, "conn_id", "")
-        raise CECredentialError(f"the queue {queue.name} needs the robot's credential of the connection {conn_id!r}")
-    return ArcElement(queue, wrapper, credential)
+    return ArcElement(queue, wrapper, given(queue, credential, "the robot's credential"))

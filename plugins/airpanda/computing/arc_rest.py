@@ -29,9 +29,9 @@ from airpanda.computing.elements import (
     Handle,
     InvalidDescriptionError,
     NotFoundAtCEError,
-    SubmitUncertainError,
     ThrottledError,
 )
+from airpanda.computing.refusals import lost, retry_after_s
 from airpanda.core.errors import AirpandaError
 from airpanda.myproxy.tls import client_context
 from airpanda.x509 import pem
@@ -41,7 +41,6 @@ from airpanda.x509.proxy import request_key, sign_request
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 BULK = 10_000  # ids a request: A-REX takes 1 MiB
-_BUSY_RETRY_S = 60.0
 _CONNECT_S = 20.0
 _LIVE = "/jobs?state=" + ",".join(answers.STATES)
 _JSON = {"Content-Type": "application/json"}
@@ -287,7 +286,7 @@ class ArcRest:
             raise CECredentialError(text)
         if code in (429, 503):
             text = f"{self._url} asks for patience ({code})"
-            raise ThrottledError(text, retry_after_s=_retry_after(answer))
+            raise ThrottledError(text, retry_after_s=retry_after_s(answer.headers.get("retry-after", "")))
         if code >= 500:
             raise self._lost(submitting, f"failed with HTTP {code}")
         raise InvalidDescriptionError(
@@ -312,8 +311,7 @@ class ArcRest:
         return self._lost(submitting, f"gave no whole answer ({said})")
 
     def _lost(self, submitting: bool, what: str) -> ComputingElementError:
-        kind = SubmitUncertainError if submitting else CEUnavailableError
-        return kind(f"{self._url} {what}")
+        return lost(submitting, f"{self._url} {what}")
 
 
 def _csr(text: bytes) -> bytes:
@@ -329,8 +327,3 @@ def _csr(text: bytes) -> bytes:
 def _plain(headers: httpx.Headers) -> list[tuple[str, str]]:
     """Headers without those that say how the body travelled."""
     return [(k, v) for k, v in headers.multi_items() if k.lower() not in ("transfer-encoding", "content-encoding")]
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    text = answer.headers.get("retry-after", "")
-    return min(3600.0, float(text)) if text.isdigit() else _BUSY_RETRY_S

@@ -15,10 +15,10 @@ from airpanda.computing.configuration import pilot_json
 from airpanda.computing.dialects.gridengine import GridEngine
 from airpanda.computing.dialects.htcondor import HTCondor
 from airpanda.computing.dialects.pbs import PBS
-from airpanda.computing.dialects.port import BUSY_RETRY_S, BatchSpec, Dialect, to_error
+from airpanda.computing.dialects.port import BatchSpec, Dialect, to_error
 from airpanda.computing.dialects.slurm import Slurm
 from airpanda.computing.elements import (
-    CECredentialError,
+    BUSY_RETRY_S,
     CEUnavailableError,
     ComputingElementError,
     Handle,
@@ -35,6 +35,7 @@ from airpanda.computing.elements import (
     outcome_of,
 )
 from airpanda.computing.queues import BatchCE, PandaQueue
+from airpanda.computing.refusals import check_handles, check_size, given, lost, parsed
 from airpanda.computing.ssh import SshLogin, SshTransport
 from airpanda.computing.transports import AnswerLostError, LocalTransport, Transport
 
@@ -100,8 +101,7 @@ class BatchElement:
             CEUnavailableError: nothing was submitted; a repeat is safe.
             SubmitUncertainError: the request went out and no whole answer came; a repeat is safe and adopts.
         """
-        if len(batch.tokens) > self.limits.max_batch:
-            raise InvalidDescriptionError(f"{len(batch.tokens)} pilots exceed the limit of {self.limits.max_batch}")
+        check_size(batch, self.limits)
         pilot_ids = sorted(batch.tokens)
         identity = remote.identity(pilot_ids)
         answer = self._call("submit", self._submit_arguments(batch, identity), self._pack(batch, identity))
@@ -111,8 +111,7 @@ class BatchElement:
         return Submission(batch.tag, handles, frozenset(pilot_ids) if answer.word == "adopted" else frozenset())
 
     def status(self, handles: Sequence[Handle]) -> Mapping[Handle, Status]:
-        if len(handles) > self.limits.max_handles:
-            raise InvalidDescriptionError(f"{len(handles)} handles exceed the limit of {self.limits.max_handles}")
+        check_handles(handles, self.limits)
         pilots = _parse(handles)
         seen = self._observe({pilot.tag for pilot in pilots})
         return {pilot.handle: _status(pilot, seen) for pilot in pilots}
@@ -133,7 +132,7 @@ class BatchElement:
             jobs: dict[str, list[int]] = {}
             for pilot in wanted:
                 jobs.setdefault(pilot.job, []).append(pilot.index)
-            self._call("cancel", self._dialect.cancel_arguments(jobs), _lines(pilot.place for pilot in wanted))
+            self._call("cancel", self._dialect.cancel_arguments(jobs), lines_of(pilot.place for pilot in wanted))
         return outcomes
 
     def purge(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
@@ -142,7 +141,7 @@ class BatchElement:
         ended = [pilot for pilot in _parse(handles) if pilot.handle not in running]
         gone = set[str]()
         if ended:
-            answer = self._call("purge", (), _lines(pilot.place for pilot in ended))
+            answer = self._call("purge", (), lines_of(pilot.place for pilot in ended))
             gone = {place for word, place in answer.lines if word == "gone"}
         outcomes = {p.handle: Outcome.ACCEPTED if p.place in gone else Outcome.NOT_FOUND for p in ended}
         return outcomes | dict.fromkeys(running, Outcome.STILL_RUNNING)
@@ -206,7 +205,7 @@ class BatchElement:
         return remote.job_script(self._dialect, self._ce.directory, tag, code=pilot.code, python=pilot.python)
 
     def _observe(self, tags: set[str]) -> remote.Observation:
-        answer = self._call("observe", (), _lines(sorted(tags)))
+        answer = self._call("observe", (), lines_of(sorted(tags)))
         return remote.parse_observation(self._dialect, answer.other, tags)
 
     def _call(self, operation: str, arguments: Sequence[str], data: bytes = b"") -> remote.Answer:
@@ -215,13 +214,13 @@ class BatchElement:
         try:
             done = self._transport.run(argv, stdin, timeout_s=self._timeout_s)
         except AnswerLostError as error:
-            raise _lost(submitting, f"{self.name}: {error}") from error
+            raise lost(submitting, f"{self.name}: {error}") from error
         said = done.stderr.decode("utf-8", "replace")
         answer = remote.parse_answer(done.stdout)
         if answer is None:
             words = " ".join(said.split())[-500:] or "nothing"
             text = f"{self.name} ended with code {done.exit_code} and no whole answer; it said: {words}"
-            raise _lost(submitting, text)
+            raise lost(submitting, text)
         if answer.word in ("invalid", "throttled", "unavailable", "refused"):
             raise self._error(answer, said, submitting=submitting)
         return answer
@@ -238,22 +237,12 @@ class BatchElement:
         return error if submitting or not isinstance(error, SubmitUncertainError) else CEUnavailableError(str(error))
 
 
-def _lost(submitting: bool, text: str) -> ComputingElementError:
-    return SubmitUncertainError(text) if submitting else CEUnavailableError(text)
-
-
 def _parse(handles: Iterable[Handle]) -> list[_Pilot]:
-    """Handles become paths and arguments on the submit host: anything else is refused here, before it travels."""
-    pilots = []
-    for handle in handles:
-        match = _HANDLE.fullmatch(handle)
-        if match is None:
-            raise InvalidDescriptionError(f"{handle!r} is no handle of a batch system")
-        pilots.append(_Pilot(match[1], int(match[2]), match[3]))
-    return pilots
+    return [_Pilot(match[1], int(match[2]), match[3]) for match in parsed(handles, _HANDLE, "a batch system")]
 
 
-def _lines(words: Iterable[str]) -> bytes:
+def lines_of(words: Iterable[str]) -> bytes:
+    """The data of a remote program that reads one word or place a line."""
     return "".join(f"{word}\n" for word in words).encode()
 
 
@@ -289,8 +278,7 @@ def make_batch_element(queue: PandaQueue, wrapper: str, login: SshLogin | None) 
     dialect = DIALECTS[ce.kind]()
     if not ce.host:
         return BatchElement(queue, wrapper, LocalTransport(ce.enter), dialect)
-    if login is None:
-        raise CECredentialError(f"the queue {queue.name} needs the login of the connection {ce.conn_id!r}")
+    login = given(queue, login, "the login")
     login = replace(login, user=ce.user or login.user)
     transport = SshTransport(ce.host, login, known_hosts=Path(ce.known_hosts), port=ce.port)
     return BatchElement(queue, wrapper, transport, dialect)

@@ -257,6 +257,10 @@ class CECredentialError(ComputingElementError):
         super().__init__(message, transient=False)
 
 
+BUSY_RETRY_S = 60.0
+"""When to come back to a CE that does not say so itself."""
+
+
 class ThrottledError(ComputingElementError):
     """The CE is full or asks for patience: no failure. Come back after ``retry_after_s``."""
 

@@ -17,10 +17,11 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from airpanda.computing import remote
-from airpanda.computing.batch import BatchElement
+from airpanda.computing.batch import BatchElement, lines_of
 from airpanda.computing.dialects.gram import JOB, PROXY_MARK, Gram, start_script
-from airpanda.computing.dialects.port import BUSY_RETRY_S, CEJob
+from airpanda.computing.dialects.port import CEJob
 from airpanda.computing.elements import (
+    BUSY_RETRY_S,
     CECredentialError,
     CEUnavailableError,
     ComputingElementError,
@@ -36,6 +37,7 @@ from airpanda.computing.elements import (
 from airpanda.computing.gram_client import GramClient
 from airpanda.computing.gram_rsl import relation
 from airpanda.computing.queues import BatchCE, GramCE, PandaQueue
+from airpanda.computing.refusals import check_fresh, check_outlives, given
 from airpanda.core.clock import utcnow
 from airpanda.x509.credential import ProxyCredential
 
@@ -96,7 +98,8 @@ class GramElement(BatchElement):
                 safe and adopts.
         """
         end = time.monotonic() + self._limit_s
-        self._check_credential()
+        walltime = timedelta(seconds=self._queue.slot.walltime_s)
+        check_outlives(self.name, self._gram.credential, self._clock(), walltime)
         submission = super().submit(batch)
         copies = sorted(range(len(batch.tokens)))
         if submission.adopted:
@@ -125,10 +128,7 @@ class GramElement(BatchElement):
 
         GRAM puts the new proxy in the place of the old one; a pilot reads it when it needs it.
         """
-        if credential.not_after <= self._clock():
-            raise CECredentialError(
-                f"the credential of {credential.identity} is over; the old one stays at {self.name}"
-            )
+        check_fresh(self.name, credential, self._clock())
         self._gram.use(credential)
         if not self._proxy:
             return super().renew(credential)
@@ -147,15 +147,6 @@ class GramElement(BatchElement):
         self._gram.close()
 
     # --- submission -----------------------------------------------------------------------------------------
-
-    def _check_credential(self) -> None:
-        walltime = timedelta(seconds=self._queue.slot.walltime_s)
-        credential = self._gram.credential
-        if credential.not_after - self._clock() < walltime:
-            raise CECredentialError(
-                f"{self.name}: the credential of {credential.identity} ends before a pilot of {walltime} would; its"
-                " owner must renew it"
-            )
 
     def _without_job(self, tag: str, copies: Iterable[int]) -> list[int]:
         seen = self._places({tag})
@@ -186,7 +177,7 @@ class GramElement(BatchElement):
         if contacts:
             self._record(tag, contacts)
         elif failure is not None and not adopted and not isinstance(failure, SubmitUncertainError):
-            self._call("purge", (), _lines(f"{tag}/{index}" for index in copies))
+            self._call("purge", (), lines_of(f"{tag}/{index}" for index in copies))
         if failure is not None:
             took = f"{self.name} took {len(contacts)} of {len(copies)} pilots"
             raise _partial(failure, took, adopted or bool(contacts))
@@ -220,7 +211,7 @@ class GramElement(BatchElement):
         )
 
     def _record(self, tag: str, contacts: Mapping[int, str]) -> None:
-        lines = _lines(f"{tag}/{index} {contact}" for index, contact in contacts.items())
+        lines = lines_of(f"{tag}/{index} {contact}" for index, contact in contacts.items())
         try:
             self._call("record", (), lines)
         except ComputingElementError as error:
@@ -248,7 +239,7 @@ class GramElement(BatchElement):
         return seen
 
     def _places(self, tags: set[str]) -> remote.Observation:
-        answer = self._call("observe", (), _lines(sorted(tags)))
+        answer = self._call("observe", (), lines_of(sorted(tags)))
         found = self._dialect_of_places.parse_contacts(answer.other)
         self._contacts = {place: contact for place, contact in found.items() if place[0] in tags}
         return remote.parse_observation(self._dialect, answer.other, tags)
@@ -285,10 +276,6 @@ def _place_of(handle: Handle) -> tuple[str, int]:
     return tag, int(job.rpartition("_")[2])
 
 
-def _lines(words: Iterable[str]) -> bytes:
-    return "".join(f"{word}\n" for word in words).encode()
-
-
 def _partial(error: ComputingElementError, took: str, some: bool) -> ComputingElementError:
     """The error of a submission that stopped on the way."""
     text = f"{took}; a repeat adopts those and sends the others: {error}"
@@ -308,7 +295,4 @@ def make_gram_element(queue: PandaQueue, wrapper: str, credential: ProxyCredenti
         InvalidDescriptionError: it is of another kind.
         CECredentialError: there is no credential.
     """
-    if credential is None:
-        conn_id = getattr(queue.ce, "conn_id", "")
-        raise CECredentialError(f"the queue {queue.name} needs the robot's credential of the connection {conn_id!r}")
-    return GramElement(queue, wrapper, credential)
+    return GramElement(queue, wrapper, given(queue, credential, "the robot's credential"))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from airpanda.computing.dialects.port import BUSY_RETRY_S
 from airpanda.computing.elements import (
+    BUSY_RETRY_S,
     CECredentialError,
     CEUnavailableError,
     ComputingElementError,

@@ -9,7 +9,7 @@ send one probe pilot (``queues test``) to a real cluster first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from airpanda.computing import kube_objects as objects
 from airpanda.computing import remote
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.elements import (
-    CECredentialError,
     CEUnavailableError,
     ComputingElementError,
     Handle,
@@ -30,15 +29,14 @@ from airpanda.computing.elements import (
     Status,
     Submission,
     SubmitUncertainError,
-    ThrottledError,
     outcome_of,
 )
 from airpanda.computing.kube_api import ConflictAtCEError, KubeApi, Object, any_of
 from airpanda.computing.queues import KubernetesCE, PandaQueue
+from airpanda.computing.refusals import check_handles, check_room, check_size, given, parsed
 from airpanda.core.secret import Secret
 
 _HANDLE = re.compile(r"k8s_([0-9]{1,6})@([A-Za-z0-9_-]{1,64})")
-_BUSY_RETRY_S = 60.0
 _LOG_LINES = 2000
 _BATCHES = 100  # in one selector
 
@@ -87,8 +85,7 @@ class KubernetesElement:
             CEUnavailableError: nothing was submitted; a repeat is safe.
             SubmitUncertainError: no whole answer came; a repeat is safe and adopts.
         """
-        if len(batch.tokens) > self.limits.max_batch:
-            raise InvalidDescriptionError(f"{len(batch.tokens)} pilots exceed the limit of {self.limits.max_batch}")
+        check_size(batch, self.limits)
         pilot_ids = sorted(batch.tokens)
         pilots = [pilot_json(self._queue, batch.tag, p, batch.tokens[p]) for p in pilot_ids]
         objects.secret(self._queue, batch.tag, "", self._wrapper, pilots)  # refuses what is too much, before the Job
@@ -176,7 +173,8 @@ class KubernetesElement:
         identity = remote.identity(pilot_ids)
         there = self._api.job(objects.job_name(batch.tag))
         if there is None:
-            self._check_room(len(pilot_ids))
+            busy = sum(_copies(job) - len(_ended(job)) for job in self._api.jobs())
+            check_room(self.name, busy=busy, wanted=len(pilot_ids), limit=self._ce.max_pilots)
             try:
                 return self._api.create("job", objects.job(self._queue, batch.tag, len(pilot_ids), identity)), False
             except ConflictAtCEError:
@@ -186,12 +184,6 @@ class KubernetesElement:
         if _annotation(there, objects.PILOTS) != identity or _tag(there) != batch.tag:
             raise InvalidDescriptionError(f"{self.name}: the tag {batch.tag} is in use for other pilots")
         return there, True
-
-    def _check_room(self, wanted: int) -> None:
-        busy, limit = sum(_copies(job) - len(_ended(job)) for job in self._api.jobs()), self._ce.max_pilots
-        if busy + wanted > limit:
-            text = f"{busy} pilots are there and {wanted} more would exceed [ce] max_pilots = {limit}"
-            raise ThrottledError(f"{self.name}: {text}", retry_after_s=_BUSY_RETRY_S)
 
     def _cancel(self, tag: str, job: Object, chosen: set[int]) -> None:
         before = objects.indices(_annotation(job, objects.CANCELLED))
@@ -228,17 +220,9 @@ class KubernetesElement:
                     pods[labels[where[objects.BATCH]], int(index)] = pod
         return jobs, pods
 
-    def _parse(self, handles: Iterable[Handle]) -> list[_Pilot]:
-        """Handles become parts of selectors: anything else is refused here, before it travels."""
-        pilots = []
-        for handle in handles:
-            match = _HANDLE.fullmatch(handle)
-            if match is None:
-                raise InvalidDescriptionError(f"{handle!r} is no handle of a Kubernetes cluster")
-            pilots.append(_Pilot(int(match[1]), match[2]))
-        if len(pilots) > self.limits.max_handles:
-            raise InvalidDescriptionError(f"{len(pilots)} handles exceed the limit of {self.limits.max_handles}")
-        return pilots
+    def _parse(self, handles: Sequence[Handle]) -> list[_Pilot]:
+        check_handles(handles, self.limits)
+        return [_Pilot(int(match[1]), match[2]) for match in parsed(handles, _HANDLE, "a Kubernetes cluster")]
 
 
 def _annotation(job: Object, name: str) -> str:
@@ -272,9 +256,4 @@ def make_kubernetes_element(queue: PandaQueue, wrapper: str, token: Secret[str] 
         InvalidDescriptionError: it is of another kind.
         CECredentialError: there is no token.
     """
-    if token is None:
-        conn_id = getattr(queue.ce, "conn_id", "")
-        raise CECredentialError(
-            f"the queue {queue.name} needs the token of the connection {conn_id!r}, as its password"
-        )
-    return KubernetesElement(queue, wrapper, token)
+    return KubernetesElement(queue, wrapper, given(queue, token, "the token", ", as its password"))

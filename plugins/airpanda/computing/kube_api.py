@@ -17,14 +17,13 @@ from airpanda.computing.elements import (
     ComputingElementError,
     InvalidDescriptionError,
     NotFoundAtCEError,
-    SubmitUncertainError,
     ThrottledError,
 )
 from airpanda.computing.kube_objects import MANAGED
 from airpanda.computing.queues import KubernetesCE
+from airpanda.computing.refusals import lost, retry_after_s
 from airpanda.core.secret import Secret
 
-_BUSY_RETRY_S = 60.0
 _CONNECT_S = 20.0
 _PAGE = 500
 _TOKEN = re.compile(r"[!-~]+")
@@ -197,7 +196,7 @@ class KubeApi:
         if code in (401, 403) and "exceeded quota" not in said:
             return CECredentialError(f"{text}; the token's account needs rights on jobs, pods and secrets there")
         if code == 429 or "exceeded quota" in said:
-            return ThrottledError(text, retry_after_s=_retry_after(error.headers))
+            return ThrottledError(text, retry_after_s=retry_after_s((error.headers or {}).get("Retry-After", "")))
         if code == 404:
             return (
                 NotFoundAtCEError(text)
@@ -223,8 +222,7 @@ class KubeApi:
         return self._lost(submitting, f"gave no whole answer ({said})")
 
     def _lost(self, submitting: bool, what: str) -> ComputingElementError:
-        kind = SubmitUncertainError if submitting else CEUnavailableError
-        return kind(f"{self._ce.url} {what}")
+        return lost(submitting, f"{self._ce.url} {what}")
 
 
 def _message(body: object) -> str:
@@ -234,11 +232,6 @@ def _message(body: object) -> str:
     except ValueError:
         return ""
     return str(found.get("message", "")) if isinstance(found, dict) else ""
-
-
-def _retry_after(headers: Mapping[str, str] | None) -> float:
-    text = (headers or {}).get("Retry-After", "")
-    return min(3600.0, float(text)) if text.isdigit() else _BUSY_RETRY_S
 
 
 def any_of(label: str, values: Sequence[str]) -> str:

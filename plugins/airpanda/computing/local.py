@@ -31,10 +31,10 @@ from airpanda.computing.elements import (
     PilotJobState,
     Status,
     Submission,
-    SubmitUncertainError,
     ThrottledError,
 )
 from airpanda.computing.queues import LocalCE, PandaQueue
+from airpanda.computing.refusals import check_size, lost, parsed
 
 if TYPE_CHECKING:
     from airpanda.x509.credential import ProxyCredential
@@ -76,8 +76,7 @@ class LocalElement:
             CEUnavailableError: the node does not answer or cannot start a process; a repeat is safe.
             SubmitUncertainError: the node took the request and did not answer in time; a repeat is safe.
         """
-        if len(batch.tokens) > self.limits.max_batch:
-            raise InvalidDescriptionError(f"{len(batch.tokens)} pilots exceed the limit of {self.limits.max_batch}")
+        check_size(batch, self.limits)
         answer = self._call(
             {
                 "op": "submit",
@@ -154,8 +153,7 @@ class LocalElement:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            kind = SubmitUncertainError if submitting else CEUnavailableError
-            raise kind(f"{self.name} did not answer within {self._timeout_s:.0f} s") from error
+            raise lost(submitting, f"{self.name} did not answer within {self._timeout_s:.0f} s") from error
         except OSError as error:
             raise CEUnavailableError(f"{self.name} cannot be reached: {error}") from error
         return _answer(self.name, done, submitting=submitting)
@@ -168,19 +166,15 @@ class LocalElement:
 
 
 def _checked(handles: Sequence[Handle]) -> list[str]:
-    """Handles become directory names on the node: anything else is refused here, before it travels."""
-    for handle in handles:
-        if _HANDLE.fullmatch(handle) is None:
-            raise InvalidDescriptionError(f"{handle!r} is no handle of a local computing element")
-    return list(handles)
+    return [match[0] for match in parsed(handles, _HANDLE, "a local computing element")]
 
 
 def _answer(name: str, done: subprocess.CompletedProcess[bytes], *, submitting: bool) -> dict[str, Any]:
     lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith(_MARK)]
     if not lines:
-        kind = SubmitUncertainError if submitting else CEUnavailableError
         said = done.stderr.decode(errors="replace").strip()[-500:] or "nothing"
-        raise kind(f"the node of {name} ended with code {done.returncode} and no answer; it said: {said}")
+        text = f"the node of {name} ended with code {done.returncode} and no answer; it said: {said}"
+        raise lost(submitting, text)
     answer: dict[str, Any] = json.loads(lines[-1][len(_MARK) :])
     if "error" in answer:
         raise _error(answer["error"], f"{name}: {answer['text']}")

@@ -20,11 +20,9 @@ from typing import Any
 from airpanda.computing import remote
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.dialects.htcondor import SPOOLING, HTCondor
-from airpanda.computing.dialects.port import BUSY_RETRY_S, to_error
+from airpanda.computing.dialects.port import to_error
 from airpanda.computing.elements import (
-    CECredentialError,
     CEUnavailableError,
-    ComputingElementError,
     Handle,
     InvalidDescriptionError,
     Limits,
@@ -35,11 +33,11 @@ from airpanda.computing.elements import (
     Status,
     Submission,
     SubmitUncertainError,
-    ThrottledError,
     outcome_of,
 )
 from airpanda.computing.pilot_script import pilot_script
 from airpanda.computing.queues import PandaQueue, ScheddCE
+from airpanda.computing.refusals import check_handles, check_room, check_size, given, lost, parsed
 from airpanda.computing.transports import AnswerLostError, LocalTransport
 from airpanda.core.secret import Secret
 
@@ -103,14 +101,15 @@ class ScheddElement:
             CEUnavailableError: nothing was submitted; a repeat is safe.
             SubmitUncertainError: no whole answer came; a repeat is safe and adopts.
         """
-        if len(batch.tokens) > self.limits.max_batch:
-            raise InvalidDescriptionError(f"{len(batch.tokens)} pilots exceed the limit of {self.limits.max_batch}")
+        check_size(batch, self.limits)
         pilot_ids = sorted(batch.tokens)
         identity = remote.identity(pilot_ids)
         cluster = self._there(batch.tag, identity)
         adopted = cluster is not None
         if cluster is None:
-            self._check_room(len(pilot_ids))
+            load = self.load()
+            busy, limit = load.queued + load.running, self._ce.max_pilots
+            check_room(self.name, busy=busy, wanted=len(pilot_ids), limit=limit)
             cluster = self._send(batch, pilot_ids, identity)
         handles = {pilot_id: _Pilot(cluster, proc, batch.tag).handle for proc, pilot_id in enumerate(pilot_ids)}
         return Submission(batch.tag, handles, frozenset(pilot_ids) if adopted else frozenset())
@@ -133,7 +132,7 @@ class ScheddElement:
     def cancel(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
         """Have the schedd remove the pilots; it ends by force what does not end in the node's grace time."""
         outcomes = {handle: outcome_of(status) for handle, status in self.status(handles).items()}
-        wanted = self._parse(handle for handle, outcome in outcomes.items() if outcome is Outcome.ACCEPTED)
+        wanted = self._parse([handle for handle, outcome in outcomes.items() if outcome is Outcome.ACCEPTED])
         if wanted:
             self._call("remove", constraint=self._jobs(wanted))
         return outcomes
@@ -141,7 +140,7 @@ class ScheddElement:
     def purge(self, handles: Sequence[Handle]) -> Mapping[Handle, Outcome]:
         """Let ended pilots leave the queue, with what they left in the spool."""
         outcomes = {handle: outcome_of(status) for handle, status in self.status(handles).items()}
-        ended = self._parse(handle for handle, outcome in outcomes.items() if outcome is Outcome.ALREADY_OVER)
+        ended = self._parse([handle for handle, outcome in outcomes.items() if outcome is Outcome.ALREADY_OVER])
         if ended:
             self._call("leave", constraint=self._jobs(ended))
         words = {Outcome.ALREADY_OVER: Outcome.ACCEPTED, Outcome.ACCEPTED: Outcome.STILL_RUNNING}
@@ -180,13 +179,6 @@ class ScheddElement:
             self._call("leave", constraint=of_them)
             self._call("remove", constraint=of_them)
         return min(whole, default=None)
-
-    def _check_room(self, wanted: int) -> None:
-        load, limit = self.load(), self._ce.max_pilots
-        busy = load.queued + load.running
-        if busy + wanted > limit:
-            text = f"{busy} pilots are there and {wanted} more would exceed [ce] max_pilots = {limit}"
-            raise ThrottledError(f"{self.name}: {text}", retry_after_s=BUSY_RETRY_S)
 
     def _send(self, batch: PilotBatch, pilot_ids: Sequence[int], identity: str) -> int:
         pilot = self._queue.pilot
@@ -234,11 +226,11 @@ class ScheddElement:
                 argv, request["place"] = [*self._python, str(path)], place
                 done = LocalTransport().run(argv, json.dumps(request).encode(), timeout_s=self._timeout_s)
         except AnswerLostError as error:
-            raise _lost(submitting, f"{self.name} did not answer: {error}") from error
+            raise lost(submitting, f"{self.name} did not answer: {error}") from error
         lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.startswith(_MARK)]
         if not lines:
             said = " ".join(done.stderr.decode("utf-8", "replace").split())[-300:] or "nothing"
-            raise _lost(submitting, f"the bindings for {self.name} ended with {done.exit_code} and no answer: {said}")
+            raise lost(submitting, f"the bindings for {self.name} ended with {done.exit_code} and no answer: {said}")
         answer: dict[str, Any] = json.loads(lines[-1][len(_MARK) :])
         if answer.get("missing"):
             raise CEUnavailableError(
@@ -255,17 +247,9 @@ class ScheddElement:
             raise CEUnavailableError(str(failure)) if uncertain else failure
         return answer
 
-    def _parse(self, handles: Iterable[Handle]) -> list[_Pilot]:
-        """Handles become parts of constraints: anything else is refused here, before it travels."""
-        pilots = []
-        for handle in handles:
-            match = _HANDLE.fullmatch(handle)
-            if match is None:
-                raise InvalidDescriptionError(f"{handle!r} is no handle of a schedd")
-            pilots.append(_Pilot(int(match[1]), int(match[2]), match[3]))
-        if len(pilots) > self.limits.max_handles:
-            raise InvalidDescriptionError(f"{len(pilots)} handles exceed the limit of {self.limits.max_handles}")
-        return pilots
+    def _parse(self, handles: Sequence[Handle]) -> list[_Pilot]:
+        check_handles(handles, self.limits)
+        return [_Pilot(int(match[1]), int(match[2]), match[3]) for match in parsed(handles, _HANDLE, "a schedd")]
 
 
 def describe(queue: PandaQueue, ce: ScheddCE, tag: str, identity: str) -> str:
@@ -302,10 +286,6 @@ def _tags(tags: set[str]) -> str:
     return " || ".join(f'AirpandaTag =?= "{tag}"' for tag in sorted(tags)) or "false"
 
 
-def _lost(submitting: bool, text: str) -> ComputingElementError:
-    return SubmitUncertainError(text) if submitting else CEUnavailableError(text)
-
-
 def make_schedd_element(queue: PandaQueue, wrapper: str, token: Secret[str] | None) -> ScheddElement:
     """The element of a queue whose ``[ce]`` is a schedd.
 
@@ -313,9 +293,4 @@ def make_schedd_element(queue: PandaQueue, wrapper: str, token: Secret[str] | No
         InvalidDescriptionError: it is of another kind.
         CECredentialError: there is no token.
     """
-    if token is None:
-        conn_id = getattr(queue.ce, "conn_id", "")
-        raise CECredentialError(
-            f"the queue {queue.name} needs the token of the connection {conn_id!r}, as its password"
-        )
-    return ScheddElement(queue, wrapper, token)
+    return ScheddElement(queue, wrapper, given(queue, token, "the token", ", as its password"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from airpanda.computing.elements import (
+    BUSY_RETRY_S,
     CECredentialError,
     CEUnavailableError,
     ComputingElementError,
@@ -17,8 +18,6 @@ from airpanda.computing.elements import (
     SubmitUncertainError,
     ThrottledError,
 )
-
-BUSY_RETRY_S = 60.0
 
 ErrorTable = Sequence[tuple[re.Pattern[str], type[ComputingElementError]]]
 
