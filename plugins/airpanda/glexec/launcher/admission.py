@@ -34,6 +34,12 @@ def peer_of(connection: socket.socket) -> Ids:
     return uid, gid, tuple(groups)
 
 
+def pid_of(connection: socket.socket) -> int:
+    """The process that has connected; 0 where it is in a PID namespace that cannot be seen from here."""
+    pid, _, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid)
+
+
 class Admission:
     """The white list and the limits of simultaneous runs.
 

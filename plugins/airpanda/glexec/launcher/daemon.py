@@ -24,8 +24,8 @@ from airpanda.glexec import wire
 from airpanda.glexec.config import read_config
 from airpanda.glexec.contract import INTERNAL_ERROR
 from airpanda.glexec.launcher import credential as _credential  # noqa: F401 - loaded once, for all children
-from airpanda.glexec.launcher import kernel
-from airpanda.glexec.launcher.admission import Admission, peer_of
+from airpanda.glexec.launcher import kernel, limits
+from airpanda.glexec.launcher.admission import Admission, peer_of, pid_of
 from airpanda.glexec.launcher.refusal import client_error, refusal
 from airpanda.glexec.launcher.request import Request, caller_of, keep_known
 from airpanda.glexec.launcher.run import conduct
@@ -159,11 +159,13 @@ def _receive_request(connection: socket.socket, place: str) -> Request:
         header += _receive(connection, size - len(header), deadline)
         body = _receive(connection, wire.body_length(header), deadline)
         argv, environ = wire.parse_request(body)
+        limited = limits.of_process(pid_of(connection))
     except (OSError, EOFError, ValueError, struct.error, RecursionError) as error:
         raise client_error("the request could not be read") from error
     connection.settimeout(None)
     standard = (descriptors[0], descriptors[1], descriptors[2])
-    return Request(caller, tuple(argv), keep_known(environ), standard, descriptors[3], "socket", hide=(place,))
+    known, own = keep_known(environ), (place,)
+    return Request(caller, tuple(argv), known, standard, descriptors[3], "socket", limits=limited, hide=own)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -28,7 +28,7 @@ class Request:
     directory: int
     launcher_kind: str
     limits: tuple[Limit, ...] = ()
-    """The caller's own that were lifted for the launcher; the payload gets them back."""
+    """The caller's own, which the launcher does not have or has lifted; the payload gets them."""
     hide: tuple[str, ...] = ()
     """The launcher's own places, which are nothing for a payload."""
 
