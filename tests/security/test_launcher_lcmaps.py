@@ -23,6 +23,13 @@ BAN_FILE = GRID_SECURITY / "our-bans"
 MODULES = Path("/usr/lib/lcmaps")
 NEEDED = ("verify_proxy", "localaccount", "poolaccount", "ban_dn", "dummy_good")
 
+PLUG_IN = INSTALLED.prefix / "plug-in.mod"
+CONSTANT = {
+    "PATH",
+    *("LCMAPS_DB_FILE", "LCMAPS_POLICY_NAME", "LCMAPS_DEBUG_LEVEL"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "X509_CERT_DIR", "X509_VOMS_DIR"),
+}
+
 TEXT = f"""path = {MODULES}
 verify_proxy = "lcmaps_verify_proxy.mod" "-certdir {GRID_SECURITY}/certificates" "--disallow-limited-proxy"
 localaccount = "lcmaps_localaccount.mod" "-gridmapfile {GRID_SECURITY}/grid-mapfile"
@@ -119,25 +126,28 @@ def test_the_pool_directory_is_roots_or_the_mapping_users(site: Site) -> None:
     assert site.glexec_run("/usr/bin/id").code == 0
 
 
+def put_plug_in(site: Site, text: str, scratch: Path) -> None:
+    """Compile a plug-in, and put it on the node as root's."""
+    source, module = scratch / "plug-in.c", scratch / "plug-in.mod"
+    source.write_text(text)
+    subprocess.run([need_program("cc", "gcc"), "-shared", "-fPIC", "-o", module, source], check=True, timeout=60)
+    shutil.copyfile(module, site.node.path(PLUG_IN))
+
+
 @pytest.mark.parametrize(
     "plug_in",
     [
-        "void plugin_initialize(void) {{}}",
-        "#include <unistd.h>\n__attribute__((constructor)) static void hang(void) {{ sleep(600); }}",
-        "#include <stdlib.h>\n__attribute__((constructor)) static void die(void) {{ abort(); }}",
+        "void plugin_initialize(void) {}",
+        "#include <unistd.h>\n__attribute__((constructor)) static void hang(void) { sleep(600); }",
+        "#include <stdlib.h>\n__attribute__((constructor)) static void die(void) { abort(); }",
     ],
     ids=["broken", "slow", "crashes"],
 )
 def test_a_backend_that_is_down_is_202_in_bounded_time(site: Site, plug_in: str, tmp_path: Path) -> None:
     """Row 33, with plug-ins that never answer: nothing runs, nothing hangs, and then all is well again."""
-    compiler = need_program("cc", "gcc")
-    (tmp_path / "bad.c").write_text(plug_in.format())
-    module = tmp_path / "bad.mod"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", module, tmp_path / "bad.c"], check=True, timeout=60)
-    inside = INSTALLED.prefix / "bad.mod"
-    shutil.copyfile(module, site.node.path(inside))
+    put_plug_in(site, plug_in, tmp_path)
     database = site.node.path(DATABASE)
-    database.write_text(TEXT.replace('good = "lcmaps_dummy_good.mod"', f'good = "{inside}"'))
+    database.write_text(TEXT.replace('good = "lcmaps_dummy_good.mod"', f'good = "{PLUG_IN}"'))
     try:
         began = time.monotonic()
         assert site.glexec_run("/usr/bin/id").code == 202
@@ -145,6 +155,44 @@ def test_a_backend_that_is_down_is_202_in_bounded_time(site: Site, plug_in: str,
     finally:
         database.write_text(TEXT)
     assert site.glexec_run("/usr/bin/id").code == 0
+
+
+LOOK = """
+#include <stdio.h>
+#include <string.h>
+extern char **environ;
+__attribute__((constructor)) static void look(void) {
+    char line[4096];
+    FILE *status = fopen("/proc/self/status", "r");
+    while (status && fgets(line, sizeof line, status)) fprintf(stderr, "plug-in %s", line);
+    for (char **each = environ; *each; each++)
+        fprintf(stderr, "plug-in env %.*s\\n", (int)strcspn(*each, "="), *each);
+    fprintf(stderr, "plug-in reads the log: %d\\n", fopen("LOG", "r") != NULL);
+}
+"""
+
+
+def test_it_runs_without_rights_in_an_environment_of_the_sites_and_is_gone_afterwards(
+    site: Site, tmp_path: Path
+) -> None:
+    """By the word of a plug-in of its own, whatever the caller has set."""
+    put_plug_in(site, LOOK.replace("LOG", str(INSTALLED.prefix / "log" / "glexec.jsonl")), tmp_path)
+    database, log = site.node.path(DATABASE), site.node.directory / "node.log"
+    database.write_text(TEXT.replace('good = "lcmaps_dummy_good.mod"', f'good = "{PLUG_IN}"'))
+    before = len(log.read_bytes())
+    try:
+        env = {"LCMAPS_LOG_FILE": "/tmp/x", "LD_PRELOAD": "/tmp/x", "OPENSSL_CONF": "/tmp/x", "PATH": "/home/pilot"}
+        assert site.glexec_run("/usr/bin/id", env=env).code == 202
+    finally:
+        database.write_text(TEXT)
+    said = [line.removeprefix("plug-in ") for line in log.read_text()[before:].splitlines() if "plug-in " in line]
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in said) if value}
+    assert status["Uid"] == status["Gid"] == [str(MAPPER_UID)] * 4
+    assert status["Groups"] == [str(MAPPER_UID)]
+    assert {status[name][0] for name in ("CapEff", "CapPrm", "CapInh")} == {"0" * 16}
+    assert status["reads the log"] == ["0"]
+    assert {line.split()[1] for line in said if line.startswith("env ")} == CONSTANT
+    assert site.processes(MAPPER_UID) == []
 
 
 @pytest.mark.parametrize("fault", ["missing", "malformed", "writable"])
