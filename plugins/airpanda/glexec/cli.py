@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,16 +79,17 @@ def _install(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(_would(installed, kept, arguments.sudoers))
         return 0
-    share, rule = installed.prefix / "share", arguments.sudoers
+    units, rule = f"{shlex.quote(str(installed.prefix / 'share'))}/airpanda-glexec.*", arguments.sudoers
     sudo = f"its rule is {rule}" if rule else "install --sudoers puts its rule in place"
+    prefix = shlex.quote(str(installed.prefix))
     outside = f"Outside of it only {rule} was written" if rule else "Nothing outside of it was changed"
     print(f"""Installed in {installed.prefix}. {outside}. What is left to do:
  configuration   {config}{" (it was there already and was kept as it is)" if kept else ""}
- with systemd    cp {share}/airpanda-glexec.* /etc/systemd/system && systemctl enable --now airpanda-glexec.socket
+ with systemd    cp {units} /etc/systemd/system && systemctl enable --now airpanda-glexec.socket
  without         start {installed.launcherd} as root at boot
  or with sudo    {sudo}
  pilots          OSG_GLEXEC_LOCATION={installed.glexec} (by sudo: {installed.glexec_sudo})
- try             python -m airpanda glexec check --prefix {installed.prefix} --caller {arguments.caller[0]} PROXY""")
+ try             python -m airpanda glexec check --prefix {prefix} --caller {arguments.caller[0]} PROXY""")
     return 0
 
 
