@@ -78,6 +78,12 @@ def test_the_service_starts_with_the_first_request_and_runs_it_as_its_owner(serv
     assert served.run("id", account="bob").code == 203
 
 
+def test_one_payloads_end_for_its_memory_is_not_everybodys(served: Served) -> None:
+    """By systemd's defaults the service would be stopped then, and all payloads could have 4915 processes together."""
+    shown = served.systemd.ctl("show", "--property=OOMPolicy,TasksMax,Delegate", SERVICE).out.split()
+    assert sorted(shown) == ["Delegate=yes", "OOMPolicy=continue", "TasksMax=infinity"]
+
+
 def test_a_service_that_is_stopped_ends_its_payloads_on_record_and_comes_again(served: Served) -> None:
     marker = secrets.token_hex(6)
     process = served.start(marker)

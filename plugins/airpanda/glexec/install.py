@@ -78,6 +78,11 @@ ExecStart={launcherd}
 KillMode=mixed
 TimeoutStopSec=30
 Restart=on-failure
+# Its cgroup holds everybody's payloads, each in one of its own: that the kernel kills one which takes too much memory
+# must not end the service and so all of them, nor may systemd's limit for one service be that of them together.
+OOMPolicy=continue
+TasksMax=infinity
+Delegate=yes
 
 [Install]
 WantedBy=multi-user.target
