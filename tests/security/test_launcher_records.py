@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,3 +121,64 @@ def test_a_caller_who_is_refused_is_recorded(site: Site) -> None:
     (record,) = site.node.records()[before:]
     assert (record["caller"], record["rc"], record["identity_switched"]) == ("other", 203, False)
     assert "not among the callers" in str(record["reason"])
+
+
+# A /dev of the node's own: what is put into the usual one would be this machine's. /run/dev is not "nodev".
+DEV = """
+mkdir /run/dev
+mount -t tmpfs -o mode=0755 dev /run/dev
+mkdir /run/dev/shm
+for name in null zero full random urandom tty; do cp -a /dev/$name /run/dev; done
+mount --move /run/dev /dev
+"""
+
+
+@pytest.fixture(name="syslog")
+def _syslog(site: Site) -> Iterator[socket.socket]:
+    """What the node's C library takes for syslog's daemon; and the site wants its records there."""
+    config = site.node.path(INSTALLED.config)
+    before = config.read_text()
+    as_root(site, DEV)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        place = site.node.path(Path("/dev/log"))
+        daemon.bind(str(place))
+        place.chmod(0o666)
+        daemon.settimeout(20)
+        config.write_text(re.sub("(?m)^syslog = no$", "syslog = yes", before))
+        yield daemon
+    config.write_text(before)
+    as_root(site, "umount -l /dev; rmdir /run/dev")
+
+
+def told(daemon: socket.socket) -> dict[str, str]:
+    """The next message, which must be one line of the launcher's, as a parser of key=value reads it."""
+    text = daemon.recv(65536).rstrip(b"\0").decode()
+    begin = re.match(r"<85>\w{3} [ \d]\d \d\d:\d\d:\d\d airpanda-glexec\[\d+\]: ", text)  # authpriv.notice
+    assert begin, text
+    assert text.isprintable(), "all of it on one line"
+    pairs = re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', text[begin.end() :])
+    return {name: str(json.loads(value)) if value[0] == '"' else value for name, value in pairs}
+
+
+@pytest.mark.parametrize("way", ["socket", "direct"])
+def test_syslog_gets_the_start_and_the_end_of_each_run_on_a_line_each(
+    site: Site, syslog: socket.socket, way: str
+) -> None:
+    hostile = 'x\n<0>forged: uid=0 rc=0 user="root'
+    if way == "socket":
+        env = {"GLEXEC_CLIENT_CERT": str(site.put_proxy()), "GLEXEC_ID": hostile}
+        assert site.run(site.glexec, "/bin/sh", "-c", "exit 3", env=env).code == 3
+    else:
+        assert direct(site, ":", "exit 3").code == 3
+    start, end = told(syslog), told(syslog)
+    assert (start["event"], start["uid"], start["dn"]) == ("started", str(ALICE_UID), site.pki.dn("alice"))
+    assert "rc" not in start
+    assert (end["rc"], end["uid"], end["user"], end["identity_switched"]) == ("3", str(ALICE_UID), "alice", "true")
+    assert {"wall", "cpu", "maxrss_kb", "issuer", "serial", "fingerprint", "caller", "launcher"} <= set(end)
+    assert end["id"] == (hostile if way == "socket" else "")
+    assert site.glexec_run("/usr/bin/id", proxy=site.put_proxy("carol")).code == 203
+    refused = told(syslog)
+    assert (refused["rc"], refused["identity_switched"], refused["dn"]) == ("203", "false", site.pki.dn("carol"))
+    syslog.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        raise AssertionError(f"one more: {syslog.recv(65536)!r}")
