@@ -111,6 +111,46 @@ def test_ten_gigabytes_of_output_are_read_and_not_kept(chain: Chain) -> None:
     assert 0 < peak.mib < 80
 
 
+STUBBORN = """trap '' TERM HUP INT; (setsid sh -c 'trap "" TERM; sleep 600' &); while :; do sleep 0.2; done"""
+
+
+def test_payloads_that_harm_themselves_harm_nobody_else(chain: Chain) -> None:
+    """One after the other in one pilot: each ends with its own cause, and the pilot's own steps do not stumble."""
+
+    def harms(name: str, script: str, **more: Any) -> dict[str, Any]:
+        return spec(name, argv=["sh", "-c", script], **{"walltime_s": 120, "max_attempt": 1, **more})
+
+    deleted, closed, locked, shows, large, stubborn, next_one = run(
+        chain,
+        harms("deleted", 'cd /; rm -rf "$HOME" 2>/dev/null; echo gone; sleep 3'),
+        harms("closed", "echo before; exec >&- 2>&- <&-; sleep 1; exit 7"),
+        harms("locked", "mkdir d; echo x > d/f; chmod 0 d .; exit 0", outputs=[{"lfn": "d"}]),
+        harms("shows", r"printf '\033[2J\033]0;title\007\000\377end\n'; exit 5"),
+        harms("large", "head -c 11000000 /dev/zero > out", disk_mib=10, outputs=[{"lfn": "out"}]),
+        harms("stubborn", STUBBORN, walltime_s=3),
+        harms("next", "echo well"),
+    )
+
+    def end(job: dict[str, Any]) -> tuple[str, int | None, list[tuple[int, str]]]:
+        attempt = job["attempts"][0]  # the latest; on a busy machine one may have lost its lease, which costs nothing
+        told = [(error["code"], error["blame"]) for error in attempt["errors"]]
+        return job["status"], attempt["exit_code"], told
+
+    assert end(deleted) == ("finished", 0, [])
+    assert log(chain, deleted) == "gone\n"
+    assert end(closed) == ("failed", 7, [(7, "user")])
+    assert end(locked) == ("failed", 0, [(1165, "user")])
+    assert end(shows) == ("failed", 5, [(5, "user")])
+    assert log(chain, shows) == "\ufffd[2J\ufffd]0;title\ufffd\ufffd\ufffdend\n", (
+        "what people see does nothing to a screen"
+    )
+    assert shows["attempts"][0]["errors"][0]["diag"].isprintable()
+    assert end(large) == ("failed", 0, [(1124, "user")])
+    assert end(stubborn) == ("failed", 137, [(1213, "user")])
+    assert end(next_one) == ("finished", 0, [])
+    assert log(chain, next_one) == "well\n"
+
+
 def small_disk(site: Site, mib: int) -> None:
     """A file system of its own below the pilots' directories."""
     place, options = site.node.path(Path(PILOTS)), f"size={mib}m,mode=0755,uid={PILOT_UID},gid={PILOT_UID}"
