@@ -210,6 +210,25 @@ def test_purge_keeps_what_runs_and_removes_what_ended(make: Make) -> None:
     assert element.status([handle])[handle].state is PilotJobState.UNKNOWN
 
 
+def test_what_ended_two_days_ago_goes_with_the_next_submission(make: Make, queue: PandaQueue) -> None:
+    """Nobody purges a pilot that has ended well. What runs, ended lately, is asked for again or is no pilot's stays."""
+    directory = Path(queue.ce.directory)
+    ended, running = make("exit 0\n"), make(SLEEP)
+    old, kept, repeated = (ended.submit(batch(tag, 1)).handles[1] for tag in ("old", "kept", "repeated"))
+    long = running.submit(batch("long", 1)).handles[1]
+    until(lambda: all(s.state.is_final for s in ended.status([old, kept, repeated]).values()))
+    foreign = directory / "sandbox-7"
+    foreign.mkdir()
+    ago = time.time() - 2 * 86400 - 60
+    for name in (old, repeated, long, foreign.name):
+        os.utime(directory / name, (ago, ago))
+    assert ended.submit(batch("repeated", 1)).adopted == {1}
+    assert not (directory / old).exists()
+    assert all((directory / name).is_dir() for name in (kept, repeated, long, foreign.name))
+    assert running.status([long])[long].state is PilotJobState.RUNNING
+    foreign.rmdir()
+
+
 def test_modes_and_secrets(make: Make, queue: PandaQueue) -> None:
     element = make("cat /proc/self/environ; " + SLEEP)
     handle = element.submit(batch("s", 1)).handles[1]

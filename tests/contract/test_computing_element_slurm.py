@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -179,6 +181,28 @@ def test_purge_keeps_what_runs_and_removes_what_ended(rig: Rig, via: str) -> Non
     assert not rig.path(f"p-{via}").exists()
     assert rig.path(f"p2-{via}/0").is_dir()
     assert element.purge([first]) == {first: Outcome.NOT_FOUND}
+
+
+@over_ssh
+def test_what_ended_two_days_ago_goes_with_the_next_submission(rig: Rig, via: str) -> None:
+    """Nobody purges a pilot that has ended well. What waits for so long, ended lately, or is no pilot's stays."""
+    element = rig.element("exit 0\n", via)
+    old, kept = element.submit(batch(f"old-{via}", 1, 2)), element.submit(batch(f"kept-{via}", 1))
+    waiting = rig.element(SLEEP, via, options=["--hold"]).submit(batch(f"waits-{via}", 1)).handles[1]
+    for handle in [*old.handles.values(), *kept.handles.values()]:
+        await_state(element, handle, PilotJobState.DONE)
+    rig.path("foreign/0").mkdir(parents=True)
+    rig.path("foreign/0/exit").touch()
+    ago = time.time() - 2 * 86400 - 120
+    for place in (f"old-{via}/0/exit", f"waits-{via}/0/pilot.json", "foreign/0/exit"):
+        os.utime(rig.path(place), (ago, ago))
+    element.submit(batch(f"next-{via}", 1))
+    assert not rig.path(f"old-{via}/0").exists()
+    assert all(rig.path(place).is_dir() for place in (f"old-{via}/1", f"kept-{via}/0", f"waits-{via}/0", "foreign/0"))
+    assert element.status([waiting])[waiting].state in (PilotJobState.HELD, PilotJobState.QUEUED)
+    os.utime(rig.path(f"old-{via}/1/exit"), (ago, ago))
+    element.submit(batch(f"last-{via}", 1))
+    assert not rig.path(f"old-{via}").exists(), "with the last of its copies the batch goes"
 
 
 def test_modes_secrets_and_what_a_pilot_sees(rig: Rig, via: str) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MARK = "airpanda-node-agent "
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 START_LIMIT_S = 5.0
+KEPT_S = 2 * 86400  # what a pilot left that ended, unless it is purged before
 
 # The keeper outlives TERM to write the exit code. A caught signal is reset in its children; an ignored one would
 # stay ignored, hence the empty command.
@@ -318,6 +319,21 @@ def purge_one(place: str) -> str:
     return "accepted"
 
 
+def forget_old(directory: str, tag: str) -> None:
+    """Remove what pilots left that ended long ago: nobody purges those that ended well, and disks are finite.
+
+    Not of this tag, whose pilots a repeat adopts.
+    """
+    for name in pilots_in(directory):
+        place = os.path.join(directory, name)
+        if name.rpartition("-")[0] == tag:
+            continue
+        with contextlib.suppress(OSError):
+            is_ours = is_there(place, "run.lock") and is_there(place, "wrapper.sh")
+            if is_ours and time.time() - os.lstat(place).st_mtime > KEPT_S and not is_running(place):
+                shutil.rmtree(place)
+
+
 # --- requests ------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +341,7 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
     directory, tag = request["directory"], request["tag"]
     with open(os.path.join(directory, ".submit.lock"), "a", opener=_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        forget_old(directory, tag)
         places = {pilot: os.path.join(directory, f"{tag}-{pilot}") for pilot in request["pilots"]}
         fresh = [p for p, place in places.items() if read_text(place, "handle.json") is None]
         busy = load(request)["running"] if fresh else 0

@@ -76,6 +76,13 @@ busy=$(printf '%s\\n' "$names" | while read -r name; do
 done | wc -l)
 [ $((busy + copies)) -le "$max" ] ||
     answer throttled "$((busy)) pilots are there and $copies more would exceed [ce] max_pilots = $max"
+# What ended two days ago goes: nobody purges pilots that ended well, and disks are finite.
+find . -mindepth 3 -maxdepth 3 -type f -name exit -mmin +2880 2>/dev/null | while IFS=/ read -r _ old index _; do
+    case $index in '' | *[!0-9]*) continue ;; esac
+    [ -f "$old/copies" ] || continue
+    rm -rf -- "$old/$index"
+    [ -n "$(find "$old" -mindepth 1 -maxdepth 1 -type d)" ] || rm -rf -- "$old"
+done
 rm -rf -- "$tag" "$tag.new"
 mkdir -- "$tag.new" && tar -xzmf - -C "$tag.new" && chmod 711 "$tag.new" && mv -- "$tag.new" "$tag" || {
     rm -rf -- "$tag.new"
