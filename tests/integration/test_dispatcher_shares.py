@@ -193,6 +193,8 @@ def test_the_command_sets_shows_and_ends(
         assert "working_group (none): weight 0.5" in text
         code, text = share("set", "vo", "atlas", "--max-jobs", "3")
         assert (code, "caps and priorities are an owner's" in text, "Traceback" in text) == (1, True, False)
+        code, text = share("set", "owner", "alice", "--weight", "0", "--max-jobs", "-1")
+        assert (code, "weight: Input should be greater than 0; max_jobs: Input should" in text) == (1, True)
         assert share("end", "owner", "alice")[0] == 0
         code, text = share("end", "owner", "alice")
         assert (code, "no share is set" in text) == (1, True)

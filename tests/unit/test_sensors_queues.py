@@ -66,6 +66,14 @@ def test_a_queue_is_as_wished_or_not_in_both_ways_of_waiting(
     assert PandaQueueTrigger(**arguments).serialize() == (path, arguments), "it survives being stored"
 
 
+def test_no_sensor_asks_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_stub(queue(state="offline")) as stub:
+        connect(monkeypatch, port=stub.port)
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor(deferrable=True, poke_interval=0).execute({})
+    assert deferred.value.trigger.poll_s == 1.0
+
+
 @pytest.mark.parametrize(
     "wish",
     [

@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
         for line in arguments.run(arguments):
             print(line)
     except ValidationError as error:
-        print(f"airpanda share: {'; '.join(item['msg'] for item in error.errors())}", file=sys.stderr)
+        said = (": ".join((*map(str, item["loc"]), item["msg"])) for item in error.errors())
+        print(f"airpanda share: {'; '.join(said)}", file=sys.stderr)
         return 1
     except (AirpandaError, OSError) as error:
         print(f"airpanda share: {error}", file=sys.stderr)

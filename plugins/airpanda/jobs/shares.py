@@ -71,13 +71,16 @@ def tree(lanes: Iterable[Lane], counts: Mapping[int, Any], rules: Rules) -> list
         usage.add(lane, row["leased"])
         for node in path_of(lane):
             waiting[node] += row["waiting"]
-    over = over_shares(waiting, rules, usage)
-    return [_node(path, waiting[path], over[path], rules, usage) for path in sorted(over)]
+    over = over_shares([node for node, n in waiting.items() if n], rules, usage)
+    below = defaultdict[Path, int](int)
+    for path, cores in usage.cores.items():
+        below[path[:-1]] += cores
+    return [_node(path, waiting[path], over[path], below[path[:-1]], rules, usage) for path in sorted(over)]
 
 
-def _node(path: Path, waiting: int, over: float, rules: Rules, usage: Usage) -> ShareNode:
-    siblings = sum(n for each, n in usage.cores.items() if each[:-1] == path[:-1] and len(each) == len(path))
-    actual = usage.cores[path] / siblings if siblings else 0.0
+def _node(path: Path, waiting: int, over: float, of_all: int, rules: Rules, usage: Usage) -> ShareNode:
+    """``of_all``: the cores of the node and its siblings together."""
+    actual = usage.cores[path] / of_all if of_all else 0.0
     vo, group, owner = (*path, None, None)[:3]
     return ShareNode(
         vo=vo or "",

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airpanda.hooks import calls
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import JobStatus
-from airpanda.sensors.numbers import number_of
+from airpanda.sensors.numbers import number_of, pause_of
 from airpanda.triggers.panda_task import PandaTaskTrigger, describe
 
 
@@ -56,7 +56,7 @@ class PandaTaskSensor(BaseSensorOperator):
             trigger=PandaTaskTrigger(
                 panda_task_id=self._number(),
                 ti=None,
-                poll_s=self.poke_interval,
+                poll_s=pause_of(self),
                 panda_conn_id=self.panda_conn_id,
             ),
             method_name="execute_complete",

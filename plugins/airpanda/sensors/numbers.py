@@ -1,4 +1,4 @@
-"""Numbers that a sensor's templates have rendered to."""
+"""Numbers of sensors: what their templates have rendered to, and how long they pause."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+FASTEST_POLL_S = 1.0
 _WHOLE = re.compile(r"[0-9]{1,18}")
+
+
+def pause_of(sensor: BaseSensorOperator) -> float:
+    """Seconds between two questions of a trigger: the sensor's ``poke_interval``, which Airflow lets be 0."""
+    return max(float(sensor.poke_interval), FASTEST_POLL_S)
 
 
 def number_of(sensor: BaseSensorOperator, field: str) -> int:

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airpanda.hooks import calls
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import QueueView
-from airpanda.sensors.numbers import number_of
+from airpanda.sensors.numbers import number_of, pause_of
 from airpanda.triggers.queues import PandaQueueTrigger, QueueWish, describe
 
 
@@ -26,8 +26,8 @@ class PandaQueueSensor(BaseSensorOperator):
         panda_queue: the PanDA queue (templated).
         at_least_idle: how many of its pilots must ask for work; 0: being online is enough (templated).
         at_most_waiting: how many jobs may wait there; any number by default (templated).
-        deferrable: wait in the triggerer, which asks each ``poke_interval`` seconds, instead of being rescheduled;
-            Airflow's ``[operators] default_deferrable`` by default.
+        deferrable: wait in the triggerer, which asks each ``poke_interval`` seconds (at least one), instead of being
+            rescheduled; Airflow's ``[operators] default_deferrable`` by default.
     """
 
     template_fields: Sequence[str] = ("panda_queue", "at_least_idle", "at_most_waiting")
@@ -67,7 +67,7 @@ class PandaQueueSensor(BaseSensorOperator):
                 panda_queue=self.panda_queue,
                 at_least_idle=wish.at_least_idle,
                 at_most_waiting=wish.at_most_waiting,
-                poll_s=self.poke_interval,
+                poll_s=pause_of(self),
                 panda_conn_id=self.panda_conn_id,
             ),
             method_name="execute_complete",
