@@ -700,8 +700,9 @@ class ShareSet(ShareKey):
     """POST ``/v1/shares``: in whole; what is left out has its default.
 
     ``weight``: among its siblings; working groups share what their organisation gets, owners what their group gets.
-    The others are an owner's: what it may have with pilots at once (None: any number), what is added to the priority
-    that its jobs ask for.
+    ``max_jobs``, ``max_cores``: what it may have with pilots at once, at all queues together (None: any number); of a
+    working group in each organisation that has one of this name. ``priority_offset`` is an owner's: what is added to
+    the priority that its jobs ask for.
     """
 
     weight: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
@@ -711,8 +712,8 @@ class ShareSet(ShareKey):
 
     @model_validator(mode="after")
     def _of_owners(self) -> ShareSet:
-        if self.kind != "owner" and (self.max_jobs, self.max_cores, self.priority_offset) != (None, None, 0):
-            raise ValueError("caps and priorities are an owner's: name one, or * for each that is not named")
+        if self.kind != "owner" and self.priority_offset:
+            raise ValueError("priorities are an owner's: name one, or * for each that is not named")
         return self
 
 

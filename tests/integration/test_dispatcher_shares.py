@@ -68,6 +68,27 @@ async def test_an_owner_may_come_first_and_a_cap_holds(world: World) -> None:
     assert await given_to(world, 3) == ["bob", "bob"]
 
 
+async def test_a_group_and_an_organisation_have_no_more_than_their_caps(world: World) -> None:
+    """The other group, and the other organisation, go on; the sentence says whose cap it is."""
+    higgs = await waiting(world, "alice", "/atlas/higgs", 5, group="higgs")
+    await waiting(world, "bob", "/atlas/susy", 5, group="susy")
+    await waiting(world, "carol", "/cms", 5)
+    await world.good("POST", "/v1/shares", {"kind": "working_group", "name": "higgs", "max_cores": 2})
+    await world.good("POST", "/v1/shares", {"kind": "vo", "name": "atlas", "max_jobs": 4})
+    got = await given_to(world, 15)
+    assert {owner: got.count(owner) for owner in got} == {"alice": 2, "bob": 2, "carol": 5}
+    last = higgs["first_panda_id"] + 4
+    says = await world.good("GET", f"/v1/job/{last}/why")
+    assert says["why"] == "working group higgs of organisation atlas may use 2 cores at once, and uses them"
+    await world.good("POST", "/v1/shares/end", {"kind": "working_group", "name": "higgs"})
+    says = await world.good("GET", f"/v1/job/{last}/why")
+    assert says["why"] == "organisation atlas may have 4 jobs with pilots at once, and has them"
+    await world.good("POST", "/v1/shares", {"kind": "vo", "name": "atlas", "max_jobs": 5})
+    assert await given_to(world, 3) in (["alice"], ["bob"])
+    await world.good("POST", "/v1/shares/end", {"kind": "vo", "name": "atlas"})
+    assert len(await given_to(world, 9)) == 5
+
+
 async def shares(world: World) -> Any:
     return await world.good("GET", "/v1/shares")
 
@@ -85,7 +106,8 @@ async def shares(world: World) -> Any:
         {"kind": "owner", "name": "alice", "max_jobs": -1},
         {"kind": "owner", "name": "alice", "max_cores": 1.5},
         {"kind": "owner", "name": "alice", "priority_offset": 10**6},
-        {"kind": "vo", "name": "atlas", "max_jobs": 5},
+        {"kind": "vo", "name": "atlas", "max_jobs": -5},
+        {"kind": "working_group", "name": "higgs", "max_cores": True},
         {"kind": "working_group", "name": "higgs", "priority_offset": 5},
         {"kind": "owner", "name": "alice", "surplus": 1},
     ],
@@ -191,8 +213,8 @@ def test_the_command_sets_shows_and_ends(
         code, text = share("list")
         assert (code, len(text.splitlines())) == (0, 2)
         assert "working_group (none): weight 0.5" in text
-        code, text = share("set", "vo", "atlas", "--max-jobs", "3")
-        assert (code, "caps and priorities are an owner's" in text, "Traceback" in text) == (1, True, False)
+        code, text = share("set", "vo", "atlas", "--priority-offset", "3")
+        assert (code, "priorities are an owner's" in text, "Traceback" in text) == (1, True, False)
         code, text = share("set", "owner", "alice", "--weight", "0", "--max-jobs", "-1")
         assert (code, "weight: Input should be greater than 0; max_jobs: Input should" in text) == (1, True)
         assert share("end", "owner", "alice")[0] == 0

@@ -126,3 +126,37 @@ def test_caps_leave_what_is_left() -> None:
     usage.add(lane(), 2)
     assert room(lane(), rules, usage, 1) == Refusal(Lack.CAP_JOBS, "alice", 10)
     assert room(lane(owner="bob", cores=32), rules, usage, 1) == Refusal(Lack.CAP_CORES, "bob", 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "who"),
+    [
+        ("working_group", "higgs", "working group higgs of organisation atlas"),
+        ("working_group", "*", "working group higgs of organisation atlas"),
+        ("vo", "atlas", "organisation atlas"),
+        ("vo", "*", "organisation atlas"),
+    ],
+)
+def test_caps_of_groups_and_organisations(kind: str, name: str, who: str) -> None:
+    usage, mine = Usage(), lane(working_group="higgs")
+    usage.add(mine, 3)
+    jobs, cores = (Rules(shares={(kind, name): cap}) for cap in (Share(max_jobs=5), Share(max_cores=4)))
+    assert (room(mine, jobs, usage, 9), room(mine, cores, usage, 9)) == (2, 1)
+    assert room(lane(owner="bob", working_group="higgs", cores=2), cores, usage, 9) == Refusal(Lack.CAP_CORES, who, 4)
+    usage.add(lane(owner="bob", working_group="higgs"), 2)
+    assert room(mine, jobs, usage, 9) == Refusal(Lack.CAP_JOBS, who, 5)
+    assert room(lane(vo="cms", working_group="higgs"), jobs, usage, 9) == (5 if name in ("higgs", "*") else 9)
+
+
+def test_the_narrowest_cap_counts_and_an_owners_is_named_first() -> None:
+    shares = {("owner", "alice"): Share(max_jobs=7), ("working_group", ""): Share(max_jobs=6), ("vo", "atlas"): Share()}
+    usage = Usage()
+    assert room(lane(), Rules(shares=shares), usage, 9) == 6
+    usage.add(lane(), 6)
+    refused = room(lane(), Rules(shares=shares), usage, 9)
+    assert str(refused).startswith("jobs of organisation atlas without a working group may have 6 jobs with pilots")
+    usage.add(lane(vo="cms"), 1)
+    assert room(lane(), Rules(shares=shares), usage, 9) == Refusal(Lack.CAP_JOBS, "alice", 7)
+    assert room(
+        lane(vo="", owner="bob", working_group="x"), Rules(shares={("vo", ""): Share(max_cores=0)}), usage, 9
+    ) == Refusal(Lack.CAP_CORES, "jobs without an organisation", 0)

@@ -314,15 +314,13 @@ class ShareRow(Base):
     __table_args__ = (
         _one_of("kind", "vo", "working_group", "owner"),
         CheckConstraint("weight > 0", name="weight"),
-        CheckConstraint(
-            "kind = 'owner' OR max_jobs IS NULL AND max_cores IS NULL AND priority_offset = 0", name="of_owners"
-        ),
+        CheckConstraint("kind = 'owner' OR priority_offset = 0", name="of_owners"),
     )
     kind: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     weight: Mapped[float] = mapped_column(server_default=text("1"), comment="among its siblings")
-    max_jobs: Mapped[int | None] = mapped_column(comment="of an owner: with pilots at once")
-    max_cores: Mapped[int | None] = mapped_column(comment="of an owner: with pilots at once")
+    max_jobs: Mapped[int | None] = mapped_column(comment="with pilots at once")
+    max_cores: Mapped[int | None] = mapped_column(comment="with pilots at once")
     priority_offset: Mapped[int] = mapped_column(
         Integer(), server_default=text("0"), comment="of an owner: added to what its jobs ask for"
     )

@@ -104,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("name", help="* for each that is not named, '' for jobs without a working group")
         if name == "set":
             command.add_argument("--weight", type=float, default=1.0, help="among its siblings (default 1)")
-            command.add_argument("--max-jobs", type=int, help="of an owner: with pilots at once (default: any number)")
-            command.add_argument("--max-cores", type=int, help="of an owner: with pilots at once (default: any number)")
+            command.add_argument("--max-jobs", type=int, help="with pilots at once (default: any number)")
+            command.add_argument("--max-cores", type=int, help="with pilots at once (default: any number)")
             command.add_argument(
                 "--priority-offset", type=int, default=0, help="of an owner: added to its jobs' priority"
             )

@@ -74,7 +74,7 @@ def _shown(value: object) -> str:
 class Share:
     """What operators say of a node: its weight among its siblings.
 
-    Of an owner also what its jobs may use at once, and what is added to the priority they ask for.
+    Also what its jobs may use at once; of an owner what is added to the priority they ask for.
     """
 
     weight: float = 1.0
@@ -155,17 +155,46 @@ def ban_of(lane: Lane, rules: Rules) -> Refusal | None:
 
 
 def room(lane: Lane, rules: Rules, usage: Usage, wanted: int) -> int | Refusal:
-    """How many of ``wanted`` jobs the caps of the lane's owner leave; a refusal instead of 0."""
-    share = rules.share("owner", lane.owner)
+    """How many of ``wanted`` jobs the caps leave that hold the lane's owner, working group and organisation.
+
+    A refusal instead of 0. An owner's cap is for all of its jobs, in whatever group they are; a group's is for each
+    organisation that has a group of this name.
+    """
+    owner, group, vo = lane.owner, lane.shape.working_group, lane.vo
+    share = rules.share("owner", owner)
+    left = _left(share, usage.owner_jobs.get(owner, 0), usage.owner_cores.get(owner, 0), lane.shape.cores, wanted)
+    if isinstance(left, Lack):
+        return _refused(left, share, owner)
+    for node in ((vo, group), (vo,)):
+        share = share_of(node, rules)
+        left = _left(share, usage.jobs.get(node, 0), usage.cores.get(node, 0), lane.shape.cores, left)
+        if isinstance(left, Lack):
+            return _refused(left, share, _said_of(node))
+    return left
+
+
+def _left(share: Share, jobs: int, cores: int, cores_each: int, wanted: int) -> int | Lack:
+    """How many more jobs of so many cores a share's caps leave; or the cap that leaves none."""
     if share.max_jobs is not None:
-        wanted = min(wanted, share.max_jobs - usage.owner_jobs[lane.owner])
+        wanted = min(wanted, share.max_jobs - jobs)
         if wanted <= 0:
-            return Refusal(Lack.CAP_JOBS, lane.owner, share.max_jobs)
+            return Lack.CAP_JOBS
     if share.max_cores is not None:
-        wanted = min(wanted, (share.max_cores - usage.owner_cores[lane.owner]) // lane.shape.cores)
+        wanted = min(wanted, (share.max_cores - cores) // cores_each)
         if wanted <= 0:
-            return Refusal(Lack.CAP_CORES, lane.owner, share.max_cores)
+            return Lack.CAP_CORES
     return wanted
+
+
+def _refused(cap: Lack, share: Share, who: str) -> Refusal:
+    return Refusal(cap, who, share.max_jobs if cap is Lack.CAP_JOBS else share.max_cores)
+
+
+def _said_of(node: Path) -> str:
+    vo = f"organisation {node[0]}" if node[0] else "jobs without an organisation"
+    if len(node) == 1:
+        return vo
+    return f"working group {node[1]} of {vo}" if node[1] else f"jobs of {vo} without a working group"
 
 
 @dataclass(frozen=True)

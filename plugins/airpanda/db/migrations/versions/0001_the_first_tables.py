@@ -371,8 +371,8 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("weight", sa.Float(), server_default=sa.text("1"), nullable=False, comment="among its siblings"),
-        sa.Column("max_jobs", sa.BigInteger(), nullable=True, comment="of an owner: with pilots at once"),
-        sa.Column("max_cores", sa.BigInteger(), nullable=True, comment="of an owner: with pilots at once"),
+        sa.Column("max_jobs", sa.BigInteger(), nullable=True, comment="with pilots at once"),
+        sa.Column("max_cores", sa.BigInteger(), nullable=True, comment="with pilots at once"),
         sa.Column(
             "priority_offset",
             sa.Integer(),
@@ -384,10 +384,7 @@ def upgrade() -> None:
         sa.Column("set_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("kind IN ('vo', 'working_group', 'owner')", name=op.f("panda_share_kind_check")),
         sa.CheckConstraint("weight > 0", name=op.f("panda_share_weight_check")),
-        sa.CheckConstraint(
-            "kind = 'owner' OR max_jobs IS NULL AND max_cores IS NULL AND priority_offset = 0",
-            name=op.f("panda_share_of_owners_check"),
-        ),
+        sa.CheckConstraint("kind = 'owner' OR priority_offset = 0", name=op.f("panda_share_of_owners_check")),
         sa.PrimaryKeyConstraint("kind", "name", name=op.f("panda_share_pkey")),
     )
     op.create_table(
