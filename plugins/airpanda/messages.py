@@ -136,6 +136,7 @@ class ErrorSource(StrEnum):
     DISPATCHER = "jobDispatcher"
     TASK_BUFFER = "taskBuffer"
     SUPERVISOR = "sup"
+    DDM = "ddm"
 
 
 class Blame(StrEnum):
@@ -888,12 +889,14 @@ class ReportReply(Message):
     """``command`` ``tobekilled`` means stop the payload now, whatever its state.
 
     ``debug``: what a person wants to see; it is asked for until a report brings a ``debug_output``.
+    ``refused``: why an attempt that was said to have finished has not.
     """
 
     command: Literal["", "tobekilled", "drain"] = ""
     lease_expires_at: datetime
     heartbeat_s: float
     debug: Literal["", "tail", "ps", "ls"] = ""
+    refused: str = ""
 
 
 class BulkReport(Message):

@@ -49,7 +49,8 @@ async def test_a_job_from_submission_to_its_output(world: World) -> None:
     await pilot.good_report(job, "finished", trans_exit_code=0, use=use)
 
     progress = await world.good("GET", f"/v1/task/{task['task_id']}/progress")
-    assert progress == {"task_id": task["task_id"], "counts": {"finished": 1}, "total": 1, "done": True, "note": ""}
+    ended = {"counts": {"finished": 1}, "total": 1, "done": True, "note": "", "suspected": 0}
+    assert progress == {"task_id": task["task_id"]} | ended
     view = await world.job(job["panda_id"])
     (attempt,) = view["attempts"]
     assert attempt["account_uid"] == 61012

@@ -204,7 +204,7 @@ def test_a_token_revoked_while_jobs_run(served: Served, monkeypatch: pytest.Monk
 
     with_token(served, monkeypatch)
     trigger = deferred(subject, Context(try_number=2, max_tries=1, ti_id="u2"))
-    served.do(served.pilot(PILOT_DN).good_report(job, "finished"))
+    served.finish(PILOT_DN, job)
     assert subject.execute_complete(Context(), event_of(trigger))["finished"] == 1
 
 
@@ -321,18 +321,17 @@ def function(served: Served) -> PandaFunctionOperator:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["never sent", "lost"])
+@pytest.mark.parametrize("how", ["on no record", "lost"])
 def test_a_function_whose_result_is_not_there(served: Served, how: str) -> None:
     subject = function(served)
     trigger = deferred(subject)
     (job,) = served.claim(PILOT_DN)
+    served.finish(PILOT_DN, job, contents={"panda_result.json": b"2"})
     if how == "lost":
-        served.finish(PILOT_DN, job, contents={"panda_result.json": b"2"})
         for path in served.world.settings.file_store.glob("*/*"):
             path.unlink()
     else:
-        served.run(PILOT_DN, job)
-        served.do(served.pilot(PILOT_DN).good_report(job, "finished"))
+        served.do(served.world.sql("DELETE FROM panda_file"))
     with pytest.raises(FunctionError, match="but its result is not there: ") as caught:
         subject.execute_complete(Context(), event_of(trigger))
     assert str(caught.value).endswith('To run it again, give the task rerun="all" and clear it')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import logging
 import os
 import signal
 import tarfile
@@ -340,6 +341,15 @@ def test_missing_outputs_are_all_named(rig: Rig) -> None:
     assert codes(rig.fake) == [("pilot", 1165)] * 2
     assert [error.diag.split(": ")[1][0] for error in rig.fake.final.errors] == ["a", "c"]
     assert "7/1/b" in rig.fake.files
+
+
+def test_a_pilot_hears_that_a_job_has_not_finished(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.fake.jobs = [make_job(7), make_job(8)]
+    rig.fake.not_finished = "1 declared outputs are on no record: a"
+    with caplog.at_level(logging.INFO):
+        assert rig.run() == errors.EXIT_OK
+    assert [report.job_id for report in rig.fake.reports if report.job_status == "finished"] == [7, 8], "it goes on"
+    assert "failed ['an output could not be stored: 1 declared outputs are on no record: a']" in caplog.text
 
 
 def test_the_time_limit_kills_and_even_a_payload_that_ignores_term(rig: Rig) -> None:

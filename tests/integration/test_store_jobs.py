@@ -282,6 +282,7 @@ async def test_a_silent_pilot_loses_its_job_uncharged_and_is_told_so(world: Worl
     assert (await first.put(old, "out", b"late")).json()["code"] == "stale-report"
     assert await world.sql("SELECT * FROM panda_job") == before
 
+    assert (await second.put(new, "out", b"in time")).is_success
     await second.good_report(new, "finished")
     assert (await world.job(old["panda_id"]))["status"] == "finished"
     lost = (await attempts(world, old["panda_id"]))[1]

@@ -68,6 +68,7 @@ class FakeDispatcher:
     refused_files: str = "none"
     lease_s: float = 60.0
     debug: str = ""
+    not_finished: str = ""
     heartbeat_s: float = 0.1
     url: str = ""
 
@@ -111,7 +112,8 @@ class FakeDispatcher:
             until = datetime.now(UTC) + timedelta(seconds=self.lease_s)
             self.debug = "" if report.debug_output else self.debug
             reply = m.ReportReply(command=self.command, lease_expires_at=until, heartbeat_s=self.heartbeat_s)  # type: ignore[arg-type]
-            return 200, {**reply.model_dump(mode="json"), "debug": self.debug}
+            refused = self.not_finished if report.job_status == "finished" else ""
+            return 200, {**reply.model_dump(mode="json"), "debug": self.debug, "refused": refused}
         return 404, {"code": "not-found", "detail": path}
 
 

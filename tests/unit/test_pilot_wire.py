@@ -127,6 +127,8 @@ def test_a_reply_to_a_report_is_read() -> None:
     until = datetime.now(UTC)
     text = m.ReportReply(command="tobekilled", lease_expires_at=until, heartbeat_s=30, debug="ps").model_dump_json()
     assert wire.read_report_reply(json.loads(text)) == wire.ReportReply("tobekilled", until, 30.0, "ps")
+    assert wire.read_report_reply(json.loads(text) | {"refused": "x" * 2000}).refused == "x" * 1000
+    assert wire.read_report_reply(json.loads(text) | {"refused": None}).refused == "", "an older dispatcher's"
     unknown = json.loads(text) | {"debug": "gdb"}
     assert wire.read_report_reply(unknown).debug == "gdb", "a newer dispatcher's wish gets an answer, too"
     for value in (None, {}, {"command": "", "lease_expires_at": "x", "heartbeat_s": 1}):

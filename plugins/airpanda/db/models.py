@@ -381,6 +381,9 @@ class Job(Base):
     disk_mib: Mapped[int]
     walltime_s: Mapped[int] = mapped_column(Integer())
     features: Mapped[list[str]] = mapped_column(ARRAY(Text()), server_default=text("'{}'"))
+    n_outputs: Mapped[int] = mapped_column(
+        SmallInteger(), server_default=text("0"), comment="without which it does not finish"
+    )
     avoid_node: Mapped[str | None] = mapped_column(comment="no pilot there gets it before avoid_until")
     avoid_until: Mapped[datetime | None]
     pilot_id: Mapped[int | None]

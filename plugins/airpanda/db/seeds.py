@@ -10,6 +10,7 @@ from sqlalchemy import Connection, MetaData, event, text
 
 _ELSEWHERE = {
     100: ("jobDispatcher", "the pilot fell silent"),
+    200: ("ddm", "an output is on no record"),
     1098: ("pilot", "no local space"),
     1099: ("pilot", "stage-in"),
     1110: ("pilot", "set-up"),

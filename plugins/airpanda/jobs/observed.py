@@ -37,6 +37,16 @@ async def question(connection: Any, panda_id: int, attempt_nr: int) -> DebugWhat
     return what
 
 
+async def missing(connection: Any, panda_id: int, attempt_nr: int, *, n_outputs: int) -> list[str]:
+    """Declared outputs that are on no record for this attempt, whether they were to lie here or elsewhere."""
+    key = (panda_id, attempt_nr)
+    if not n_outputs or await connection.fetchval(sql.STORED, *key) >= n_outputs:
+        return []
+    spec = JobSpec.model_validate_json(await connection.fetchval(sql.SPEC, panda_id))
+    there = {row["lfn"] for row in await connection.fetch(sql.STORED_NAMES, *key)}
+    return sorted({output.lfn for output in spec.outputs} - there)
+
+
 class Observer:
     """For people: what is seen of a job. ``owners`` bounds what a caller sees; None is everything."""
 

@@ -15,6 +15,7 @@ from airpanda.messages import Blame, ErrorSource, JobError, JobStatus
 
 MAX_RETURNS = 20
 LOST_HEARTBEAT = 100  # PanDA's jobDispatcherErrorCode
+NOT_STORED = 200  # PanDA's ddmErrorCode of the Adder, which looks what an ended job has left
 NOT_HANDED_OVER = 403  # PanDA's taskBufferErrorCode: forbidden
 _ORDER = (JobStatus.SENT, JobStatus.STARTING, JobStatus.RUNNING, JobStatus.HOLDING)
 
@@ -119,6 +120,11 @@ def not_handed_over() -> JobError:
         diag="the passphrase of the owner's credential opens with no key of this service: no pilot was given the job",
         blame=Blame.SYSTEM,
     )
+
+
+def not_stored(lfns: Sequence[str]) -> JobError:
+    says = f"the pilot said finished, and {len(lfns)} declared outputs are on no record: {', '.join(lfns)}"
+    return JobError(source=ErrorSource.DDM, code=NOT_STORED, diag=says[:1000], blame=Blame.SITE)
 
 
 def summary(errors: Sequence[JobError]) -> str:

@@ -30,6 +30,7 @@ from airpanda.jobs.removed import not_found
 from airpanda.jobs.reports import Lease, Reports, notes
 from airpanda.jobs.retry import Needs, Verdict, bounded, changed, covered, explained, judge, rule_of
 from airpanda.jobs.rules import (
+    NOT_STORED,
     Ends,
     Held,
     after_report,
@@ -37,6 +38,7 @@ from airpanda.jobs.rules import (
     good_node,
     lost_heartbeat,
     not_handed_over,
+    not_stored,
     summary,
     took_too_long,
 )
@@ -45,6 +47,7 @@ from airpanda.messages import (
     NOBODY_TOOK_IT,
     AcquiredJob,
     DebugWhat,
+    ErrorSource,
     JobError,
     JobReport,
     JobStatus,
@@ -164,7 +167,7 @@ class JobStore:
                     done = await self._apply(connection, lease, report)
         if done.good_node is not None:
             await self._reports.count_end(pilot_id, good=done.good_node)
-        if report.job_status in _MAY_WAIT_AGAIN:
+        if report.job_status in _MAY_WAIT_AGAIN or done.reply.refused:
             self._boards.changed()
         return done.reply
 
@@ -197,7 +200,8 @@ class JobStore:
         in_order = [answers[n] for n in range(len(reports))]
         good = [each.good_node for each in in_order if isinstance(each, _Answer) and each.good_node is not None]
         await asyncio.gather(*(self._reports.count_end(pilot_id, good=each) for each in good))
-        if any(report.job_status in _MAY_WAIT_AGAIN for report in reports):
+        is_refused = any(isinstance(each, _Answer) and each.reply.refused for each in in_order)
+        if is_refused or any(report.job_status in _MAY_WAIT_AGAIN for report in reports):
             self._boards.changed()
         return [each.reply if isinstance(each, _Answer) else each for each in in_order]
 
@@ -362,10 +366,15 @@ class JobStore:
             )
         await observed.note(connection, report)
         actor = f"pilot:{lease.pilot_id}"
+        lost = await _lost(connection, row, report)
+        if lost:
+            report = report.model_copy(update={"job_status": "failed", "errors": [not_stored(lost), *report.errors]})
+            decision = after_report(_held(row), JobStatus.FAILED, report.errors)
         if isinstance(decision, Ends):
             await _write_attempt(connection, report, decision.attempt)
             await self._end(connection, row, decision, actor, report.errors)
-            reply = self._reply(await connection.fetchval("SELECT now()"), "")
+            refused = not_stored(lost).diag if lost else ""
+            reply = self._reply(await connection.fetchval("SELECT now()"), "", refused=refused)
             return _Answer(reply, good_node(decision, report.errors))
         await _write_attempt(connection, report, decision.status)
         expires_at = await connection.fetchval(
@@ -379,6 +388,9 @@ class JobStore:
         ended = await connection.fetchrow(sql.ATTEMPT_END, *lease.key)
         if ended is not None and ended["status"] in _END_OF_REPORT.get(report.job_status, ()):
             return self._reply(await connection.fetchval("SELECT now()"), "")
+        refused = "" if ended is None or report.job_status != "finished" else _why_not_finished(ended["errors"])
+        if refused:
+            return self._reply(await connection.fetchval("SELECT now()"), "", refused=refused)
         raise StaleReportError(
             f"attempt {lease.attempt_nr} of job {lease.panda_id} is not, or no longer, yours: stop the payload"
         )
@@ -422,12 +434,15 @@ class JobStore:
         rules = [rule_of(each) for each in await connection.fetch(retry_sql.IN_FORCE)] if errors else []
         return judge(rules, errors, queue=row["queue"], now=await connection.fetchval("SELECT now()"))
 
-    def _reply(self, expires_at: datetime, command: str, debug: DebugWhat | None = None) -> ReportReply:
+    def _reply(
+        self, expires_at: datetime, command: str, debug: DebugWhat | None = None, *, refused: str = ""
+    ) -> ReportReply:
         return ReportReply(
             command="tobekilled" if command == "tobekilled" else "",
             lease_expires_at=expires_at,
             heartbeat_s=self._heartbeat_s,
             debug=debug or "",
+            refused=refused,
         )
 
 
@@ -459,6 +474,19 @@ async def open_new_attempts(
     await connection.execute(sql.CLOSE_KILLED_ATTEMPTS, *job_range(task))
     done = await connection.execute(sql.NEW_ATTEMPTS, *job_range(task), credential_id, actor, reason, queue)
     return int(done.split()[-1])
+
+
+async def _lost(connection: Any, row: Any, report: JobReport) -> list[str]:
+    """Outputs that a report of a good end leaves wanting."""
+    if report.job_status != "finished":
+        return []
+    return await observed.missing(connection, row["panda_id"], row["attempt_nr"], n_outputs=row["n_outputs"])
+
+
+def _why_not_finished(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Of an attempt whose pilot said that it had; empty of any other."""
+    is_it = bool(errors) and (errors[0]["source"], errors[0]["code"]) == (ErrorSource.DDM, NOT_STORED)
+    return str(errors[0]["diag"]) if is_it else ""
 
 
 def _held(row: Any) -> Held:

@@ -38,6 +38,7 @@ _JOB_COLUMNS = (
     "disk_mib",
     "walltime_s",
     "features",
+    "n_outputs",
     "changed_by",
 )
 
@@ -295,6 +296,7 @@ async def _insert_jobs(
                 job.disk_mib,
                 job.walltime_s,
                 job.features,
+                len({output.lfn for output in job.outputs}),
                 actor,
             )
             for panda_id, job, lane in zip(itertools.count(first), wanted.jobs, lanes, strict=False)

@@ -376,6 +376,8 @@ class Attempt(Course):
             log.error("%s: final report not accepted: %s", self.job, error)
         else:
             beat.drain = beat.drain or reply.command == "drain"
+            if reply.refused:
+                self.faults.append(JobFault(errors.STAGE_OUT, reply.refused))
         log.info("%s: %s %s", self.job, self._final_status(), [str(fault) for fault in self.faults])
         return self._verdict(beat)
 

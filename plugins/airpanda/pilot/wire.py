@@ -27,6 +27,7 @@ MAX_DEBUG_CHARS = 64 * 1024
 MAX_SAMPLES = 240  # in one report
 DEBUG = ("tail", "ps", "ls")
 _MAX_QUESTION_CHARS = 100
+_MAX_REASON_CHARS = 1000
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class AcquireReply:
 class ReportReply:
     """``debug``: what a person wants to see, or empty, until a report has a ``debug_output``.
 
+    ``refused``: why an attempt that was said to have finished has not.
+
     A pilot knows ``DEBUG``; a newer dispatcher may know more, and must be told so.
     """
 
@@ -117,6 +120,7 @@ class ReportReply:
     lease_expires_at: datetime
     heartbeat_s: float
     debug: str = ""
+    refused: str = ""
 
 
 @dataclass
@@ -182,12 +186,13 @@ def read_report_reply(value: Any) -> ReportReply:
     """
     try:
         heartbeat_s = max(0.05, float(value["heartbeat_s"]))
-        debug = value.get("debug")
+        debug, refused = value.get("debug"), value.get("refused")
         return ReportReply(
             str(value["command"]),
             from_wire(value["lease_expires_at"]),
             heartbeat_s,
             debug[:_MAX_QUESTION_CHARS] if isinstance(debug, str) else "",
+            refused[:_MAX_REASON_CHARS] if isinstance(refused, str) else "",
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _garbled("update_job", error) from None

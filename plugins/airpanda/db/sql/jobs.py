@@ -83,12 +83,12 @@ WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned'
 
 LOCK_JOB = """
 SELECT panda_id, status, attempt_nr, max_attempt, charged, returned, command, pilot_id, lease_digest, credential_id,
-       queue, lane, memory_mib, walltime_s
+       queue, lane, memory_mib, walltime_s, n_outputs
 FROM panda_job WHERE panda_id = $1 FOR UPDATE
 """
 
 ATTEMPT_END = """
-SELECT status FROM panda_attempt
+SELECT status, errors FROM panda_attempt
 WHERE panda_id = $1 AND attempt_nr = $2 AND pilot_id = $3 AND lease_digest = $4 AND ended_at IS NOT NULL
 """
 

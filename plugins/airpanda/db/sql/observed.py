@@ -1,6 +1,6 @@
 """Statements of what is seen of attempts: samples, answers to debug requests, outputs that lie elsewhere."""
 
-from airpanda.db.sql import anywhere
+from airpanda.db.sql import anywhere, reports
 
 # A repeat of a report writes nothing.
 ADD_SAMPLES = """
@@ -51,6 +51,10 @@ SELECT what, output, answered_at FROM panda_debug WHERE panda_id = $1 ORDER BY a
 RUNNING_ATTEMPT = "SELECT attempt_nr FROM panda_job WHERE panda_id = $1 AND pilot_id IS NOT NULL FOR SHARE"
 
 SPEC = "SELECT spec FROM panda_job_spec WHERE panda_id = $1"
+
+STORED = reports.STORED.format("$1", "$2")
+
+STORED_NAMES = "SELECT lfn FROM panda_file WHERE panda_id = $1 AND attempt_nr = $2"
 
 PUT_ELSEWHERE = """
 INSERT INTO panda_file (panda_id, attempt_nr, lfn, size, sha256, adler32, access, url)

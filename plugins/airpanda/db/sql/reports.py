@@ -61,13 +61,21 @@ FROM ({_said()}) AS n
 WHERE a.panda_id = n.panda_id AND a.attempt_nr = n.attempt_nr
 """  # noqa: S608 - constants
 
-# A step ahead, or the good end. ``before``: statuses from which it may be made, with commas around them.
+# How many of a job's outputs are on record for its attempt: others than declared ones are never recorded.
+STORED = """
+SELECT count(*) FROM panda_file f
+WHERE f.panda_id = {0} AND f.attempt_nr = {1} AND f.lfn NOT IN ('payload.log', 'pilot-log.tgz')
+"""
+
+# A step ahead, or the good end. ``before``: statuses from which it may be made, with commas around them. An end without
+# outputs that the job declares is no good one; of who declares none nothing is asked.
 _LEASE = (", $17::bigint[], $18::bytea[], $19::text[]", ", pilot_id, lease_digest, before")
 MOVES = f"""
 WITH said AS MATERIALIZED ({_said(*_LEASE)}), held AS MATERIALIZED (
     SELECT s.nr, j.panda_id
     FROM said s JOIN panda_job j ON j.panda_id = s.panda_id AND j.attempt_nr = s.attempt_nr AND j.pilot_id = s.pilot_id
         AND j.lease_digest = s.lease_digest AND strpos(s.before, ',' || j.status || ',') > 0
+        AND (NOT s.is_end OR j.n_outputs = 0 OR j.n_outputs <= ({STORED.format("j.panda_id", "j.attempt_nr")}))
     FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
     UPDATE panda_job j

@@ -252,6 +252,13 @@ def upgrade() -> None:
         sa.Column("disk_mib", sa.BigInteger(), nullable=False),
         sa.Column("walltime_s", sa.Integer(), nullable=False),
         sa.Column("features", postgresql.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column(
+            "n_outputs",
+            sa.SmallInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="without which it does not finish",
+        ),
         sa.Column("avoid_node", sa.Text(), nullable=True, comment="no pilot there gets it before avoid_until"),
         sa.Column("avoid_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("pilot_id", sa.BigInteger(), nullable=True),
@@ -361,7 +368,7 @@ def upgrade() -> None:
             name=op.f("panda_retry_rule_action_check"),
         ),
         sa.CheckConstraint(
-            "source IN ('pilot', 'exe', 'jobDispatcher', 'taskBuffer', 'sup')",
+            "source IN ('pilot', 'exe', 'jobDispatcher', 'taskBuffer', 'sup', 'ddm')",
             name=op.f("panda_retry_rule_source_check"),
         ),
         sa.PrimaryKeyConstraint("rule_id", name=op.f("panda_retry_rule_pkey")),
