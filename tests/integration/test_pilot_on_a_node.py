@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from airpanda.computing.queues import PandaQueue
 from airpanda.core.secret import Secret
 from airpanda.myproxy.staging import stage
 from airpanda.x509.credential import ProxyCredential
-from airpanda_demo.worker_node import GRID_SECURITY
+from airpanda_demo.worker_node import GRID_SECURITY, INSTALLED
 
 __all__ = ["myproxy", "site"]
 pytestmark = [pytest.mark.root, pytest.mark.integration]
@@ -203,6 +203,32 @@ def test_an_owner_without_an_account_sends_the_job_back_and_the_node_serves_othe
     (error,) = next(report for report in chain.fake.reports if report.job_status == "activated").errors
     assert (error.code, error.blame) == (1226, "site")
     assert "203" in error.diag
+
+
+def test_a_launcher_that_breaks_under_a_pilot_hands_the_job_back_and_benches_the_node(chain: Chain) -> None:
+    """After a good preflight. Nothing weaker takes its place: no payload runs, as whomever."""
+    config = chain.site.node.path(INSTALLED.config)
+    trace = chain.site.directory(mode=0o1777)
+    chain.queue = replace(chain.queue, pilot=replace(chain.queue.pilot, idle_limit_s=60, bench_sleep_s=0))
+    (handle,) = chain.submit("breaks").values()
+    wait_for(lambda: chain.fake.offers, 60)
+    try:
+        config.chmod(0o666)
+        chain.fake.jobs = [chain.job(10, "alice", argv=["touch", str(trace / "ran")]), chain.job(11, "bob")]
+        assert chain.ended(handle) is PilotJobState.FAILED, chain.log(handle)
+    finally:
+        config.chmod(0o640)
+    assert chain.fake.statuses == ["starting", "activated"]
+    (error,) = chain.fake.final.errors
+    assert (str(error.source), error.code, error.blame) == ("pilot", 1226, "site")
+    for word in ("the payload has not run", "202", "writable by group or others"):
+        assert word in error.diag
+    assert chain.fake.final.identity_switched in (None, False)
+    assert list(chain.site.node.path(trace).iterdir()) == []
+    assert [job.panda_id for job in chain.fake.jobs] == [11], "it has not asked for another one"
+    assert [worker.status for worker in chain.fake.workers] == ["started", "benched"]
+    assert "the node's own check fails" in chain.fake.workers[-1].reason
+    assert chain.element.status([handle])[handle].exit_code == 75
 
 
 @pytest.mark.parametrize("code", [3, 126, 201, 203])
