@@ -44,3 +44,22 @@ def test_the_payloads_process_is_in_it(kernel: str) -> None:
     if "no cgroups" in done.stderr:
         pytest.skip("NOT TESTED: this machine has no cgroup v2 that root may divide")
     assert done.stdout.split() == ["7", "False"], done
+
+
+BOUNDED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from airpanda.glexec.launcher import cgroup
+cgroup._own_cgroup = lambda: Path(sys.argv[2])
+made = cgroup.PayloadCgroup.make(max_processes=77)
+print(made.path.parent, (made.path / "pids.max").read_text())
+"""
+
+
+def test_the_limit_of_processes_is_written_where_there_is_one(tmp_path: Path) -> None:
+    """A directory takes the place of a cgroup that has the pids controller: here is none of version 2."""
+    plugins = Path(airpanda.__file__).parent.parent
+    argv = [sys.executable, "-I", "-c", BOUNDED, str(plugins), str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{tmp_path} 77\n", done

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import email.utils
+import os
+import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.fake_dispatcher import fake_dispatcher, make_job
+from support.fake_dispatcher import _Handler, fake_dispatcher, make_job
+from support.need import need_root
 from support.pilot_rig import Rig
 
+import airpanda
 from airpanda.core.errors import ConfigurationError
-from airpanda.pilot import errors, hardware, sitechecks
+from airpanda.pilot import errors, hardware, loop, sitechecks
 from airpanda.pilot.sitechecks import run_checks
 
 
@@ -156,3 +163,64 @@ def test_a_bad_node_holds_its_slot_as_long_as_told(rig: Rig, checks: Path) -> No
     begin = time.monotonic()
     rig.run()
     assert time.monotonic() - begin >= 1.5
+
+
+def test_the_transcript_says_what_whoever_looks_for_a_bad_node_asks_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is 500 s behind the dispatcher's and a MyProxy that nobody reaches included."""
+    ahead = email.utils.formatdate(time.time() + 500, usegmt=True)
+    monkeypatch.setattr(_Handler, "date_time_string", lambda *_: ahead)
+    rig.options.update(myproxy="127.0.0.1:1", benchmark_s=0.05)
+    rig.run()
+    told = rig.fake.workers[0].probe
+    assert abs(told["dispatcher"]["clock_skew_s"] - 500) < 60
+    assert told["dispatcher"]["seconds"] >= 0
+    assert told["myproxy"]["reached"] is False
+    assert "refused" in told["myproxy"]["reason"]
+    assert told["benchmark"]["sha256_mib_per_s"] > 0
+    assert told["kernel"] == os.uname().release
+    assert told["libc"].split()[0] in ("glibc", "musl")
+    for name in ("os", "cpu", "machine", "architecture", "interpreters", "soft_limits"):
+        assert told[name], name
+    for name in ("cores", "memory_mib", "disk_mib"):
+        assert told[name] > 0, name
+    assert isinstance(told["user_namespaces"], bool)
+    assert isinstance(told["runtimes"], dict)
+    assert told["switch"]["works"] is True
+
+
+LEFT = "import sys; sys.path.insert(0, sys.argv[1]); from airpanda.pilot import probe; "
+LEFT += "print(probe.usable_memory_mib(), probe.usable_cores())"
+
+
+@pytest.mark.root
+def test_what_a_batch_systems_cgroup_leaves_is_all_that_there_is() -> None:
+    """A real one of version 1, as this kernel has it, on a group above the pilot's own."""
+    need_root()
+    groups = []
+    try:
+        for controller, file, text in (("memory", "limit_in_bytes", str(300 << 20)), ("cpu", "cfs_quota_us", "100000")):
+            job = Path("/sys/fs/cgroup", controller, f"airpanda-job-{secrets.token_hex(6)}")
+            if not (job.parent / "cgroup.procs").exists():
+                pytest.skip(f"NOT TESTED: this machine has no cgroup v1 of its own for {controller}")
+            (job / "step").mkdir(parents=True)
+            groups += [job / "step", job]
+            (job / f"{controller}.{file}").write_text(text)
+        enter = "".join(f"echo 0 > {group}/cgroup.procs; " for group in groups[::2])
+        argv = ["sh", "-ec", f'{enter}exec "$@"', "sh", sys.executable, "-IS", "-c", LEFT]
+        plugins = str(Path(airpanda.__file__).parent.parent)
+        done = subprocess.run([*argv, plugins], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == ["300", "1"], done
+    finally:
+        for group in groups:
+            group.rmdir()
+
+
+def test_pilots_that_were_sent_together_do_not_end_together(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = []
+    for end in (min, max):
+        monkeypatch.setattr(loop.random, "uniform", lambda *ends, end=end: end(ends))
+        rig.run()
+        offered.append(rig.fake.offers[-1].remaining_time)
+    assert 3600 * 0.94 < offered[0] <= 3600 * 0.95 < 3590 < offered[1] <= 3600
