@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.launcher import ALICE_UID, BOB_UID, HOME, PILOT_UID, Site, host_status, make_site, running_site, wait_for
+from support.node_processes import command_of
 
 import airpanda
 
@@ -162,7 +163,7 @@ def test_two_people_run_under_two_accounts(site: Site) -> None:
             site.glexec, "/bin/sleep", "30", env={"GLEXEC_CLIENT_CERT": str(proxy)}, stdin=subprocess.DEVNULL
         )
         wanted = {"alice": ALICE_UID, "bob": BOB_UID}[who]
-        uids[who] = wait_for(lambda uid=wanted: site.processes(uid))
+        uids[who] = wait_for(lambda uid=wanted: [p for p in site.processes(uid) if b"sleep" in command_of(p)])
         for pid in uids[who]:
             assert host_status(pid)["Uid"].split() == [str(wanted)] * 4
         os.killpg(process.pid, signal.SIGKILL)
@@ -190,7 +191,7 @@ def test_everything_ends_with_the_nodes_first_process() -> None:
         )
         wait_for(lambda: one.processes(ALICE_UID))
         os.kill(one.node.init_pid, signal.SIGKILL)
-        process.wait(20)
+        process.wait(60)
         assert wait_for(lambda: not one.processes(ALICE_UID) and not one.processes(PILOT_UID))
 
 

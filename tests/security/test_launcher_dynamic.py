@@ -6,13 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.launcher import PILOT_UID, Site, host_status, wait_for
 from support.launcher_mappings import LEASES, authorise, ban, mapped_site
+from support.node_processes import command_of
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
@@ -84,7 +84,8 @@ def test_identity_from_outside(site: Site) -> None:
     env = {"GLEXEC_CLIENT_CERT": str(site.put_proxy())}
     process = site.start(site.glexec, "/bin/sleep", "300", env=env, stdin=subprocess.DEVNULL)
     try:
-        [pid] = wait_for(lambda: [pid for uid in UIDS for pid in site.processes(uid)])
+        wanted = b"/bin/sleep\x00300"
+        [pid] = wait_for(lambda: [p for uid in UIDS for p in site.processes(uid) if command_of(p).startswith(wanted)])
         uid = host_status(pid)["Uid"].split()[0]
         assert host_status(pid)["Gid"].split() == host_status(pid)["Uid"].split() == [uid] * 4
         assert host_status(pid)["Groups"].split() == [uid]
@@ -155,8 +156,13 @@ def test_a_running_owner_keeps_the_uid_whatever_the_clock_says(site: Site) -> No
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     wait_for(lambda: not [pid for uid in UIDS for pid in site.processes(uid)])
-    time.sleep(0.2)
-    forget(site)
+
+    def is_served() -> bool:
+        """A launcher touches the lease when it is over, which may be some time after its payload is."""
+        forget(site)
+        return site.glexec_run("/usr/bin/id", proxy=site.put_proxy("grace")).code == 0
+
+    wait_for(is_served)
     assert uid_of(site, "grace") in UIDS
 
 

@@ -134,7 +134,7 @@ def test_nothing_survives_the_launcher_or_a_killed_sudo(site: Site, victim: str)
     top = next(pid for pid in found if int(host_status(pid)["PPid"]) not in found)
     os.kill(top if victim == "launcher" else int(host_status(top)["PPid"]), signal.SIGKILL)
     assert wait_for(lambda: not site.processes(ALICE_UID))
-    process.wait(20)
+    process.wait(60)
 
 
 # --- check ----------------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_a_foreign_caller_is_never_told_that_nothing_ran(site: Site, how: str, l
         caller.program, "/bin/sh", "-c", f": {marker}; {STUBBORN}", env=env, stdin=subprocess.DEVNULL
     )
     kill(chain(site, marker)[level])
-    assert process.wait(30) in (137, -9)
+    assert process.wait(60) in (137, -9)
     assert wait_for(lambda: not site.processes(ALICE_UID))
     record = wait_for(lambda: last_record(site, marker))
     assert (record["rc"], record["uid"], record["identity_switched"]) == (137, ALICE_UID, True)
@@ -181,11 +181,11 @@ def test_a_service_that_ends_takes_its_payloads_along_and_says_so(site: Site, nu
     (pid,) = chain(site, marker)["daemon"]
     os.kill(pid, number)
     if number is signal.SIGTERM:
-        assert daemon.wait(20) == 0
+        assert daemon.wait(60) == 0
         assert not site.processes(ALICE_UID)
         assert last_record(site, marker)["lost"] == LOST["daemon"]
-    told = process.communicate(timeout=30)[1].decode()
-    daemon.wait(20)
+    told = process.communicate(timeout=60)[1].decode()
+    daemon.wait(60)
     assert process.returncode == 137
     assert told == f"glexec: {LOST['daemon']} after the command had started; its processes are ended\n"
     assert wait_for(lambda: not site.processes(ALICE_UID))
@@ -229,7 +229,7 @@ def test_a_payload_that_ends_by_itself_is_not_lost_with_its_caller(site: Site) -
     wait_for(lambda: not site.processes(ALICE_UID))
     kill(clients)
     os.kill(launcher, signal.SIGCONT)
-    process.wait(20)
+    process.wait(60)
     record = wait_for(lambda: last_record(site, marker))
     assert record["rc"] == 7
     assert "lost" not in record

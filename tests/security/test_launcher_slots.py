@@ -60,10 +60,10 @@ def drip(site: Site, account: str, count: int, seconds: float) -> subprocess.Pop
 
 def test_others_than_callers_occupy_nothing(site: Site) -> None:
     before = len(site.node.records())
-    process = drip(site, "other", 20, 5)
+    process = drip(site, "other", 20, 60)
     ran = site.glexec_run("/usr/bin/id", "-u")
     assert (ran.code, ran.out) == (0, f"{ALICE_UID}\n"), ran
-    assert process.communicate(timeout=60)[0] == "open 0\n"
+    assert process.communicate(timeout=120)[0] == "open 0\n"
     refused = [record for record in site.node.records()[before:] if record["caller"] == "other"]
     assert 1 <= len(refused) < 20
     assert {record["rc"] for record in refused} == {203}
@@ -73,7 +73,7 @@ def test_one_caller_leaves_slots_to_others(site: Site) -> None:
     process = drip(site, "robot", MAX_RUNS, 4)
     ran = site.glexec_run("/usr/bin/id", "-u")
     assert (ran.code, ran.out) == (0, f"{ALICE_UID}\n"), ran
-    assert process.communicate(timeout=60)[0] == f"open {MAX_RUNS // 2}\n"
+    assert process.communicate(timeout=120)[0] == f"open {MAX_RUNS // 2}\n"
 
 
 def test_a_caller_is_told_that_it_has_enough(site: Site) -> None:
@@ -92,9 +92,9 @@ def test_a_caller_is_told_that_it_has_enough(site: Site) -> None:
 def test_a_request_has_one_time_for_all_of_it(site: Site) -> None:
     """Ten seconds, however often a byte comes."""
     began = time.monotonic()
-    process = drip(site, "robot", 1, 40)
-    assert process.communicate(timeout=60)[0] == "open 0\n"
-    assert time.monotonic() - began < 35
+    process = drip(site, "robot", 1, 90)
+    assert process.communicate(timeout=120)[0] == "open 0\n"
+    assert time.monotonic() - began < 80
 
 
 def test_the_socket_is_not_in_a_payloads_view(site: Site) -> None:

@@ -96,7 +96,7 @@ def test_identity_is_proven_from_the_process_tree(site: Site) -> None:
     found = on_node(
         site,
         """
-        run = launch("/bin/sh", "-c", "sleep 1; exit 5")
+        run = launch("/bin/sh", "-c", "sleep 3; exit 5")
         import time
         seen = []
         while run.wait(0.1) is None: seen.append(run.usage().rss_kib)
@@ -204,7 +204,7 @@ def test_codes_are_the_commands_own_in_any_shell(tmp_path: Path, shell: str) -> 
     given = exports({"A": "b c"}, 77)
     for script, whole, code in (("exit 7", True, 7), ("test \"$A\" = 'b c'", True, 0), ("exit 7", False, 126)):
         words = [shell, "-c", _START, str(tmp_path), "/bin/sh", "-c", script]
-        done = subprocess.run(words, input=given if whole else given[:-9], capture_output=True, timeout=20)
+        done = subprocess.run(words, input=given if whole else given[:-9], capture_output=True, timeout=60)
         assert (done.returncode, done.stdout, done.stderr) == (code, b"", b""), script
     assert (tmp_path / STARTED_MARK).read_text() == "77\n77\n"
 

@@ -243,9 +243,9 @@ def test_a_payload_that_kills_its_supervisor_is_ended(tmp_path: Path, proxy: Pat
         stderr=log,
         label="",
     )
-    wait_for(lambda: len(sleeping(number)) == 2)
+    wait_for(lambda: [line.split(b"\0")[0] for line in sleeping(number)] == [b"/bin/sleep"] * 2)
     if how == "waited for":
-        outcome = payload.wait(20)
+        outcome = payload.wait(60)
         assert outcome is not None
         assert outcome.exit_code == 137
     elif how == "killed":
@@ -254,7 +254,7 @@ def test_a_payload_that_kills_its_supervisor_is_ended(tmp_path: Path, proxy: Pat
         ContainedSwitcher(None).remove(sandbox, proxy)
         assert not sandbox.exists()
     assert not sleeping(number)
-    payload.wait(20)
+    payload.wait(60)
 
 
 def test_a_look_into_the_sandbox_does_not_end_its_payload(
@@ -280,7 +280,7 @@ def test_a_look_into_the_sandbox_does_not_end_its_payload(
     stuck.kill(0)
     assert payload.wait(0.5) is None
     (sandbox / "end").touch()
-    ended = payload.wait(20)
+    ended = payload.wait(60)
     assert ended is not None
     assert ended.exit_code == 3
 
@@ -302,7 +302,7 @@ def test_who_watches_a_payload_is_told_apart_from_it(
     wait_for(lambda: len(sleeping(number)) >= 3)
     supervisor, child = tree(payload._process.pid)[:2]
     os.kill(supervisor if victim == "supervisor" else child, signal.SIGKILL)
-    outcome = payload.wait(20)
+    outcome = payload.wait(60)
     assert outcome is not None
     lost = victim == "supervisor" or switcher.contains  # without a fence the child is the payload itself
     assert (outcome.exit_code, bool(outcome.launcher_lost)) == (137, lost)
@@ -325,7 +325,7 @@ def test_a_mark_can_be_lowered_and_not_raised(tmp_path: Path) -> None:
         assert process.stdout.readline() == "kept\n"
         assert marks.marked([mark]) == [process.pid]
         assert marks.end_marked([mark])
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
     finally:
         process.kill()
         process.communicate()
@@ -374,14 +374,16 @@ def test_daemons_of_a_payload_end_with_it(
     switcher: ContainedSwitcher, sandbox: Path, proxy: Path, tmp_path: Path, how: str
 ) -> None:
     number, log = f"7{os.getpid()}.{len(how)}", tmp_path / "log"
-    script = DAEMON.format(n=number) + ("sleep 0.3; exit 5" if how == "ends" else f"sleep {number}")
+    last = "until [ -e end ]; do sleep 0.05; done; exit 5" if how == "ends" else f"sleep {number}"
+    script = DAEMON.format(n=number) + last
     payload = switcher.launch(
         ["/bin/sh", "-c", script], env={}, sandbox=sandbox, proxy=proxy, stdout=log, stderr=log, label=""
     )
     wait_for(lambda: len(sleeping(number)) >= 3)
+    (sandbox / "end").touch()
     if how == "is killed":
         payload.kill(0.2)
-    outcome = payload.wait(20)
+    outcome = payload.wait(60)
     assert outcome is not None
     assert outcome.exit_code == (5 if how == "ends" else 137)
     assert wait_for(lambda: not sleeping(number))
