@@ -13,7 +13,7 @@ import pytest
 from support.demo import BASE, Demo, Inside, ProcessWatch, User, make_home, own_python, running
 from support.need import need_root
 
-pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(2700)]
 
 REACH = Path(__file__).parents[1] / "support" / "reach.py"
 JOB_FIELDS = {

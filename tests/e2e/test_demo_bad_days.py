@@ -16,7 +16,7 @@ from support.need import need_root
 
 from airpanda_demo.processes import descendants, processes
 
-pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(2700)]
 
 Start = Callable[..., Demo]
 
@@ -50,7 +50,7 @@ def test_one_of_its_two_processes_is_killed(start: Start, which: int) -> None:
         demo.wait_for("worker node ready")
         demo.look()
         os.kill(outer_and_inner(demo)[which], signal.SIGKILL)
-        assert demo.wait(30) != 0
+        assert demo.wait(120) != 0
         assert gone(demo)
 
 
@@ -61,12 +61,12 @@ def test_both_are_killed_and_the_next_start_finds_no_database(start: Start, cana
         left = [process.pid for process in descendants(outer_and_inner(demo)[1])]
         for pid in outer_and_inner(demo):
             os.kill(pid, signal.SIGKILL)
-        demo.wait(30)
+        demo.wait(120)
         assert len(left) > 5
     password = canaries.plant("database password")
     url = f"postgresql://airpanda:{password}@127.0.0.1:9/airflow"
     with running(start(AIRPANDA_DATABASE_URL=url)) as following:
-        assert following.wait(60) != 0
+        assert following.wait(300) != 0
         said = [line for line in following.text.splitlines() if line.startswith("airpanda demo: ")]
         assert len(said) == 1
         assert "the database of AIRPANDA_DATABASE_URL cannot be used" in said[0]
@@ -77,8 +77,8 @@ def test_both_are_killed_and_the_next_start_finds_no_database(start: Start, cana
 
 
 def gone(demo: Demo) -> bool:
-    """Whether everything has ended, or does within ten seconds."""
-    deadline = time.monotonic() + 10
+    """Whether everything has ended, or does within a minute."""
+    deadline = time.monotonic() + 60
     while demo.left() and time.monotonic() < deadline:
         time.sleep(0.1)
     return demo.left() == []

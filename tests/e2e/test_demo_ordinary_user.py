@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.demo import BASE, Demo, User, make_home, own_python, system_python
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2700)]
 
 UID = 61_700
 DIRECTORY = Path(f"{BASE}-user")

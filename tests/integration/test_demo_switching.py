@@ -15,6 +15,7 @@ import pytest
 from support.demo import ROOT, reachable_directory
 from support.launcher import host_status, wait_for
 from support.need import absent, need_program, need_root
+from support.node_processes import descends
 
 from airpanda.core.errors import ConfigurationError
 from airpanda_demo.nodes import DemoNode
@@ -71,22 +72,25 @@ class Demonstration:
     def chain(self, who: str) -> list[dict[str, str]]:
         """The payload of this owner and all above it up to the node's first process, as the host sees them."""
         sleeping = subprocess.Popen(self.command(who, "/bin/sleep", "60"), start_new_session=True)
+        payload = 0
         try:
-            payload = wait_for(lambda: self._sleeper(UIDS[who]))
+            payload = wait_for(lambda: self._sleeper(UIDS[who], sleeping.pid))
             chain = [host_status(payload)]
             while (parent := int(chain[-1]["PPid"])) not in (self.node.init_pid, os.getpid(), 0, 1):
                 chain.append(host_status(parent))
             return chain
         finally:
             os.killpg(sleeping.pid, signal.SIGKILL)  # nothing of the payload survives its launcher
-            sleeping.wait(20)
-            assert wait_for(lambda: self._sleeper(UIDS[who]) is None)
+            sleeping.wait(60)
+            assert wait_for(lambda: not host_status(payload))
 
-    def _sleeper(self, uid: int) -> int | None:
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            status = host_status(int(pid))
-            if status and status["Name"] == "sleep" and status["Uid"].split() == [str(uid)] * 4:
-                return int(pid)
+    def _sleeper(self, uid: int, above: int) -> int | None:
+        """What this one has started: a demonstration beside it has accounts of the same uids."""
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            status = host_status(pid)
+            of_uid = status and status["Uid"].split() == [str(uid)] * 4
+            if of_uid and status["Name"] == "sleep" and any(descends(pid, one) for one in (self.node.init_pid, above)):
+                return pid
         return None
 
 

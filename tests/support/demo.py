@@ -33,7 +33,7 @@ from support.need import absent
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = Path("/var/tmp/airpanda-tests")
-START_S, STOP_S = 400.0, 60.0
+START_S, STOP_S = 800.0, 180.0
 _CHECKOUT = (
     "Makefile",
     "airflow.cfg.example",
@@ -290,10 +290,10 @@ class Inside:
         """Airflow's REST API, logged in with what the login file says."""
         url = self.ready["url"].replace("localhost", "127.0.0.1")
         login = {"username": "admin", "password": self.login["admin"]}
-        token = httpx.post(f"{url}/auth/token", json=login, trust_env=False, timeout=30).json()["access_token"]
-        return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=30)
+        token = httpx.post(f"{url}/auth/token", json=login, trust_env=False, timeout=90).json()["access_token"]
+        return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=90)
 
-    def run_dag(self, dag_id: str, conf: Mapping[str, Any], timeout_s: float = 90.0) -> dict[str, Any]:
+    def run_dag(self, dag_id: str, conf: Mapping[str, Any], timeout_s: float = 300.0) -> dict[str, Any]:
         """Trigger it and wait for success; the XCom of its task ``job``."""
         with self.api() as client:
             runs = f"/api/v2/dags/{dag_id}/dagRuns"
@@ -317,7 +317,7 @@ class Inside:
     def _ask(self, path: str, **parameters: str) -> httpx.Response:
         url = self.ready["url"].replace("localhost", "127.0.0.1")
         headers = {"Authorization": f"Bearer {self.client_token()}"}
-        answer = httpx.get(f"{url}/panda{path}", headers=headers, params=parameters, trust_env=False)
+        answer = httpx.get(f"{url}/panda{path}", headers=headers, params=parameters, trust_env=False, timeout=60)
         answer.raise_for_status()
         return answer
 
