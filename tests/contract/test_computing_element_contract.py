@@ -49,7 +49,7 @@ dispatcher_url = "http://localhost:1"
 ca_dir = "/nowhere"
 proxy = "/nowhere"
 """
-SLEEP = "sleep 60 & wait $!\n"
+SLEEP = "sleep 300 & wait $!\n"  # longer than any test looks at it
 Make = Callable[[str], LocalElement]
 
 

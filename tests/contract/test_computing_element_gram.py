@@ -122,10 +122,12 @@ def test_ends_become_states_logs_can_be_read_and_purge_keeps_what_runs(rig: Gram
 
 
 def test_cancel_ends_pilots_and_a_repeat_ends_by_force_what_hears_nothing(rig: GramRig) -> None:
-    deaf = rig.element("trap '' TERM; while :; do sleep 1; done\n").submit(batch("k", 1)).handles[1]
+    deaf = rig.element("trap '' TERM; echo deaf; while :; do sleep 1; done\n").submit(batch("k", 1)).handles[1]
     element = rig.element(SLEEP)
     handles = list(element.submit(batch("c", 1, 2)).handles.values())
     until(lambda: states(element.status([deaf, *handles])) == {PilotJobState.RUNNING}, 60)
+    log = rig.path("k/0/pilot.log")
+    until(lambda: log.exists() and log.read_bytes() == b"deaf\n")
     assert set(element.cancel([deaf, *handles]).values()) == {Outcome.ACCEPTED}
     until(lambda: states(rig.element(SLEEP).status(handles)) == {PilotJobState.CANCELLED}, 60)
     outcomes = rig.element(SLEEP).cancel([deaf, *handles])

@@ -18,7 +18,7 @@ from support.slurm import Slurm, running_slurm
 from support.sshd import Sshd, running_sshd
 
 DIRECTORY = "/home/pilot/air panda's/pilots"  # a space and a quote: every word must arrive whole
-SLEEP = "sleep 60 & wait $!\n"
+SLEEP = "sleep 300 & wait $!\n"  # longer than any test looks at it
 _QUEUE = """
 [queue]
 name = "TEST"

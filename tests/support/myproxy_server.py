@@ -106,7 +106,7 @@ def start_ours(pki: Pki, config: str = CONFIG, *options: str) -> Iterator[Server
             finally:
                 process.terminate()
                 try:
-                    code = process.wait(timeout=20)
+                    code = process.wait(timeout=60)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     raise

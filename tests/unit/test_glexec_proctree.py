@@ -96,6 +96,7 @@ def test_the_launchers_meter_sees_the_same_and_paces_itself(
     family: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meter, "EVERY_S", 0.0)
+    monkeypatch.setattr(meter, "_COST", 1)  # a look costs some hundredths of a second where there are many processes
     looked = Meter(family.pid, None)
     assert looked.left_s() == 0
     event = looked.look()
