@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.batch_rig import until
 from support.canary import Canaries
 from support.launcher import running_site
 from support.need import need_root
@@ -394,6 +395,54 @@ def test_keys_by_text_by_file_and_with_a_passphrase(sshd: Sshd, tmp_path: Path) 
     ):
         with ssh(sshd, login) as transport, pytest.raises(CECredentialError):
             transport.run(["true"], timeout_s=60)
+
+
+@pytest.mark.root
+def test_a_key_file_that_others_can_read_is_not_used(sshd: Sshd, tmp_path: Path) -> None:
+    shown, link = tmp_path / "shown", tmp_path / "link"
+    shown.write_bytes(sshd.key.read_bytes())
+    shown.chmod(0o640)
+    link.symlink_to(sshd.key)
+    for path, why in ((shown, "chmod 600"), (link, "cannot be opened"), (tmp_path / "none", "No such file")):
+        with ssh(sshd, SshLogin("pilot", key_file=path)) as transport, pytest.raises(CECredentialError, match=why):
+            transport.run(["true"], timeout_s=20)
+
+
+@pytest.mark.root
+def test_a_password(sshd: Sshd, canaries: Canaries) -> None:
+    password = Secret(canaries.plant("password"))
+    sshd.set_password(password)
+    sshd.stop()
+    sshd.start(password_too=True)
+    try:
+        with ssh(sshd, SshLogin("pilot", password=password)) as transport:
+            assert transport.run(["id", "-un"], timeout_s=20).stdout == b"pilot\n"
+        with ssh(sshd, SshLogin("pilot", password=Secret("another"))) as transport, pytest.raises(CECredentialError):
+            transport.run(["true"], timeout_s=20)
+    finally:
+        sshd.stop()
+        sshd.start()
+
+
+@pytest.mark.root
+def test_an_agent_that_is_asked_for(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that has no key, or is not there, is a matter of the login, not of the host."""
+    place = tmp_path / "agent"
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(place))
+    login = SshLogin("pilot", use_agent=True)
+    with subprocess.Popen(["ssh-agent", "-D", "-a", str(place)], stdout=subprocess.DEVNULL) as agent:
+        try:
+            until(place.exists)
+            with ssh(sshd, login) as transport, pytest.raises(CECredentialError):
+                transport.run(["true"], timeout_s=20)
+            subprocess.run(["ssh-add", "-q", str(sshd.key)], check=True, timeout=20)
+            with ssh(sshd, login) as transport:
+                assert transport.run(["id", "-un"], timeout_s=20).stdout == b"pilot\n"
+        finally:
+            agent.terminate()
+    monkeypatch.delenv("SSH_AUTH_SOCK")
+    with ssh(sshd, login) as transport, pytest.raises(CECredentialError):
+        transport.run(["true"], timeout_s=20)
 
 
 @pytest.mark.root

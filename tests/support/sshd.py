@@ -31,7 +31,7 @@ PidFile none
 AuthorizedKeysFile /run/sshd-test/%u.pub
 StrictModes no
 UsePAM no
-PasswordAuthentication no
+PasswordAuthentication {password_too}
 KbdInteractiveAuthentication no
 AllowUsers pilot
 MaxSessions {max_sessions}
@@ -73,8 +73,18 @@ class Sshd:
         kind, key = (self._inside / "hostkey.pub").read_text().split()[:2]
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
 
-    def start(self, *, max_sessions: int = 10) -> None:
-        (self._inside / "sshd_config").write_text(_CONF.format(port=self.port, max_sessions=max_sessions))
+    def set_password(self, password: Secret[str]) -> None:
+        """Of the pilots' account; it opens nothing unless the server is started with ``password_too``."""
+        argv = ["openssl", "passwd", "-6", "-stdin"]
+        made = subprocess.run(argv, input=password.reveal(), capture_output=True, text=True, check=True, timeout=20)
+        shadow = self._node.path(Path("/etc/shadow"))
+        lines = [line.split(":") for line in shadow.read_text().splitlines()]
+        changed = [[name, made.stdout.strip() if name == "pilot" else old, *rest] for name, old, *rest in lines]
+        shadow.write_text("".join(":".join(fields) + "\n" for fields in changed))
+
+    def start(self, *, max_sessions: int = 10, password_too: bool = False) -> None:
+        options = {"max_sessions": max_sessions, "password_too": "yes" if password_too else "no"}
+        (self._inside / "sshd_config").write_text(_CONF.format(port=self.port, **options))
         with (self._inside / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._node.root_argv(), self._program, "-D", "-e", "-f", "/run/sshd-test/sshd_config"],

@@ -29,7 +29,9 @@ from airpanda.computing.elements import (
     InvalidDescriptionError,
 )
 from airpanda.computing.transports import MAX_OUTPUT_BYTES, AnswerLostError, Completed, command_line
+from airpanda.core.errors import CredentialError
 from airpanda.core.secret import Secret
+from airpanda.x509.files import read_private
 
 _CHUNK = 65536
 _FIRST_DELAY_S = 0.1
@@ -38,6 +40,7 @@ _CONNECTS = 6
 # channel, and sshd answers that with the end of the whole connection.
 _DRAIN = ("sh", "-c", '"$@"; code=$?; cat >/dev/null; exit "$code"', "airpanda")
 _NO_ANSWER = re.compile(r"(?i)timeout|timed out|shut down|\bEOF\b")
+_NOTHING_TO_SHOW = "No authentication methods available"  # an SSHException of paramiko like any other
 _KEYS = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 
 
@@ -222,6 +225,11 @@ class SshTransport:
                     f"{self._where} refuses the login: check key or password of the connection"
                 ) from error
             except (paramiko.SSHException, OSError, EOFError) as error:
+                if str(error) == _NOTHING_TO_SHOW:
+                    raise CECredentialError(
+                        f"there is nothing to log in to {self._where} with: the agent that the connection names is not"
+                        " there, or has no key"
+                    ) from error
                 raise CEUnavailableError(f"{self._where} cannot be reached: {error or type(error).__name__}") from error
             client.get_transport().set_keepalive(self._keepalive_s)
             undo.pop_all()
@@ -263,9 +271,9 @@ class SshTransport:
         login = self._login
         if login.key_file is not None:
             try:
-                text = login.key_file.read_text(encoding="ascii")
-            except (OSError, UnicodeDecodeError) as error:
-                raise CECredentialError(f"the private key file for {self._where} cannot be read: {error}") from error
+                text = read_private(login.key_file).decode("ascii")
+            except (CredentialError, UnicodeDecodeError) as error:
+                raise CECredentialError(f"the private key file for {self._where} cannot be used: {error}") from error
         elif login.private_key is not None:
             text = login.private_key.reveal()
         else:
