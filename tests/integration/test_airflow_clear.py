@@ -126,6 +126,24 @@ def test_clearing_a_succeeded_task_asks_nothing_and_runs_nothing_again(grid: Gri
     assert grid.rig.client.value("grid", run, "work") == outputs
 
 
+def test_clearing_a_partial_success_runs_only_what_did_not_finish(grid: Grid) -> None:
+    run = grid.start(n=3, success="50%")
+    *good, bad = grid.claim(run)
+    grid.finish(*good)
+    grid.fail(bad)
+    grid.ends(run, "success")
+    assert "This task succeeds; clear it to run again what did not finish." in grid.log(run)
+    before = grid.states(run)
+    grid.clear(run)
+    grid.waits(run, 2)
+    again = grid.claim(run)
+    assert [(job["panda_id"], job["attempt_nr"]) for job in again] == [(bad["panda_id"], 2)]
+    grid.finish(*again)
+    grid.ends(run, "success", 2)
+    assert grid.states(run) == before | {bad["panda_id"]: ("finished", 2)}
+    assert len(grid.rig.client.value("grid", run, "work")["outputs"]) == 3
+
+
 def test_clearing_a_succeeded_task_that_says_all_runs_everything_again(grid: Grid) -> None:
     run = grid.start("grid_all", n=2)
     grid.finish(*grid.claim(run, "grid_all"))

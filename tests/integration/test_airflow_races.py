@@ -88,6 +88,28 @@ def test_jobs_of_a_dag_that_is_deleted_while_they_run_are_stopped_by_the_watchdo
     assert {status for status, _ in grid.states(bystander).values()} == {"activated"}
 
 
+def test_jobs_of_a_run_that_is_deleted_with_the_triggerer_down_are_stopped_by_the_watchdog(grid: Grid) -> None:
+    """Airflow deletes a run that is marked as failed; of its task nothing is left that could call on_kill."""
+    run = grid.start(n=2)
+    (job,) = grid.rig.pilots.claim(grid.dn, n=1)
+    grid.rig.pilots.run(grid.dn, job)
+    there = f"/api/v2/dags/grid/dagRuns/{run}"
+    grid.rig.stop("triggerer")
+    try:
+        for answer in (
+            grid.rig.client.http.patch(there, json={"state": "failed"}),
+            grid.rig.client.http.delete(there),
+        ):
+            assert answer.is_success, answer.text
+    finally:
+        grid.rig.start("triggerer")
+    watch = grid.rig.client.start("panda_watchdog")
+    grid.rig.client.wait_for("panda_watchdog", watch, "stop_orphans", "success")
+    assert sorted(status for status, _ in grid.states(run).values()) == ["cancelled", "running"]
+    reply = grid.rig.pilots.do(grid.rig.pilots.pilot(grid.dn).good_report(job, "running"))
+    assert reply["command"] == "tobekilled"
+
+
 @pytest.mark.parametrize("state", ["success", "failed"])
 def test_marked_with_the_triggerer_down_the_watchdog_cancels_the_jobs(grid: Grid, state: str) -> None:
     """Nobody calls on_kill, and no other try comes: the DAG panda_watchdog finds what nobody waits for."""
