@@ -161,8 +161,9 @@ def test_exit_codes_become_states_and_one_failure_ends_no_other(make: Make) -> N
 def test_cancel_ends_some_or_all_and_a_repeat_does_without_grace(make: Make, kube: Kube) -> None:
     element = make(SLEEP)
     handles = list(element.submit(batch("c", 1, 2)).handles.values())
-    (deaf,) = make("trap '' TERM; while :; do sleep 0.2; done\n").submit(batch("k", 1)).handles.values()
+    (deaf,) = make("trap '' TERM; echo deaf; while :; do sleep 0.2; done\n").submit(batch("k", 1)).handles.values()
     until(lambda: states(element.status([deaf, *handles])) == {PilotJobState.RUNNING})
+    until(lambda: b"deaf" in element.fetch(deaf))
     assert element.cancel(handles[:1]) == {handles[0]: Outcome.ACCEPTED}
     until(lambda: element.status(handles)[handles[0]].state is PilotJobState.CANCELLED)
     assert element.status(handles)[handles[1]].state is PilotJobState.RUNNING

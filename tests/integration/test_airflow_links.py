@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 def session(grid: Grid) -> httpx.Client:
     """The browser of whoever is signed in: the session cookie, no token."""
     token = grid.rig.client.http.headers["Authorization"].removeprefix("Bearer ")
-    return httpx.Client(base_url=grid.rig.url, cookies={"_token": token}, trust_env=False, timeout=30)
+    return httpx.Client(base_url=grid.rig.url, cookies={"_token": token}, trust_env=False, timeout=90)
 
 
 def test_whoever_may_read_the_tasks_log_follows_its_links_and_nobody_else_does(grid: Grid) -> None:
@@ -43,7 +43,7 @@ def test_whoever_may_read_the_tasks_log_follows_its_links_and_nobody_else_does(g
             assert person.post(f"/panda{path}", json={"reason": ""}).status_code == 401, path
         forged = {"Authorization": "Bearer " + person.cookies["_token"]}
         assert person.get(links["PanDA jobs"], headers=forged).status_code == 401
-    with httpx.Client(base_url=grid.rig.url, trust_env=False) as stranger:
+    with httpx.Client(base_url=grid.rig.url, trust_env=False, timeout=90) as stranger:
         for cookies in ({}, {"_token": "forged"}):
             stranger.cookies = httpx.Cookies(cookies)
             assert {stranger.get(link).status_code for link in links.values()} == {401}

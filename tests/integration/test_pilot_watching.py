@@ -53,7 +53,7 @@ def codes(fake: FakeDispatcher) -> list[tuple[int, str]]:
 
 
 def test_a_destroyed_credential_ends_the_payload_at_its_proxys_end_and_says_so(rig: Rig) -> None:
-    rig.retrieve = Server(4.0, good=1)
+    rig.retrieve = Server(5.0, good=1)
     rig.options["proxy_margin_s"] = 1.0
     rig.fake.jobs = [make_job(argv=["sleep", "60"])]
     rig.run()
@@ -71,7 +71,7 @@ def test_a_renewed_proxy_that_cannot_be_handed_over_ends_the_payload_as_the_site
             return super().launch(*args, **options)
 
     rig.switcher = NoMore()
-    rig.retrieve = Server(4.0)
+    rig.retrieve = Server(5.0)
     rig.options["proxy_margin_s"] = 1.0
     rig.fake.jobs = [make_job(argv=["sleep", "60"])]
     rig.run()
@@ -88,7 +88,7 @@ def test_a_payload_finds_a_newer_proxy_in_the_place_of_the_old_one(rig: Rig) -> 
         "ls -A | grep -c x509up"
     )
     rig.retrieve = Server(6.0)
-    rig.options["proxy_margin_s"] = 1.9
+    rig.options["proxy_margin_s"] = 1.5  # three of them must be left when the payload begins
     rig.fake.jobs = [make_job(argv=["sh", "-ec", watch])]
     rig.run()
     assert rig.fake.statuses == ["starting", "running", "finished"]
@@ -139,7 +139,7 @@ def test_a_payload_that_only_writes_files_is_alive(rig: Rig) -> None:
 def test_a_payload_that_harms_itself_harms_nobody_else(rig: Rig, script: str) -> None:
     before = Path("/etc/passwd").read_bytes()
     rig.retrieve = Server(6.0)
-    rig.options.update(proxy_margin_s=1.9, scan_every_s=0.1)
+    rig.options.update(proxy_margin_s=1.5, scan_every_s=0.1)
     rig.fake.jobs = [make_job(7, argv=["sh", "-c", script]), make_job(8, argv=["echo", "next"])]
     rig.run()
     assert rig.fake.statuses == ["starting", "running", "finished"] * 2

@@ -212,7 +212,7 @@ class Chain:
 
     def pilots_end(self, handles: list[Handle]) -> set[PilotJobState]:
         element = self.element()
-        wait_for(lambda: all(status.state.is_final for status in element.status(handles).values()), 60)
+        wait_for(lambda: all(status.state.is_final for status in element.status(handles).values()), 180)
         return {status.state for status in element.status(handles).values()}
 
 

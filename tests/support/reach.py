@@ -80,7 +80,7 @@ def write(path: str) -> object:
 def ask(url: str) -> object:
     """An HTTP answer below 400 without a credential is too much."""
     context = ssl._create_unverified_context()
-    with urllib.request.urlopen(url, timeout=5, context=context) as answer:
+    with urllib.request.urlopen(url, timeout=30, context=context) as answer:
         return answer.status
 
 
