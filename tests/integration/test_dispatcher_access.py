@@ -27,7 +27,8 @@ from support.dispatcher import (
 from support.postgres import Database, postgres
 
 from airpanda.core.clock import utcnow
-from airpanda.dispatcher.auth import ASKED_BY_POST
+from airpanda.dispatcher.openapi import VERB
+from airpanda.dispatcher.verbs import MEANINGS, Verb
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
@@ -80,7 +81,7 @@ async def test_a_read_only_token_changes_nothing_at_any_route(world: World) -> N
         if path.startswith(("/v1/pilot/", "/v1/owner/")) or (method, path) in OPEN:
             continue
         response = await world.http.request(method, path, headers=headers, json={})
-        if method != "GET" and path not in ASKED_BY_POST:
+        if method != "GET" and path not in ("/v1/creds/staged", "/v1/tasks/progress"):
             assert (response.status_code, "read-only" in response.json()["detail"]) == (403, True), (method, path)
             changes += 1
         elif response.status_code == 403:
@@ -93,6 +94,95 @@ async def test_a_read_only_token_changes_nothing_at_any_route(world: World) -> N
     assert "read-only" in refused.json()["detail"]
     assert (await world.good("GET", f"/v1/job/{job}", headers=headers))["status"] == "activated"
     assert (await world.call("GET", "/v1/metrics", headers=headers)).status_code == 200
+
+
+def operations(world: World) -> list[tuple[str, str, Any]]:
+    """Method, a path and the verb of each operation for clients, as the OpenAPI document has them."""
+    return [
+        (method.upper(), re.sub(r"{\w+}", "1", path), operation[VERB])
+        for path, item in world.app.openapi()["paths"].items()
+        for method, operation in item.items()
+        if {"clientToken": []} in operation["security"]
+    ]
+
+
+VERBS = {
+    "/v1/bans": "admin",
+    "/v1/bans/lift": "admin",
+    "/v1/batch/1/cancel": "pilots",
+    "/v1/batch/1/pilot/1/log": "pilots",
+    "/v1/batch/1/record": "pilots",
+    "/v1/batch/1/take": "pilots",
+    "/v1/batch/intend": "pilots",
+    "/v1/batch/known": "pilots",
+    "/v1/batch/observed": "pilots",
+    "/v1/creds/1/destroyed": "credentials",
+    "/v1/creds/1/revoke": "credentials",
+    "/v1/creds/register": "credentials",
+    "/v1/creds/staged": "read",
+    "/v1/factory/1/begin": "pilots",
+    "/v1/factory/1/end": "pilots",
+    "/v1/file/sandbox/1/1": "files",
+    "/v1/file/sandbox/1/1/touch": "files",
+    "/v1/job/1/debug": "debug",
+    "/v1/job/1/kill": "kill",
+    "/v1/job/1/retry": "retry",
+    "/v1/job/submit": "submit",
+    "/v1/retry_rules": "admin",
+    "/v1/retry_rules/1/end": "admin",
+    "/v1/shares": "admin",
+    "/v1/shares/end": "admin",
+    "/v1/task/1/kill": "kill",
+    "/v1/task/1/retry": "retry",
+    "/v1/tasks/progress": "read",
+}
+
+
+async def test_each_route_demands_one_verb(world: World) -> None:
+    """A route that is new and says none is in no token, and fails here."""
+    every = operations(world)
+    assert {path: verb for method, path, verb in every if method != "GET"} == VERBS
+    assert {verb for method, _, verb in every if method == "GET"} == {Verb.READ}
+    assert set(VERBS.values()) == set(Verb) == set(MEANINGS)
+
+
+async def test_a_token_opens_the_routes_of_its_verbs_alone(world: World) -> None:
+    """With every verb but the route's it is closed, with that one alone open, whatever is said then."""
+    every = operations(world)
+    assert len(every) > 40
+    for method, path, verb in every:
+        for verbs in ((), set(Verb) - {verb}):
+            headers = world.client_headers(verbs=verbs, pilots=True)
+            refused = await world.http.request(method, path, headers=headers, json={})
+            assert refused.status_code == 403, (method, path)
+            assert refused.headers["content-type"] == "application/problem+json"
+            says = refused.json()["detail"]
+            has = ", ".join(sorted(verbs)) or "none that is known here"
+            assert f"it needs the verb {verb}, and its token is for {has}; mint one" in says, (method, path)
+        answer = await world.http.request(method, path, headers=world.client_headers(verbs={verb}), json={})
+        if verb is Verb.READ and path.startswith(("/v1/batch/", "/v1/factory")):
+            assert "may not send pilots" in answer.json()["detail"], path
+        else:
+            assert answer.status_code not in (401, 403), (method, path, answer.text)
+
+
+async def test_verbs_widen_no_scope_and_none_is_everything_but_pilots(world: World) -> None:
+    task = await world.submit()
+    number = task["task_id"]
+    kill = {"reason": "x"}
+    bobs = world.client_headers(("bob",), verbs=set(Verb))
+    assert (await world.call("POST", f"/v1/task/{number}/kill", kill, headers=bobs)).status_code == 404
+    assert (await world.call("POST", "/v1/shares", {"kind": "vo", "name": "x"}, headers=bobs)).status_code == 403
+    looks_only = world.client_headers(verbs={"kill", "read"}, read_only=True)
+    assert (await world.call("POST", f"/v1/task/{number}/kill", kill, headers=looks_only)).status_code == 403
+    killer = world.client_headers(("alice",), verbs={"kill"})
+    assert (await world.call("GET", f"/v1/task/{number}", headers=killer)).status_code == 403
+    assert (await world.call("POST", f"/v1/task/{number}/kill", kill, headers=killer)).status_code == 200
+    plain = world.client_headers()
+    assert (await world.call("POST", f"/v1/task/{number}/retry", headers=plain)).status_code == 200
+    assert (
+        await world.call("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": 1}, headers=plain)
+    ).status_code == 403
 
 
 async def test_expired_tokens_are_refused(world: World) -> None:

@@ -14,6 +14,7 @@ from support.task_context import Context
 
 from airpanda.core.errors import NotAuthorisedError, RequestError
 from airpanda.decorators.panda_task import PandaFunctionOperator
+from airpanda.dispatcher.verbs import Verb
 from airpanda.hooks.panda import PandaHook
 from airpanda.operators.jobs import PandaJobOperator, PandaTaskOperator
 
@@ -44,6 +45,9 @@ def found_by_pilots(served: Served, lfn: str) -> list[bytes]:
 
 
 def test_many_jobs_find_one_upload(served: Served, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a token of the verbs that this takes, and no other."""
+    verbs = {Verb.READ, Verb.SUBMIT, Verb.FILES}
+    monkeypatch.setenv("AIRFLOW_CONN_PANDA_DEFAULT", served.connection(password=served.token(verbs=verbs)))
     given = {"payload_owner": "alice", "panda_queue": "DEMO", "credential": served.credential(), "sandbox": [code]}
     template = {"job_name": "j-{n}", "argv": ["tar", "xf", "code.tar"]}
     submit(PandaTaskOperator(task_id="many", template=template, count=5, **given))
@@ -53,6 +57,9 @@ def test_many_jobs_find_one_upload(served: Served, code: Path, monkeypatch: pyte
     submit(PandaTaskOperator(task_id="many", template=template, count=5, **given))
     assert blobs(served) == [blob]
     assert len(served.states()) == 5
+    monkeypatch.setenv("AIRFLOW_CONN_PANDA_DEFAULT", served.connection(password=served.token(verbs=[Verb.SUBMIT])))
+    with pytest.raises(NotAuthorisedError, match="needs the verb files, and its token is for submit;"):
+        PandaTaskOperator(task_id="many", template=template, count=5, **given).execute(Context(task_id="many"))
 
 
 def test_one_job_and_a_function(served: Served, code: Path) -> None:

@@ -84,7 +84,7 @@ class World:
         queues: tuple[str, ...] = ("*",),
         *,
         name: str = "tests",
-        **rights: bool,
+        **rights: Any,
     ) -> dict[str, str]:
         token = self.services.issuer.client_token(name, owners, queues, timedelta(hours=1), utcnow(), **rights)
         return {"Authorization": f"Bearer {token.reveal()}"}

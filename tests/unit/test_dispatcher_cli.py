@@ -56,6 +56,13 @@ def test_a_token_may_be_for_looking_only(key: Path, capsys: pytest.CaptureFixtur
     assert (identity.read_only, identity.pilots) == (True, False)
 
 
+def test_a_token_may_be_for_some_verbs(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(client(key, "--owners", "alice", "--queues", "*", "--verbs", "submit, kill,read")) == 0
+    assert ", for the verbs kill, read, submit, valid until" in capsys.readouterr().out
+    identity = Issuer(key).verify_client(Secret((key.parent / "token").read_text()), utcnow())
+    assert (identity.verbs, identity.pilots) == (frozenset({"submit", "kill", "read"}), False)
+
+
 def test_an_existing_token_file_stays(key: Path) -> None:
     (key.parent / "token").write_text("mine")
     assert main(client(key, "--owners", "*", "--queues", "*")) == 1
@@ -68,7 +75,18 @@ def test_a_key_that_others_can_read_is_refused(key: Path, capsys: pytest.Capture
     assert "chmod 600" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--owners", "a,,b"], ["--owners", "a", "--days", "0"], ["--owners", "a"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--owners", "a,,b"],
+        ["--owners", "a", "--days", "0"],
+        ["--owners", "a"],
+        ["--owners", "a", "--queues", "*", "--verbs", "kill,everything"],
+        ["--owners", "a", "--queues", "*", "--verbs", ""],
+        ["--owners", "a", "--queues", "*", "--verbs", "kill", "--pilots"],
+        ["--owners", "a", "--queues", "*", "--verbs", "kill", "--read-only"],
+    ],
+)
 def test_a_wrong_command_line_is_explained(key: Path, wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(client(key, *wrong))

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from airpanda.core.errors import ConfigurationError, NotAuthorisedError
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.tokens import CLIENT_AUDIENCE, ClientIdentity, Issuer, PilotIdentity, create_key
+from airpanda.dispatcher.verbs import Verb, demands, verb_of
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -71,6 +72,28 @@ def test_looking_only_is_what_anything_odd_means(issuer: Issuer) -> None:
     for odd in ("no", 0, [], None):
         claims = {"aud": CLIENT_AUDIENCE, "sub": "shift", "owners": ["*"], "queues": ["*"], "read_only": odd}
         assert issuer.verify_client(issuer._mint(claims, HOUR, NOW), NOW).read_only is True
+
+
+def test_verbs_are_all_that_is_allowed_and_unknown_ones_are_none(issuer: Issuer) -> None:
+    assert issuer.verify_client(issuer.client_token("c", ["*"], ["*"], HOUR, NOW), NOW).verbs is None
+    for named in ((), {Verb.KILL}, set(Verb)):
+        token = issuer.client_token("c", ["*"], ["*"], HOUR, NOW, pilots=True, verbs=named)
+        identity = issuer.verify_client(token, NOW)
+        assert (identity.verbs, identity.pilots) == (frozenset(named), Verb.PILOTS in named)
+    for odd, known in (("kill", ()), (None, ()), ({"kill": 1}, ()), (["kill", "KILL", 7, "*", ["read"]], (Verb.KILL,))):
+        claims = {"aud": CLIENT_AUDIENCE, "sub": "c", "owners": ["*"], "queues": ["*"], "pilots": True, "verbs": odd}
+        identity = issuer.verify_client(issuer._mint(claims, HOUR, NOW), NOW)
+        assert (identity.verbs, identity.pilots) == (frozenset(known), False)
+
+
+def test_a_route_says_its_verb_once() -> None:
+    async def endpoint() -> None: ...
+
+    assert (verb_of(endpoint, "POST"), verb_of(endpoint, "GET"), verb_of(None, "PUT")) == (None, Verb.READ, None)
+    demands(Verb.KILL)(endpoint)
+    assert verb_of(endpoint, "GET") is Verb.KILL
+    with pytest.raises(TypeError, match="demands kill already"):
+        demands(Verb.READ)(endpoint)
 
 
 def test_the_other_audience_is_refused(issuer: Issuer) -> None:

@@ -16,14 +16,12 @@ from airpanda.core.errors import CredentialError, NotAuthorisedError
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.services import Services
 from airpanda.dispatcher.tokens import ClientIdentity, PilotIdentity
+from airpanda.dispatcher.verbs import Verb, verb_of
 from airpanda.x509.chain import VerifiedChain
 
 PEER_CHAIN = "airpanda.peer_chain"
 """Key in the ASGI ``tls`` extension: a function that gives the peer's verified chain, or None without certificate."""
 
-
-ASKED_BY_POST = ("/v1/creds/staged", "/v1/tasks/progress")
-"""Questions that are too long for a URL. Whatever else is no GET changes something."""
 
 PERSON = "airpanda.person"
 """Key in the ASGI scope, which no client can write: who is signed in to Airflow and may see what is asked for."""
@@ -80,7 +78,7 @@ async def client_caller(request: Request) -> ClientIdentity:
 
     Raises:
         NotAuthorisedError: no valid client token, and nobody signed in to Airflow who may see this; or the token is for
-            looking only, and this would change something.
+            looking only, or for some verbs, and this is another one.
     """
     person: ClientIdentity | None = request.scope.get(PERSON)
     if person is not None:
@@ -88,9 +86,20 @@ async def client_caller(request: Request) -> ClientIdentity:
     services = the_services(request)
     identity = services.issuer.verify_client(_bearer(request), utcnow())
     await services.revocations.demand_client(identity)
-    if identity.read_only and request.method != "GET" and not request.url.path.endswith(ASKED_BY_POST):
-        raise NotAuthorisedError(f"client {identity.name} may look and change nothing: its token is read-only")
+    if identity.read_only or identity.verbs is not None:
+        _demand_verb(identity, verb_of(request.scope.get("endpoint"), request.method))
     return identity
+
+
+def _demand_verb(client: ClientIdentity, verb: Verb | None) -> None:
+    if client.read_only and verb is not Verb.READ:
+        raise NotAuthorisedError(f"client {client.name} may look and change nothing: its token is read-only")
+    if client.verbs is not None and (verb is None or verb not in client.verbs):
+        has = ", ".join(sorted(client.verbs)) or "none that is known here"
+        raise NotAuthorisedError(
+            f"client {client.name} may not do this: it needs the verb {verb or '(none opens it)'}, and its token is for"
+            f" {has}; mint one that names it, too (airpanda token client --verbs)"
+        )
 
 
 async def owner_caller(request: Request) -> Owner:

@@ -18,6 +18,7 @@ from airpanda.core.secret import Secret
 from airpanda.db.pool import Database
 from airpanda.dispatcher.revocations import LONGEST_TOKEN, MAX_AGE_S, Kind, Revocation, Revocations
 from airpanda.dispatcher.tokens import Issuer, create_key
+from airpanda.dispatcher.verbs import MEANINGS, Verb
 
 T = TypeVar("T")
 
@@ -46,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     more = client.add_mutually_exclusive_group()
     more.add_argument("--pilots", action="store_true", help="it may send pilots to these queues, too")
     more.add_argument("--read-only", action="store_true", help="it may look, and change nothing (for Prometheus)")
+    verbs = "; ".join(f"{verb}: {meaning}" for verb, meaning in MEANINGS.items())
+    more.add_argument(
+        "--verbs",
+        type=_verbs,
+        help=f"what it may do, separated by commas, and nothing else ({verbs}); default: all of them but pilots",
+    )
     client.add_argument("--days", type=_days, default=timedelta(days=30), help="how long it lasts (default 30)")
     client.add_argument("--output", type=Path, required=True, help="file to make; it must not exist")
     client.set_defaults(run=_client)
@@ -79,14 +86,17 @@ def _client(arguments: argparse.Namespace) -> int:
         now,
         pilots=arguments.pilots,
         read_only=arguments.read_only,
+        verbs=arguments.verbs,
     )
     descriptor = os.open(arguments.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(token.reveal())
-    pilots = ", and to send pilots" if arguments.pilots else ", to look only" if arguments.read_only else ""
+    rights = ", and to send pilots" if arguments.pilots else ", to look only" if arguments.read_only else ""
+    if arguments.verbs is not None:
+        rights = f", for the verbs {', '.join(sorted(arguments.verbs))}"
     print(
         f"{arguments.output} holds a token of {arguments.name!r} for owners {','.join(arguments.owners)} and queues"
-        f" {','.join(arguments.queues)}{pilots}, valid until {to_wire(now + arguments.days)}; remove it once it is in"
+        f" {','.join(arguments.queues)}{rights}, valid until {to_wire(now + arguments.days)}; remove it once it is in"
         " place"
     )
     return 0
@@ -150,6 +160,13 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError("an empty name")
     return names
+
+
+def _verbs(text: str) -> frozenset[Verb]:
+    for name in (names := _names(text)):
+        if name not in set(Verb):
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(Verb)}")
+    return frozenset(Verb(name) for name in names)
 
 
 def _days(text: str) -> timedelta:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from airpanda.dispatcher import problems
+from airpanda.dispatcher.verbs import verb_of
 
 VERSION = "1"
 _METHODS = frozenset({"get", "put", "post", "delete", "patch"})
@@ -16,6 +20,8 @@ _SCHEMES: dict[str, Any] = {
     "clientToken": {"type": "http", "scheme": "bearer", "description": "airpanda token client; owners, queues, verbs"},
     "certificate": {"type": "mutualTLS", "description": "an owner's certificate, or a proxy made from it directly"},
 }
+VERB = "x-airpanda-verb"
+"""Of an operation: what a client token that names verbs must name (``airpanda.dispatcher.verbs``)."""
 _OPEN = frozenset({"/v1/health", "/v1/ready"})
 
 
@@ -32,6 +38,11 @@ def install(app: FastAPI) -> None:
 
 def _document(app: FastAPI) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=VERSION, routes=app.routes)
+    verbs = {
+        (route.path, method.lower()): verb_of(route.endpoint, method)
+        for route in _flat(app.routes)
+        for method in route.methods
+    }
     schemas = made["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
@@ -42,7 +53,19 @@ def _document(app: FastAPI) -> dict[str, Any]:
             if method in _METHODS:
                 operation["security"] = _security(path)
                 operation["responses"].update(_refusals(path, method))
+                if {"clientToken": []} in operation["security"]:
+                    operation[VERB] = verbs[path, method]
     return made
+
+
+def _flat(routes: Iterable[BaseRoute]) -> Iterator[APIRoute]:
+    """Our routes, those of included routers too, which FastAPI keeps apart in some versions."""
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        if inner is not None:
+            yield from _flat(inner.routes)
+        elif isinstance(route, APIRoute):
+            yield route
 
 
 def problem_schema() -> dict[str, Any]:

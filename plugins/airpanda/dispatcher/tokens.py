@@ -1,7 +1,7 @@
 """Bearer tokens: JWTs signed with the dispatcher's own Ed25519 key, one audience for each kind of caller.
 
-A pilot token is worth one pilot on one queue; a client token names the owners and queues its bearer may act for, and
-whether it may send pilots.
+A pilot token is worth one pilot on one queue; a client token names the owners and queues its bearer may act for,
+whether it may send pilots, and perhaps the verbs that are all it may.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from airpanda.core.errors import ConfigurationError, NotAuthorisedError
 from airpanda.core.secret import Secret
+from airpanda.dispatcher.verbs import Verb
 
 PILOT_AUDIENCE = "urn:airpanda:pilot"
 CLIENT_AUDIENCE = "urn:airpanda:client"
@@ -50,7 +51,7 @@ class ClientIdentity:
     """Whom a valid client token speaks for; ``owners`` and ``queues`` are None where it may act for all.
 
     ``pilots``: it may send pilots to its queues. That is a right of its own, since pilots serve every owner.
-    ``read_only``: it may look and change nothing.
+    ``read_only``: it may look and change nothing. ``verbs``: what it may do at all; None: everything, but send pilots.
     ``batches``: whose pilots' logs it may read, whoever has sent them; for people, never in a token.
     """
 
@@ -63,6 +64,7 @@ class ClientIdentity:
     expires_at: float = 0.0
     read_only: bool = False
     batches: frozenset[int] = frozenset()
+    verbs: frozenset[Verb] | None = None
 
     @property
     def is_unrestricted(self) -> bool:
@@ -100,8 +102,12 @@ class Issuer:
         *,
         pilots: bool = False,
         read_only: bool = False,
+        verbs: Iterable[Verb] | None = None,
     ) -> Secret[str]:
-        """For an operator's Connection or a person. ``["*"]`` stands for all owners, or all queues."""
+        """For an operator's Connection or a person. ``["*"]`` stands for all owners, or all queues.
+
+        Where ``verbs`` are named, nothing else is allowed, and ``pilots`` says nothing.
+        """
         claims = {
             "aud": CLIENT_AUDIENCE,
             "sub": name,
@@ -110,6 +116,8 @@ class Issuer:
             "pilots": pilots,
             "read_only": read_only,
         }
+        if verbs is not None:
+            claims["verbs"] = sorted(verbs)
         return self._mint(claims, lifetime, now)
 
     def pilot_token(self, pilot_id: int, queue: str, lifetime: timedelta, now: datetime) -> Secret[str]:
@@ -140,8 +148,11 @@ class Issuer:
             claims = self._verify(token, CLIENT_AUDIENCE, now)
             owners, queues = _names(claims.get("owners")), _names(claims.get("queues"))
             read_only = claims.get("read_only", False) is not False
-            pilots = claims.get("pilots") is True and not read_only
-            found = ClientIdentity(claims["sub"], owners, queues, pilots, *_life(claims), read_only=read_only)
+            verbs = _verbs(claims["verbs"]) if "verbs" in claims else None
+            pilots = (claims.get("pilots") is True if verbs is None else Verb.PILOTS in verbs) and not read_only
+            found = ClientIdentity(
+                claims["sub"], owners, queues, pilots, *_life(claims), read_only=read_only, verbs=verbs
+            )
             identity = self._remember(token, found)
         if not isinstance(identity, ClientIdentity):
             raise _unknown()
@@ -229,6 +240,13 @@ def _names(claim: object) -> frozenset[str] | None:
     if not isinstance(claim, list) or not all(isinstance(name, str) for name in claim):
         return frozenset()
     return None if claim == [_ALL] else frozenset(claim)
+
+
+def _verbs(claim: object) -> frozenset[Verb]:
+    """Those that are known; a claim that is no list names none."""
+    known = {str(verb): verb for verb in Verb}
+    named = claim if isinstance(claim, list) else []
+    return frozenset(known[name] for name in named if isinstance(name, str) and name in known)
 
 
 def _life(claims: dict[str, Any]) -> tuple[str, float, float]:

@@ -11,6 +11,7 @@ from airpanda.dispatcher.auth import TheClient, TheServices, demand_pilot_sender
 from airpanda.dispatcher.routes import Id
 from airpanda.dispatcher.services import Services
 from airpanda.dispatcher.tokens import ClientIdentity
+from airpanda.dispatcher.verbs import Verb, demands
 from airpanda.jobs.pilots import Intent
 from airpanda.messages import (
     BatchCancel,
@@ -32,6 +33,7 @@ pages = APIRouter(prefix="/v1/batch")
 
 
 @router.post("/intend")
+@demands(Verb.PILOTS)
 async def intend(intent: BatchIntent, client: TheClient, services: TheServices) -> IntendedBatch:
     """Write n pilots before anything is submitted. Their tokens are told only here and to who takes the batch over."""
     demand_queue(client, intent.queue)
@@ -40,6 +42,7 @@ async def intend(intent: BatchIntent, client: TheClient, services: TheServices) 
 
 
 @router.post("/observed", status_code=204)
+@demands(Verb.PILOTS)
 async def observed(seen: PilotsSeen, client: TheClient, services: TheServices) -> None:
     """Note what computing elements said of a queue's pilots."""
     demand_queue(client, seen.queue)
@@ -47,12 +50,14 @@ async def observed(seen: PilotsSeen, client: TheClient, services: TheServices) -
 
 
 @router.post("/known")
+@demands(Verb.PILOTS)
 async def known(wanted: KnownTags, client: TheClient, services: TheServices) -> KnownTags:
     """Which of these tags are on record, whoever intended them: what is not was never ours, or was forgotten."""
     return KnownTags(tags=await services.pilots.known_tags(wanted.tags))
 
 
 @router.post("/{batch_id}/take")
+@demands(Verb.PILOTS)
 async def take(batch_id: Id, wanted: BatchTake, client: TheClient, services: TheServices) -> IntendedBatch:
     """Go on with a submission that nobody holds any more."""
     held = await services.pilots.take(batch_id, wanted.hold_s, queues=client.queues, by=_bound_to(client))
@@ -60,12 +65,14 @@ async def take(batch_id: Id, wanted: BatchTake, client: TheClient, services: The
 
 
 @router.post("/{batch_id}/record")
+@demands(Verb.PILOTS)
 async def record(batch_id: Id, record: BatchRecord, client: TheClient, services: TheServices) -> BatchView:
     """Note the handles that the submission returned."""
     return await services.pilots.record(batch_id, record, queues=client.queues, by=_bound_to(client))
 
 
 @router.post("/{batch_id}/cancel")
+@demands(Verb.PILOTS)
 async def cancel(batch_id: Id, wanted: BatchCancel, client: TheClient, services: TheServices) -> BatchView:
     """Give its pilots no more jobs; who asks ends them at their computing element."""
     return await services.pilots.cancel(batch_id, wanted, queues=client.queues, by=_bound_to(client))
@@ -83,6 +90,7 @@ async def logs(batch_id: Id, client: TheClient, services: TheServices) -> PlainT
 
 
 @router.post("/{batch_id}/pilot/{pilot_id}/log", status_code=204)
+@demands(Verb.PILOTS)
 async def keep_log(batch_id: Id, pilot_id: Id, log: PilotLog, client: TheClient, services: TheServices) -> None:
     """Keep the end of a pilot's own log."""
     await services.pilots.keep_log(batch_id, pilot_id, log.text, queues=client.queues, by=_bound_to(client))

@@ -11,6 +11,7 @@ from airpanda.core.clock import utcnow
 from airpanda.core.identity import MAX_DN_CHARS
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner
 from airpanda.dispatcher.routes import Id
+from airpanda.dispatcher.verbs import Verb, demands
 from airpanda.messages import AuditEntry, CredentialRegistration, CredentialView, StagedQuery
 
 router = APIRouter(prefix="/v1/creds", dependencies=[Depends(client_caller)])
@@ -19,6 +20,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.post("/register", status_code=201)
+@demands(Verb.CREDENTIALS)
 async def register(wanted: CredentialRegistration, client: TheClient, services: TheServices) -> CredentialView:
     """Remember a credential that now lies in MyProxy."""
     demand_owner(client, wanted.owner)
@@ -29,6 +31,7 @@ async def register(wanted: CredentialRegistration, client: TheClient, services: 
 
 
 @router.post("/staged")
+@demands(Verb.READ)
 async def staged(query: StagedQuery, client: TheClient, services: TheServices) -> list[CredentialView]:
     """What is staged now, the longest-lived first."""
     now = utcnow()
@@ -59,6 +62,7 @@ async def get(credential_id: Id, client: TheClient, services: TheServices) -> Cr
 
 
 @router.post("/{credential_id}/revoke")
+@demands(Verb.CREDENTIALS)
 async def revoke(credential_id: Id, client: TheClient, services: TheServices) -> CredentialView:
     """Release it no more, and forget its passphrase."""
     return await services.credentials.end(
@@ -67,6 +71,7 @@ async def revoke(credential_id: Id, client: TheClient, services: TheServices) ->
 
 
 @router.post("/{credential_id}/destroyed")
+@demands(Verb.CREDENTIALS)
 async def destroyed(credential_id: Id, client: TheClient, services: TheServices) -> CredentialView:
     """Note that it is gone from MyProxy."""
     return await services.credentials.end(

@@ -9,6 +9,7 @@ from fastapi import Path as PathParameter
 
 from airpanda.dispatcher.auth import TheClient, TheServices, demand_pilot_sender, demand_queue
 from airpanda.dispatcher.services import Services
+from airpanda.dispatcher.verbs import Verb, demands
 from airpanda.jobs.factory import SlotNeeds
 from airpanda.messages import FactoryBegin, FactoryEnd, FactoryState, FactoryView
 
@@ -42,6 +43,7 @@ async def look(queue: QueueInPath, client: TheClient, services: TheServices) -> 
 
 
 @router.post("/{queue}/begin", response_model=FactoryView)
+@demands(Verb.PILOTS)
 async def begin(queue: QueueInPath, wanted: FactoryBegin, client: TheClient, services: TheServices) -> Response:
     """Be the queue's one factory for a while."""
     demand_queue(client, queue)
@@ -51,6 +53,7 @@ async def begin(queue: QueueInPath, wanted: FactoryBegin, client: TheClient, ser
 
 
 @router.post("/{queue}/end", status_code=204)
+@demands(Verb.PILOTS)
 async def end(queue: QueueInPath, end: FactoryEnd, client: TheClient, services: TheServices) -> None:
     """Keep what the cycle decided, and let go of the queue."""
     demand_queue(client, queue)

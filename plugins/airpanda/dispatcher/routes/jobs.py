@@ -17,6 +17,7 @@ from airpanda.dispatcher.choice import choose_queue, whole_slot
 from airpanda.dispatcher.lean import LeanRoute
 from airpanda.dispatcher.routes import Id, LfnInPath
 from airpanda.dispatcher.routes.pilots import send_file
+from airpanda.dispatcher.verbs import Verb, demands
 from airpanda.messages import (
     PILOT_LOG,
     DebugAsked,
@@ -43,6 +44,7 @@ Statuses = Annotated[list[JobStatus] | None, Query(max_length=len(JobStatus))]
 
 
 @lean.post("/job/submit")
+@demands(Verb.SUBMIT)
 async def submit(wanted: JobSubmission, client: TheClient, services: TheServices) -> SubmissionReply:
     """Store the jobs of one panda task; a repeat of a key changes nothing."""
     demand_owner(client, wanted.owner)
@@ -68,6 +70,7 @@ async def why(panda_id: Id, client: TheClient, services: TheServices) -> Waiting
 
 
 @router.post("/job/{panda_id}/kill")
+@demands(Verb.KILL)
 async def kill_job(panda_id: Id, wanted: JobKill, client: TheClient, services: TheServices) -> JobStatusView:
     """Cancel one job, or have its pilot stop it; a final one stays as it is."""
     actor = f"client:{client.name}"
@@ -75,6 +78,7 @@ async def kill_job(panda_id: Id, wanted: JobKill, client: TheClient, services: T
 
 
 @router.post("/job/{panda_id}/retry")
+@demands(Verb.RETRY)
 async def retry_job(panda_id: Id, client: TheClient, services: TheServices) -> JobStatusView:
     """A new attempt for a job that failed, was cancelled, closed, or told to stop."""
     return await services.single.retry(panda_id, owners=client.owners, actor=f"client:{client.name}")
@@ -105,6 +109,7 @@ async def samples(panda_id: Id, client: TheClient, services: TheServices) -> lis
 
 
 @router.post("/job/{panda_id}/debug", status_code=202)
+@demands(Verb.DEBUG)
 async def ask(panda_id: Id, wanted: DebugRequest, client: TheClient, services: TheServices) -> DebugAsked:
     """Have the pilot show something of the running attempt."""
     return await services.observer.ask(panda_id, wanted.what, owners=client.owners, actor=f"client:{client.name}")
@@ -136,6 +141,7 @@ async def jobs(
 
 
 @router.post("/task/{task_id}/kill")
+@demands(Verb.KILL)
 async def kill(task_id: Id, request: KillRequest, client: TheClient, services: TheServices) -> TaskProgress:
     """Cancel what is not final; with ``ti`` only while that try owns the jobs."""
     await services.reader.demand_task(task_id, owners=client.owners)
@@ -143,6 +149,7 @@ async def kill(task_id: Id, request: KillRequest, client: TheClient, services: T
 
 
 @router.post("/task/{task_id}/retry")
+@demands(Verb.RETRY)
 async def retry(task_id: Id, client: TheClient, services: TheServices) -> TaskProgress:
     """A new attempt for every failed, cancelled or closed job."""
     await services.reader.demand_task(task_id, owners=client.owners)

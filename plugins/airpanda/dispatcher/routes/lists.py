@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller
 from airpanda.dispatcher.routes import MAX_ID, Id, JobIds
 from airpanda.dispatcher.tokens import ClientIdentity
+from airpanda.dispatcher.verbs import Verb, demands
 from airpanda.messages import JobPage, JobStatus, JobStatusView, Name, TaskNumbers, TaskPage, TaskProgress, TaskView
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)])
@@ -63,6 +64,7 @@ async def tasks(
 
 
 @router.post("/tasks/progress")
+@demands(Verb.READ)
 async def progress_of(wanted: TaskNumbers, client: TheClient, services: TheServices) -> list[TaskProgress]:
     """Jobs by state of several panda tasks; those that do not exist for the caller are left out."""
     return await services.reader.progress_of(wanted.task_ids, owners=client.owners)

@@ -8,6 +8,7 @@ from airpanda.core.errors import NotAuthorisedError
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_all_owners, demand_queue
 from airpanda.dispatcher.routes import Id
 from airpanda.dispatcher.tokens import ClientIdentity
+from airpanda.dispatcher.verbs import Verb, demands
 from airpanda.messages import RetryRuleSet, RetryRuleView
 
 router = APIRouter(prefix="/v1/retry_rules", dependencies=[Depends(client_caller), Depends(demand_all_owners)])
@@ -20,6 +21,7 @@ async def rules(services: TheServices) -> list[RetryRuleView]:
 
 
 @router.post("", status_code=201)
+@demands(Verb.ADMIN)
 async def add(wanted: RetryRuleSet, client: TheClient, services: TheServices) -> RetryRuleView:
     """One more rule; it holds from the next decision on."""
     _demand_rule(client, wanted.queue)
@@ -27,6 +29,7 @@ async def add(wanted: RetryRuleSet, client: TheClient, services: TheServices) ->
 
 
 @router.post("/{rule_id}/end")
+@demands(Verb.ADMIN)
 async def end(rule_id: Id, client: TheClient, services: TheServices) -> RetryRuleView:
     """Let a rule expire now."""
     _demand_rule(client, (await services.retry_rules.one(rule_id)).queue)

@@ -9,6 +9,7 @@ from fastapi.responses import FileResponse
 
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner
 from airpanda.dispatcher.routes.pilots import send_file
+from airpanda.dispatcher.verbs import Verb, demands
 from airpanda.messages import SandboxView
 
 router = APIRouter(prefix="/v1/file/sandbox", dependencies=[Depends(client_caller)])
@@ -17,6 +18,7 @@ Sha256InPath = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
 @router.put("/{owner}/{sha256}", status_code=201, responses={200: {"description": "it was there"}})
+@demands(Verb.FILES)
 async def put_sandbox(
     owner: OwnerInPath,
     sha256: Sha256InPath,
@@ -33,6 +35,7 @@ async def put_sandbox(
 
 
 @router.post("/{owner}/{sha256}/touch")
+@demands(Verb.FILES)
 async def touch_sandbox(
     owner: OwnerInPath, sha256: Sha256InPath, client: TheClient, services: TheServices
 ) -> SandboxView:

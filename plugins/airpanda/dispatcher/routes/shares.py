@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends
 from airpanda.core.errors import NotAuthorisedError
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_all_owners
 from airpanda.dispatcher.tokens import ClientIdentity
+from airpanda.dispatcher.verbs import Verb, demands
 from airpanda.messages import ShareKey, ShareSet, SharesView, ShareView
 
 router = APIRouter(prefix="/v1/shares", dependencies=[Depends(client_caller), Depends(demand_all_owners)])
@@ -19,6 +20,7 @@ async def shares(services: TheServices) -> SharesView:
 
 
 @router.post("")
+@demands(Verb.ADMIN)
 async def put(wanted: ShareSet, client: TheClient, services: TheServices) -> ShareView:
     """Set the share of an organisation, a working group or an owner; it holds from the next claim on."""
     _demand_all_queues(client)
@@ -26,6 +28,7 @@ async def put(wanted: ShareSet, client: TheClient, services: TheServices) -> Sha
 
 
 @router.post("/end")
+@demands(Verb.ADMIN)
 async def end(wanted: ShareKey, client: TheClient, services: TheServices) -> ShareView:
     """Take back what was set."""
     _demand_all_queues(client)
