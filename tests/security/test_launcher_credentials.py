@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -87,6 +90,22 @@ def test_file_of_somebody_else(site: Site) -> None:
     ran = site.glexec_run("/usr/bin/id", proxy="/etc/shadow")
     refused(ran, 201)
     assert "root:" not in ran.err
+
+
+def test_a_proxy_that_is_being_written_is_waited_for_and_not_for_ever(site: Site) -> None:
+    """By who locks it meanwhile, as gLExec's contract has it."""
+    proxy = site.put_proxy()
+    with site.node.path(proxy).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ran = site.glexec_run("/usr/bin/id", proxy=proxy)
+        refused(ran, 201)
+        assert "stays locked" in ran.err
+        soon = threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN))
+        soon.start()
+        begin = time.monotonic()
+        assert site.glexec_run("/usr/bin/id", "-u", proxy=proxy).out == f"{ALICE_UID}\n"
+        assert time.monotonic() - begin > 0.1
+        soon.join()
 
 
 # --- row 6 to 9: the content ----------------------------------------------------------------------------------------

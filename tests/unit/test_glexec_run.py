@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -12,10 +16,11 @@ from airpanda.core.errors import NotAuthorisedError
 from airpanda.core.secret import Secret
 from airpanda.glexec import mapping
 from airpanda.glexec.config import LauncherConfig
-from airpanda.glexec.launcher import run
+from airpanda.glexec.launcher import audit, run
 from airpanda.glexec.launcher.credential import Identity
 from airpanda.glexec.launcher.identity import Caller
 from airpanda.glexec.launcher.request import Request
+from airpanda.glexec.launcher.sources import Source
 
 DN, FQAN = "/O=Grid/CN=Mallory", "/vo/Role=bad/Capability=NULL"
 IDENTITY = Identity(DN, "/O=Grid/CN=CA", "1", "ff", (FQAN,), False, datetime.now(UTC), Secret(b"pem"))
@@ -56,3 +61,24 @@ def test_a_ban_comes_before_every_way_of_mapping(resolve: Callable[[str, str], N
         resolve(way, banned)
     with pytest.raises(Asked):
         resolve(way, '"/O=Grid/CN=Somebody Else"\n')
+
+
+def test_a_preparation_that_hangs_ends_in_the_sites_error_and_on_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    config = LauncherConfig(("pilot",), Path("/etc/x"), log, syslog=False)
+    monkeypatch.setattr(run, "read_config", lambda path: config)
+    monkeypatch.setattr(audit, "check_trusted", lambda path: None)
+    monkeypatch.setattr(run, "check_caller", lambda caller, config: time.sleep(60))
+    monkeypatch.setattr(run, "_PREPARATION_S", 1)
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        code, message = run.conduct(REQUEST, tmp_path / "conf", cast(Source, None))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert code == 202
+    assert "hangs" in message
+    (record,) = map(json.loads, log.read_text().splitlines())
+    assert (record["rc"], record["identity_switched"], record["caller"]) == (202, False, "pilot")
