@@ -1,7 +1,8 @@
 """The whole chain with its pilots on real computing elements: Slurm over SSH, and an ARC CE.
 
-PostgreSQL, gateway over mutual TLS, MyProxy, submission, pilots, launcher and accounts are real. Of Airflow there are
-the operators, triggers and Connections, as the example DAG has them; what is not there is its scheduler.
+PostgreSQL, gateway over mutual TLS, MyProxy, submission, pilots (from their bundle), launcher and accounts are real. Of
+Airflow there are the operators, triggers and Connections, as the example DAG has them; what is not there is its
+scheduler.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from support.myproxy_server import ServerProcess
 from support.node_processes import pilots_of, processes_of
 from support.pilot_chain import (
     PILOTS,
-    PLUGINS,
     WRAPPER,
     Chain,
     Place,
     check_launchers_record,
     myproxy,
+    put_bundle,
     running_chain,
     site,
 )
@@ -57,14 +58,16 @@ OWNERS = {"alice": ALICE_UID, "bob": BOB_UID}
 def slurm_over_ssh(site: Site, directory: Path) -> Iterator[Place]:
     with running_slurm(site.node), running_sshd(site.node, directory) as sshd:
         ce = f'kind = "slurm"\nhost = "127.0.0.1"\nport = {sshd.port}\nconn_id = "c"\ndirectory = "{PILOTS}"\n'
-        yield Place(ce + f'known_hosts = "{sshd.known_hosts}"', login=sshd.login)
+        text = ce + f'known_hosts = "{sshd.known_hosts}"'
+        yield Place(text, login=sshd.login, bundle=put_bundle(site, directory))
 
 
 @contextmanager
 def arc(site: Site, directory: Path) -> Iterator[Place]:
     with running_arc(site) as ce:
         text = f'kind = "arc"\nurl = "{ce.url}"\nconn_id = "c"\nca_dir = "{site.pki.ca_dir}"'
-        yield Place(text, credential=site.proxy("pilot", hours=20), brings_proxy=True)
+        proxy = site.proxy("pilot", hours=20)
+        yield Place(text, credential=proxy, brings_proxy=True, bundle=put_bundle(site, directory))
 
 
 @pytest.fixture(scope="module", name="place", params=[slurm_over_ssh, arc], ids=["slurm", "arc"])
@@ -226,7 +229,9 @@ def test_pilots_that_never_register_fail_the_task_with_their_own_words(
 ) -> None:
     """The pilot's standard output comes from the computing element into the task's log, and stays behind the link."""
     good = (tmp_path / "queues" / "DEMO.toml").read_text()
-    broken = good.replace(f'code = "{PLUGINS}"', 'code = "/nonexistent/plugins"').replace('"DEMO"', '"BROKEN"')
+    broken = good.replace(f'code = "{chain.place.bundle}"', 'code = "/nonexistent/plugins"').replace(
+        '"DEMO"', '"BROKEN"'
+    )
     (tmp_path / "queues" / "BROKEN.toml").write_text(broken)
     pilots = Task(PilotSubmitOperator(task_id="pilots", panda_queue="BROKEN", n_pilots=1, wait_for=1))
     pilots.begin()

@@ -1,6 +1,6 @@
 """The whole chain with its pilots on a real GRAM5 CE, as on an OSG site of 2009: only Airflow itself is not there.
 
-Pilots prove who they are with the proxy that GRAM has delegated to them.
+Pilots come from one bundle, and prove who they are with the proxy that GRAM has delegated to them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from support.gram import running_gram
 from support.launcher import ALICE_UID, BOB_UID, PILOT_UID, Site, wait_for
 from support.myproxy_server import ServerProcess
 from support.node_processes import pilots_of, processes_of
-from support.pilot_chain import PILOTS, Chain, Place, check_launchers_record, myproxy, running_chain, site
+from support.pilot_chain import PILOTS, Chain, Place, check_launchers_record, myproxy, put_bundle, running_chain, site
 from support.postgres import Database, postgres
 
 from airpanda.computing.elements import PilotJobState
@@ -30,7 +30,8 @@ def chain(site: Site, myproxy: ServerProcess, job_database: Database, tmp_path: 
             f'kind = "gram"\ncontact = "{gram.contact}"\nconn_id = "c"\nca_dir = "{site.pki.ca_dir}"\n'
             f'directory = "{PILOTS}"\ncallback_host = "localhost"'
         )
-        place = Place(text, credential=site.proxy("pilot", hours=20), brings_proxy=True)
+        proxy, bundle = site.proxy("pilot", hours=20), put_bundle(site, tmp_path)
+        place = Place(text, credential=proxy, brings_proxy=True, bundle=bundle)
         with running_chain(site, myproxy, job_database, tmp_path, place) as chain:
             yield chain
 

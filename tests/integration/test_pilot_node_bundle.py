@@ -15,10 +15,10 @@ from support.fake_dispatcher import TOKEN, fake_dispatcher, make_job
 from support.launcher import ALICE_UID, PILOT_UID, Site, make_site
 from support.myproxy_server import CONFIG, ServerProcess, start_debian
 from support.node_processes import processes_of
+from support.pilot_chain import put_bundle
 
 from airpanda import messages as m
 from airpanda.myproxy.staging import stage
-from airpanda.pilot.bundle import write_bundle
 from airpanda.x509.credential import ProxyCredential
 from airpanda_demo.worker_node import GRID_SECURITY
 
@@ -66,16 +66,6 @@ def alices_job(site: Site, myproxy: ServerProcess) -> m.AcquiredJob:
         }
     )
     return job.model_copy(update={"credential": pointer})
-
-
-def put_bundle(site: Site, tmp_path: Path) -> Path:
-    """Bundle and checksum where the node's accounts can read them."""
-    bundle = write_bundle(tmp_path / "airpanda.pyz")
-    inside = site.put(bundle.path.read_bytes(), mode=0o644)
-    checksum = site.node.path(inside.with_name(f"{inside.name}.sha256"))
-    checksum.write_text(f"{bundle.sha256}  {inside.name}\n")
-    checksum.chmod(0o644)
-    return inside
 
 
 def test_the_payloads_proxy_is_renewed_through_the_launcher(site: Site, myproxy: ServerProcess, tmp_path: Path) -> None:

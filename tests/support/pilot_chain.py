@@ -29,6 +29,7 @@ from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.secret import Secret
 from airpanda.dispatcher.tokens import Issuer
 from airpanda.myproxy.staging import stage
+from airpanda.pilot.bundle import write_bundle
 from airpanda.x509.credential import ProxyCredential
 from airpanda_demo.worker_node import GRID_SECURITY
 from support.dispatcher import make_settings, ti
@@ -70,6 +71,7 @@ class Place:
     """Where a chain's pilots run: the text of ``[ce]``, how it is reached, and whether it gives pilots their proxy.
 
     ``bare``: there is no launcher, and the policy allows that; it has its own Python, code, CAs and pilots' proxy.
+    ``bundle``: where the node has the pilot in one file; else it has the checkout.
     """
 
     ce: str
@@ -77,6 +79,7 @@ class Place:
     credential: ProxyCredential | None = None
     brings_proxy: bool = False
     bare: Bare | None = None
+    bundle: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,16 @@ class Chain:
         return {status.state for status in element.status(handles).values()}
 
 
+def put_bundle(site: Site, directory: Path) -> Path:
+    """Bundle and checksum as a site gets them, where the node's accounts can read them; its path there."""
+    bundle = write_bundle(directory / "airpanda.pyz")
+    inside = site.put(bundle.path.read_bytes(), mode=0o644)
+    checksum = site.node.path(inside.with_name(f"{inside.name}.sha256"))
+    checksum.write_text(f"{bundle.sha256}  {inside.name}\n")
+    checksum.chmod(0o644)
+    return inside
+
+
 def check_launchers_record(chain: Chain, job: dict[str, Any], attempt: dict[str, Any]) -> None:
     """What the store knows of this run is what the site's own record says of it."""
     label = f"PandaID={job['panda_id']} attempt={attempt['attempt_nr']}"
@@ -293,7 +306,7 @@ def _values_of(site: Site, place: Place, glexec: str) -> dict[str, object]:
     return {
         "policy": "REQUIRED",
         "python": sys.executable,
-        "code": PLUGINS,
+        "code": place.bundle or PLUGINS,
         "ca_dir": GRID_SECURITY / "certificates",
         "proxy": "" if place.brings_proxy else site.put_proxy("pilot"),
         "glexec": glexec or site.glexec,
