@@ -19,10 +19,12 @@ UNITS = Path("/etc/systemd/system")
 _PROGRAM = "/lib/systemd/systemd"
 _TARGETS = ("basic", "multi-user", "shutdown", "sockets", "sysinit")
 _UNIT_PATH = f"SYSTEMD_UNIT_PATH={UNITS}"
-# It sees no cgroup of this machine but its own, into which it goes first; its /run is the node's.
+# It sees no cgroup of this machine but its own, into which it goes first, and may not set what the kernel has for all;
+# its /run is the node's.
 _BEGIN = f"""
 echo 0 >"$0/cgroup.procs" && exec unshare --mount --pid --fork --kill-child --cgroup --mount-proc /bin/sh -c '
     mount --make-rprivate / && mount -t cgroup2 none /sys/fs/cgroup && mkdir -p /run/systemd/system &&
+    mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&
     exec env -i container=node {_UNIT_PATH} {_PROGRAM} --system --unit=basic.target --log-target=null'
 """
 
