@@ -15,7 +15,7 @@ from support.browser import WebUi, chromium
 from airpanda.core.secret import Secret
 
 __all__ = ["airflow_rig", "grid_fixture", "postgres"]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 CAMPAIGN = "production_campaign"
 
 
@@ -51,7 +51,7 @@ def test_a_person_runs_a_campaign_by_its_form_and_clears_what_failed(ui: WebUi, 
     wanted = {"n_jobs": 4, "owner": "alice", "events_per_job": 50, "validate": False, "queue": "DEMO"}
     ui.expect_conf(CAMPAIGN, run, wanted)
 
-    client.wait_for(CAMPAIGN, run, "evgen", "deferred", timeout_s=180)
+    client.wait_for(CAMPAIGN, run, "evgen", "deferred", timeout_s=240)
     jobs = grid.rig.pilots.claim(grid.dn)
     assert [job["spec"]["argv"][3] for job in jobs] == ["50"] * 4, "of the form"
     grid.finish(*jobs[:3])
@@ -84,4 +84,4 @@ def test_a_person_runs_a_campaign_by_its_form_and_clears_what_failed(ui: WebUi, 
     assert "better words" in ui.follow("PanDA jobs", str(bad["panda_id"]), "payload")
     ui.follow("PanDA jobs", f"{CAMPAIGN} / evgen, run {run}, try 2")
     ui.expect_state("Success")  # back at the task instance, signed in as before
-    client.wait_for(CAMPAIGN, run, "wanted", "success", timeout_s=180)
+    client.wait_for(CAMPAIGN, run, "wanted", "success", timeout_s=240)

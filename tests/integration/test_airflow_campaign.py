@@ -18,7 +18,7 @@ from support.airflow_rig import Rig, postgres, running_rig
 from support.postgres import Server
 
 __all__ = ["grid_fixture", "postgres"]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 CAMPAIGN, ANALYSIS = "production_campaign", "analysis_zmumu"
 MONTHS = ("2026-02-01", "2026-03-01", "2026-04-01")
 
@@ -33,7 +33,7 @@ def airflow_with_a_schedule(postgres: Server, tmp_path_factory: pytest.TempPathF
 
 def jobs_of(grid: Grid, dag_id: str, run: str, task_id: str) -> list[dict[str, Any]]:
     """Claimed, once the task waits for them."""
-    grid.rig.client.wait_for(dag_id, run, task_id, "deferred", timeout_s=180)
+    grid.rig.client.wait_for(dag_id, run, task_id, "deferred", timeout_s=240)
     return grid.rig.pilots.claim(grid.dn)
 
 
@@ -70,7 +70,7 @@ def test_a_campaign_is_made_cleared_merged_drawn_and_analysed(grid: Grid) -> Non
     (picture,) = jobs_of(grid, CAMPAIGN, run, "picture")
     assert [item["source"] for item in picture["spec"]["inputs"]] == [f"panda:{merge['panda_id']}/zmumu.npz"]
     grid.finish(picture)
-    client.wait_for(CAMPAIGN, run, "publish", "success", timeout_s=180)
+    client.wait_for(CAMPAIGN, run, "publish", "success", timeout_s=240)
 
     def started() -> Any:
         return client.http.get(f"/api/v2/dags/{ANALYSIS}/dagRuns").json()["dag_runs"]
@@ -83,7 +83,7 @@ def test_a_campaign_is_made_cleared_merged_drawn_and_analysed(grid: Grid) -> Non
     assert json.loads(judge["spec"]["scripts"]["panda_call.json"])["args"] == [{"$file": "result.json"}]
     fit = {"mass_gev": 91.2, "pull": 0.1, "agrees": True}
     grid.rig.pilots.finish(grid.dn, judge, contents={"panda_result.json": json.dumps(fit).encode()})
-    client.wait_for(ANALYSIS, analysis["dag_run_id"], "judge", "success", timeout_s=180)
+    client.wait_for(ANALYSIS, analysis["dag_run_id"], "judge", "success", timeout_s=240)
     assert client.value(ANALYSIS, analysis["dag_run_id"], "judge") == fit
 
 
@@ -93,7 +93,7 @@ def test_a_backfill_asks_for_each_period_once_and_a_repeat_for_what_failed(grid:
     with backfill(grid, "none") as runs:
         assert [run[10:20] for run in runs] == list(MONTHS)
         for run in runs:
-            client.wait_for(CAMPAIGN, run, "evgen", "deferred", timeout_s=180)
+            client.wait_for(CAMPAIGN, run, "evgen", "deferred", timeout_s=240)
         jobs = grid.rig.pilots.claim(grid.dn)
         first, second, third = (grid.states(run, CAMPAIGN, "evgen") for run in runs)
         assert len(jobs) == len(first | second | third) == 6
@@ -111,7 +111,7 @@ def test_a_backfill_asks_for_each_period_once_and_a_repeat_for_what_failed(grid:
         assert again == runs
     with backfill(grid, "failed") as again:
         assert again == runs
-        client.wait_for(CAMPAIGN, runs[1], "evgen", "deferred", tries=2, timeout_s=180)
+        client.wait_for(CAMPAIGN, runs[1], "evgen", "deferred", tries=2, timeout_s=240)
         (failing,) = grid.rig.pilots.claim(grid.dn)
         assert (failing["panda_id"], failing["attempt_nr"]) == (bad, 4), "only what failed runs again"
         grid.finish(failing)
@@ -120,7 +120,7 @@ def test_a_backfill_asks_for_each_period_once_and_a_repeat_for_what_failed(grid:
     before = [grid.states(run, CAMPAIGN, "evgen") for run in runs]
     with backfill(grid, "completed"):
         for run in runs:
-            client.wait_for(CAMPAIGN, run, "evgen", "success", tries=3 if run == runs[1] else 2, timeout_s=180)
+            client.wait_for(CAMPAIGN, run, "evgen", "success", tries=3 if run == runs[1] else 2, timeout_s=240)
         ended(grid, dict.fromkeys(runs, "success"))
     assert [grid.states(run, CAMPAIGN, "evgen") for run in runs] == before
     assert asked(grid) == [(run, 1, 2) for run in runs], "nothing is asked twice"
@@ -149,7 +149,7 @@ def backfill(grid: Grid, reprocess: str) -> Iterator[list[str]]:
 def ended(grid: Grid, states: dict[str, str]) -> None:
     """Wait until the runs have ended like this."""
     for run, state in states.items():
-        grid.rig.wait(lambda run=run: grid.rig.client.run_state(CAMPAIGN, run) in ("success", "failed"), 180)
+        grid.rig.wait(lambda run=run: grid.rig.client.run_state(CAMPAIGN, run) in ("success", "failed"), 240)
         assert grid.rig.client.run_state(CAMPAIGN, run) == state, run
 
 

@@ -16,7 +16,7 @@ from support.celery_rig import WORKERS, airflow_rig, environment_of, postgres
 from airpanda_demo.processes import processes
 
 __all__ = ["airflow_rig", "postgres"]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 DAG = "grid_held_retry"
 SECOND = "second-host"
 

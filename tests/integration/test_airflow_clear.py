@@ -10,7 +10,7 @@ from support.airflow_rig import airflow_rig, postgres
 from support.standin_pilots import SITE_FAULT, USER_FAULT
 
 __all__ = ["airflow_rig", "grid_fixture", "postgres"]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def test_clearing_a_failed_panda_task_runs_only_what_is_not_finished_and_then_its_successor(grid: Grid) -> None:

@@ -8,7 +8,7 @@ from support.airflow_grid import Grid, grid_fixture
 from support.airflow_rig import airflow_rig, postgres
 
 __all__ = ["airflow_rig", "grid_fixture", "postgres"]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def session(grid: Grid) -> httpx.Client:

@@ -14,7 +14,7 @@ from support.airflow_rig import airflow_rig, postgres
 
 __all__ = ["airflow_rig", "grid_fixture", "postgres"]
 RACES = int(os.environ.get("AIRPANDA_RACES", "2"))
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 + 120 * RACES)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900 + 300 * RACES)]
 
 
 def test_clear_a_deferred_task(grid: Grid) -> None:

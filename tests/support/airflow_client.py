@@ -29,7 +29,7 @@ class AirflowClient(AirflowApi):
     def close(self) -> None:
         self._client.close()
 
-    def start(self, dag_id: str, timeout_s: float = 90.0, **conf: Any) -> str:
+    def start(self, dag_id: str, timeout_s: float = 240.0, **conf: Any) -> str:
         """Trigger as soon as the DAG is known; the run's id."""
         deadline = time.monotonic() + timeout_s
         while not self.knows(dag_id):
@@ -55,7 +55,7 @@ class AirflowClient(AirflowApi):
         task_id: str,
         *states: str,
         tries: int | None = None,
-        timeout_s: float = 90.0,
+        timeout_s: float = 240.0,
     ) -> dict[str, Any]:
         """The task instance when it is in one of these states (at its try number ``tries``)."""
         deadline = time.monotonic() + timeout_s

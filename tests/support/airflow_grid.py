@@ -96,7 +96,7 @@ class Grid:
         """As pilots do: what is still theirs goes on, what was taken from them ends, what waits is claimed."""
         pilot = self.rig.pilots.pilot(self.dn)
         held = {job["panda_id"]: job for job in jobs}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while any(status != "finished" for status, _ in self.states(run, dag_id).values()):
             assert time.monotonic() < deadline, self.states(run, dag_id)
             held |= {job["panda_id"]: job for job in self.claim(run, dag_id)}

@@ -90,7 +90,7 @@ class Rig:
             connection.commit()
         return rows
 
-    def wait(self, what: Callable[[], Any], limit_s: float = 90.0, *, why: str = "") -> Any:
+    def wait(self, what: Callable[[], Any], limit_s: float = 240.0, *, why: str = "") -> Any:
         """The first true answer."""
         deadline = time.monotonic() + limit_s
         while not (answer := what()):
@@ -128,7 +128,7 @@ class Rig:
     def airflow(self, *words: str) -> str:
         """One Airflow command; its output."""
         argv = [sys.executable, "-m", "airflow", *words]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, f"airflow {' '.join(words)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done.stdout
 
@@ -141,7 +141,7 @@ class Rig:
     ) -> Service:
         """A component, not started: ``airflow`` and these words, with its output in the log of this name."""
         argv = guarded([sys.executable, "-m", "airflow", *words])
-        return Service(name, argv, self.home / "logs" / f"{name}.log", environment or self.environment, ready, 180)
+        return Service(name, argv, self.home / "logs" / f"{name}.log", environment or self.environment, ready, 400)
 
     def lose(self, name: str) -> None:
         """End one component as a machine that loses its power: all of its processes in the same moment."""

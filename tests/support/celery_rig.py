@@ -35,17 +35,18 @@ OPTIONS = {
     "logging": ("base_log_folder",),
     "airpanda": ("include_dir",),
 }
-# Sooner than anybody would want it on real machines: a test waits for these.
+# Sooner than anybody would want it on real machines: a test waits for these. But whoever is silent for so long is dead,
+# and not only slow.
 _SCHEDULER = """\
-task_instance_heartbeat_timeout = 12
+task_instance_heartbeat_timeout = 30
 task_instance_heartbeat_timeout_detection_interval = 1
-scheduler_health_check_threshold = 10
+scheduler_health_check_threshold = 20
 orphaned_tasks_check_interval = 5
 """
 _TRIGGERER = """\
 capacity = 1000
 job_heartbeat_sec = 1
-triggerer_health_check_threshold = 8
+triggerer_health_check_threshold = 20
 """
 _BACKEND = """\
 [secrets]
@@ -123,4 +124,4 @@ def _configuration(rig: Rig) -> str:
 
 def _answers(redis: Redis, name: str) -> bool:
     with Celery(broker=redis.url) as app:
-        return bool(app.control.ping(destination=[f"celery@{name}"], timeout=1.0))
+        return bool(app.control.ping(destination=[f"celery@{name}"], timeout=5.0))
