@@ -6,6 +6,7 @@ Every job must end final exactly once, nothing may stay on the node, and each er
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -27,7 +28,7 @@ from support.drill import (
     having,
     uid_of,
 )
-from support.launcher import ALICE_UID, BOB_UID, OTHER_UID, PILOT_UID, Site, make_site
+from support.launcher import ALICE_UID, BOB_UID, OTHER_UID, PILOT_UID, Site, make_site, wait_for
 from support.node_processes import descends, parent_of, processes_of
 from support.pilot_chain import PILOTS, running_chain
 from support.postgres import Database, postgres
@@ -119,7 +120,7 @@ class Node:
             for uid in (0, PILOT_UID, ALICE_UID, BOB_UID, OTHER_UID)
             for pid in processes_of(site, uid)
         ]
-        return cls(frozenset(path for top in tops for path in _below(site, top)), tuple(mounts), tuple(running))
+        return cls(frozenset(path for top in tops for path in _below(site, top)), tuple(mounts), tuple(sorted(running)))
 
 
 def _below(site: Site, top: str) -> Iterator[str]:
@@ -138,6 +139,8 @@ def test_every_job_ends_once_while_everything_is_killed(drill: Drill) -> None:
     drill.run(JOBS, STRIKES)
     drill.check_ends(JOBS)
     drill.check_errors(CAUSES)
+    with contextlib.suppress(AssertionError):  # what a pilot's end leaves running for a moment
+        wait_for(lambda: Node.of(site).processes == before.processes)
     after = Node.of(site)
     kept = {f"{PILOTS}/{handle}" for handle in drill.handles}
     kept |= {PILOTS, f"{PILOTS}/{KEPT_OF_ALL}", *(f"{place}/{name}" for place in kept for name in KEPT_OF_PILOT)}

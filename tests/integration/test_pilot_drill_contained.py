@@ -30,7 +30,7 @@ from support.drill import (
     argv_of,
     having,
 )
-from support.launcher import Site
+from support.launcher import Site, wait_for
 from support.need import NODE_PYTHON, need_nodes_python, need_program
 from support.node_processes import parent_of
 from support.pilot_chain import PLUGINS, Bare, Place, running_chain
@@ -137,10 +137,9 @@ def test_every_job_ends_once_while_everything_is_killed(drill: Drill, root: Path
     drill.check_errors(CAUSES)
     ((switched,),) = drill.chain.sql("SELECT bool_or(identity_switched) FROM panda_attempt")
     assert switched is False
+    wait_for(lambda: not {**having(drill.word), **having(str(root / "pilots"))})
     kept = {root / "pilots" / handle for handle in drill.handles}
     kept |= {root / "pilots" / KEPT_OF_ALL, *(place / name for place in kept for name in KEPT_OF_PILOT)}
     assert set((root / "pilots").rglob("*")) - kept == set(), drill.logs()[-20000:]
     assert [path.name for path in (root / "node").iterdir()] == ["pilot.proxy"]
     assert mounts() == []
-    here = {**having(drill.word), **having(str(root / "pilots"))}
-    assert here == {}

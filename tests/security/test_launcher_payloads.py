@@ -34,7 +34,7 @@ from support.launcher import (
 )
 from support.launcher_mappings import MAPPINGS, POOL_DIRECTORY, mapped_site
 from support.need import absent
-from support.node_processes import command_of
+from support.node_processes import command_of, top_of
 
 from airpanda.glexec import wire
 from airpanda_demo.worker_node import INSTALLED
@@ -327,7 +327,7 @@ def test_nothing_survives_the_clients_death(site: Site, proxy: str) -> None:
 def test_nothing_survives_the_death_of_any_process_above(site: Site, proxy: str, level: str) -> None:
     marker = secrets.token_hex(6)
     process = stubborn(site, proxy, marker)
-    payload = next(p for p in site.processes(ALICE_UID) if marker.encode() in command_of(p))
+    payload = top_of(site.processes(ALICE_UID), marker)
     init, launcher = ancestors(payload)[:2]
     os.kill({"payload": payload, "init": init, "launcher": launcher}[level], signal.SIGKILL)
     assert wait_for(lambda: not site.processes(ALICE_UID))

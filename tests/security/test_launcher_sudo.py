@@ -23,7 +23,7 @@ from support.launcher import (
     wait_for,
 )
 from support.need import need_program
-from support.node_processes import command_of
+from support.node_processes import command_of, top_of
 
 from airpanda.glexec.through_glexec import GlexecSwitcher
 from airpanda_demo.worker_node import INSTALLED
@@ -161,7 +161,7 @@ def test_nothing_survives_sigkill_of_any_process_of_the_chain(site: Site, proxy:
     command = ["/bin/sh", "-c", f": {marker}; {STUBBORN}"]
     process = site.start(GLEXEC, *command, env=env, stdin=subprocess.DEVNULL)
     wait_for(lambda: len(site.processes(ALICE_UID)) >= 3)
-    payload = next(p for p in site.processes(ALICE_UID) if marker.encode() in command_of(p))
+    payload = top_of(site.processes(ALICE_UID), marker)
     init = int(host_status(payload)["PPid"])
     launcher = int(host_status(init)["PPid"])
     pids = {"sudo": processes(site, b"sudo", marker), "launcher": [launcher], "init": [init], "payload": [payload]}

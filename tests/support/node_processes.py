@@ -33,6 +33,11 @@ def kill_pilots(site: Site, uid: int) -> None:
         os.kill(pid, 9)
 
 
+def top_of(pids: list[int], marker: str) -> int:
+    """The one with this in its arguments that is above the others: by its parent, since numbers begin anew."""
+    return next(pid for pid in pids if marker.encode() in command_of(pid) and parent_of(pid) not in pids)
+
+
 def parent_of(pid: int) -> int:
     """0 of one that is gone."""
     try:
