@@ -129,6 +129,7 @@ class PilotRegistry:
                     f"batch {batch_id} was taken over by another submission (fence {row['fence']}, this is"
                     f" {record.fence}): what that one records counts"
                 )
+            await connection.execute(sql.LOCK_PILOTS, batch_id)
             ids, handles = list(record.handles), list(record.handles.values())
             await connection.execute(sql.RECORD_HANDLES, batch_id, record.ce, ids, handles)
             was_open = await connection.fetchval(sql.RECORD_BATCH, batch_id, record.state, record.ce, record.reason)
@@ -148,6 +149,7 @@ class PilotRegistry:
             if wanted.ti is not None and (row["ti"] or {}).get("ti_id") != wanted.ti.ti_id:
                 view = await self._view(connection, batch_id, queues, by)
                 return view.model_copy(update={"pilots": []})
+            await connection.execute(sql.LOCK_PILOTS, batch_id)
             await connection.execute(sql.CANCEL, batch_id, wanted.reason)
             if row["state"] == "failed":
                 await connection.execute(sql.CANCEL_INTENT, batch_id)

@@ -33,6 +33,9 @@ PILOTS = "SELECT * FROM panda_pilot WHERE batch_id = $1 ORDER BY pilot_id"
 # What has been submitted stays so. The holder that did not hear an answer lets go: the next one asks the element.
 OWN = "UPDATE panda_batch SET ti = $2 WHERE batch_id = $1"
 
+# Whoever changes several pilots locks them in the order of their numbers first: no two ever wait for each other.
+LOCK_PILOTS = "SELECT pilot_id FROM panda_pilot WHERE batch_id = $1 ORDER BY pilot_id FOR NO KEY UPDATE"
+
 CANCEL = """
 UPDATE panda_pilot SET cancel_asked_at = coalesce(cancel_asked_at, now()), reason = $2
 WHERE batch_id = $1 AND ended_at IS NULL
@@ -109,7 +112,11 @@ WHERE pilot_id = $1 AND queue = $2 AND state = 'cancelled'
 # `fresh`: the pilot itself was heard of lately, or holds a job whose lease runs. The leases are read at most once, and
 # only where an element contradicts a pilot that does not ask for work.
 OBSERVE = """
-WITH said AS (
+WITH locked AS MATERIALIZED (
+    SELECT pilot_id, state, registered_at, last_seen_at, missing_since, cancel_asked_at FROM panda_pilot
+    WHERE pilot_id = ANY ($2::bigint[]) AND queue = $1 AND ended_at IS NULL
+    ORDER BY pilot_id FOR NO KEY UPDATE
+), said AS (
     SELECT p.pilot_id, p.state, p.registered_at, s.ce_state, s.reason, s.asked,
            CASE WHEN p.last_seen_at > now() - $4::interval THEN true
                 WHEN s.ce_state = 'unknown' OR s.ce_state = ANY ($3::text[]) THEN p.pilot_id IN (
@@ -119,8 +126,7 @@ WITH said AS (
                 WHEN s.ce_state = '' THEN p.missing_since END AS missing_since,
            coalesce(p.cancel_asked_at, CASE WHEN s.asked THEN now() END) AS cancel_asked_at
     FROM unnest($2::bigint[], $6::text[], $7::text[], $8::boolean[]) AS s (pilot_id, ce_state, reason, asked)
-    JOIN panda_pilot p ON p.pilot_id = s.pilot_id
-    WHERE p.queue = $1 AND p.ended_at IS NULL
+    JOIN locked p ON p.pilot_id = s.pilot_id
 ), judged AS (
     SELECT *, CASE
         WHEN ce_state = 'unknown'
@@ -146,6 +152,10 @@ RETURNING p.state
 """
 
 LOST = """
-UPDATE panda_pilot SET state = 'lost', reason = $2
-WHERE pilot_id = ANY ($1::bigint[]) AND state = 'started' AND last_seen_at < now() - $3::interval
+WITH silent AS MATERIALIZED (
+    SELECT pilot_id FROM panda_pilot
+    WHERE pilot_id = ANY ($1::bigint[]) AND state = 'started' AND last_seen_at < now() - $3::interval
+    ORDER BY pilot_id FOR NO KEY UPDATE
+)
+UPDATE panda_pilot p SET state = 'lost', reason = $2 FROM silent s WHERE p.pilot_id = s.pilot_id
 """
