@@ -244,6 +244,31 @@ def test_pilots_that_never_register_fail_the_task_with_their_own_words(
 
 
 @pytest.mark.usefixtures("airflow")
+def test_a_killed_wait_ends_its_pilots_at_the_site_unless_a_newer_try_has_them(chain: Chain) -> None:
+    """As the triggerer does when a person clears the waiting task: the new try may have begun before."""
+    operator = PilotSubmitOperator(task_id="pilots", panda_queue="DEMO", n_pilots=2, wait_for=2)
+    first, second = Task(operator), Task(operator)
+    second.context["ti"].id, second.context["ti"].try_number = "u2", 2
+    triggers_of = []
+    for task in (first, second):
+        task.begin()
+        assert task.deferred is not None
+        triggers_of.append(task.deferred.trigger)
+    handles = [row[0] for row in chain.sql("SELECT ce_job_id FROM panda_pilot")]
+    assert len(handles) == 2, "the second try has adopted them"
+    asyncio.run(triggers_of[0].on_kill())
+    assert chain.sql("SELECT count(*) FROM panda_pilot WHERE cancel_asked_at IS NOT NULL") == [(0,)]
+    element = chain.element()
+    assert not any(status.state.is_final for status in element.status(handles).values())
+    asyncio.run(triggers_of[1].on_kill())
+    assert chain.sql("SELECT count(*) FROM panda_pilot WHERE cancel_asked_at IS NOT NULL") == [(2,)]
+    wait_for(lambda: all(status.state.is_final for status in element.status(handles).values()), 90)
+    assert isinstance(element, Purgeable)
+    element.purge(handles)  # as in the test of a cancelled pilot
+    wait_for(lambda: not pilots_of(chain.site, PILOT_UID), 60)
+
+
+@pytest.mark.usefixtures("airflow")
 def test_queues_test_shows_the_node_and_keeps_nothing(
     chain: Chain, token: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
