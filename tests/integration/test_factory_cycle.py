@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -475,6 +476,24 @@ def test_a_site_that_is_busy_is_left_in_peace_for_as_long_as_it_says(site: Site)
     site.clock.ahead += timedelta(minutes=5)
     site.cycle()
     assert site.submissions == [2]
+
+
+def test_a_site_that_refuses_the_description_is_tried_by_one_pilot_and_goes_on_when_it_is_mended(site: Site) -> None:
+    """What it refuses may be its own: here the directory is open to others."""
+    site.jobs(2)
+    directory = Path(site.queue.ce.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        shutil.chown(directory, "nobody")
+    directory.chmod(0o777)
+    assert any("must not be writable by others" in line for line in site.cycle())
+    assert "correct the queue file, or what it names at the site; tried again in 60 min" in site.cycle()[-1]
+    directory.chmod(0o711)
+    assert site.cycle()[-1].startswith("nothing for local:TEST: it does not accept this queue's pilots")
+    site.clock.ahead += timedelta(minutes=61)
+    site.cycle()
+    site.cycle()
+    assert site.submissions == [1, 1], "and when one is taken, the others"
 
 
 def test_the_pilots_credential_is_kept_fresh_though_nothing_is_submitted(site: Site, tmp_path: Path) -> None:

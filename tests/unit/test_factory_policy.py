@@ -197,10 +197,13 @@ def test_calls_to_an_element_are_bounded_by_the_minute_and_saved_up_for_one_minu
     assert spend(known, 1, 3, NOW)[1] == 20
 
 
-def test_what_an_element_will_never_accept_is_not_repeated_until_the_file_changes() -> None:
-    refused = CEMemory(step=100, refused=queue().fingerprint, refused_reason="no such partition")
+def test_what_an_element_does_not_accept_is_not_repeated_until_the_file_changes_or_an_hour_is_over() -> None:
+    until = NOW + timedelta(hours=1)
+    refused = CEMemory(step=100, refused=queue().fingerprint, refused_reason="no such partition", refused_until=until)
     memory = Memory(ces={"ce": refused})
-    assert "correct the queue file" in told(plan(queue(), view(5), memory))[0]
+    assert "(no such partition): correct the queue file" in told(plan(queue(), view(5), memory))[0]
+    assert sent(plan(queue(), view(5), memory, until - timedelta(seconds=1))) == {}
+    assert sent(plan(queue(), view(5), memory, until)) == {"ce": 1}
     assert sent(plan(queue(max_pilots=999), view(5), memory)) == {"ce": 5}
 
 

@@ -373,6 +373,8 @@ class Factory:
                 cycle.elements[ce] = self._connect(cycle.queue.at(ce))
             action(cycle.elements[ce])
             known = cycle.known(ce)
+            if kind == "submission":
+                known = replace(known, refused="", refused_reason="", refused_until=None)
             cycle.remember(ce, replace(known, breaker=breakers.good_call(known.breaker, self.now(), kind)))
         except ComputingElementError as error:
             self._learn(cycle, ce, error, kind)
@@ -396,7 +398,9 @@ class Factory:
             if not cycle.memory.credential.is_open(now):
                 cycle.memory = replace(cycle.memory, credential=opened)
         elif isinstance(error, InvalidDescriptionError):
-            known = replace(known, refused=cycle.queue.fingerprint, refused_reason=str(error)[:500])
+            until = now + breakers.REFUSED_FOR
+            reason = str(error)[:500]
+            known = replace(known, refused=cycle.queue.fingerprint, refused_reason=reason, refused_until=until)
         else:
             known = replace(known, breaker=breakers.failed_call(known.breaker, str(error)[:500], now, kind))
         cycle.remember(ce, known)

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import takewhile
 
-from airpanda.computing.factory.values import BatchOutcome, Bench, Breaker, CallKind, CEView, NodeView, span
+from airpanda.computing.factory.values import (
+    BatchOutcome,
+    Bench,
+    Breaker,
+    CallKind,
+    CEMemory,
+    CEView,
+    NodeView,
+    span,
+)
 
 EATEN_IN_A_ROW = 3
 """So many submissions in a row without a pilot that registers open the breaker."""
@@ -20,6 +29,8 @@ DOUBTFUL = 4
 """So many that came to nothing or are under way, once one has come to nothing."""
 FIRST_PAUSE = timedelta(minutes=5)
 LONGEST_PAUSE = timedelta(hours=6)
+REFUSED_FOR = timedelta(hours=1)
+"""After so long one pilot tries an element that has refused the queue's description."""
 NODE_BENCH = timedelta(hours=1)
 SHORT_PILOTS = 3
 FAILED_JOBS = 5
@@ -75,6 +86,17 @@ def good_call(breaker: Breaker, now: datetime, kind: CallKind = "question") -> B
 def refused_credential(breaker: Breaker, reason: str, now: datetime) -> Breaker:
     """A credential that is refused once will be refused again: its breaker opens at once."""
     return _opened(breaker, (), now, reason)
+
+
+def description_gate(known: CEMemory, fingerprint: str, now: datetime) -> Gate:
+    """Whether an element may be sent what it has refused for good; a changed queue file is something else."""
+    if known.refused != fingerprint:
+        return Gate(None)
+    if known.refused_until is not None and now < known.refused_until:
+        left = span(known.refused_until - now)
+        why = f"it does not accept this queue's pilots ({known.refused_reason})"
+        return Gate(0, f"{why}: correct the queue file, or what it names at the site; tried again in {left}")
+    return Gate(1, "it has refused this queue's pilots before: one pilot tries it")
 
 
 def credential_gate(breaker: Breaker, now: datetime) -> Gate:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from airpanda.computing.factory.breakers import Gate, bad_nodes, credential_gate, judge, weight
+from airpanda.computing.factory.breakers import Gate, bad_nodes, credential_gate, description_gate, judge, weight
 from airpanda.computing.factory.values import (
     Bench,
     Cancel,
@@ -121,13 +121,15 @@ def _gate(
 ) -> Gate:
     """The narrowest gate in front of one element."""
     known, breaker = judged[name]
-    if known.refused == queue.fingerprint:
-        return Gate(0, f"it will never accept this queue's pilots ({known.refused_reason}): correct the queue file")
+    description = description_gate(known, queue.fingerprint, now)
+    if description.is_shut:
+        return description
     if known.busy_until is not None and now < known.busy_until:
         return Gate(0, f"the site asked for patience for {span(known.busy_until - now)} more: {known.busy_reason}")
     ce = next(ce for ce in view.ces if ce.name == name)
     lifetime = _lifetime(queue, ce, known, now)
-    gates = [breaker, credential_gate(memory.credential, now), lifetime, Gate(known.step, "slow start")]
+    credential = credential_gate(memory.credential, now)
+    gates = [breaker, description, credential, lifetime, Gate(known.step, "slow start")]
     return min(gates, key=lambda gate: math.inf if gate.limit is None else gate.limit)
 
 

@@ -120,7 +120,11 @@ class Breaker:
 
 @dataclass(frozen=True)
 class CEMemory:
-    """What is remembered of one element. ``step``: how many pilots the next submission may have (slow start)."""
+    """What is remembered of one element. ``step``: how many pilots the next submission may have (slow start).
+
+    ``refused``: the queue's fingerprint when the element would have none of its pilots, whatever it is asked, and until
+    when it is not asked again: what it refuses may be mended at the site, too.
+    """
 
     breaker: Breaker = Breaker()
     step: int = 0
@@ -129,6 +133,7 @@ class CEMemory:
     busy_reason: str = ""
     refused: str = ""
     refused_reason: str = ""
+    refused_until: datetime | None = None
     credential_end: datetime | None = None
     rpc_tokens: float | None = None
     rpc_at: datetime | None = None
