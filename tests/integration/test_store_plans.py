@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
-from support.dispatcher import World, job_database, template_database, world
+from support.dispatcher import PILOT_DN, World, job_database, template_database, world
 from support.postgres import postgres
 
 from airpanda.db.sql import claims as claims_sql
@@ -41,15 +42,14 @@ FROM generate_series(1, 1060000) AS n
 async def explain(connection: Any, statement: str, *values: Any) -> list[dict[str, Any]]:
     """The nodes of the plan, outermost first."""
     text = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *values)
-    nodes: list[dict[str, Any]] = []
+    return list(walk(json.loads(text)[0]["Plan"]))
 
-    def walk(node: dict[str, Any]) -> None:
-        nodes.append(node)
-        for inner in node.get("Plans", []):
-            walk(inner)
 
-    walk(json.loads(text)[0]["Plan"])
-    return nodes
+def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """This node of a plan and all below it, outermost first."""
+    yield node
+    for inner in node.get("Plans", []):
+        yield from walk(inner)
 
 
 async def test_hot_statements_use_their_indexes(world: World) -> None:
@@ -96,6 +96,33 @@ async def test_hot_statements_use_their_indexes(world: World) -> None:
         assert len(sorts) <= 1, "the index gives the order; only the answer is sorted"
     finally:
         await connection.close()
+
+
+async def test_a_claim_for_many_looks_for_each_job_once(world: World) -> None:
+    """Also with a plan that is made before anybody knows how many ask."""
+    n = 30
+    await world.submit(2 * n)
+    lane = (await world.sql("SELECT lane_id FROM panda_lane"))[0]["lane_id"]
+    started = """
+        INSERT INTO panda_pilot (batch_id, queue, state) SELECT 0, 'DEMO', 'started' FROM generate_series(1, $1::int)
+        RETURNING pilot_id
+    """
+    pilots = [row["pilot_id"] for row in await world.sql(started, n)]
+    digests, keys = [b"%032d" % each for each in range(n)], world.services.credentials.key_ids
+    asked = (lane, 0, 0, PILOT_DN, digests, pilots, LEASE, ["wn"] * n, keys, False, [], "DEMO")
+    connection = await asyncpg.connect(world.database.url())
+    try:
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        (found,) = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {claims_sql.ACQUIRE}", *asked))
+    finally:
+        await connection.close()
+    nodes = list(walk(found["Plan"]))
+    looked = {
+        table: sum(node["Actual Loops"] for node in nodes if node.get("Relation Name") == table)
+        for table in ("panda_job_spec", "panda_job", "panda_credential")
+    }
+    assert found["Plan"]["Actual Rows"] == n
+    assert 0 < max(looked.values()) <= 4 * n, looked
 
 
 ARCHIVED = """

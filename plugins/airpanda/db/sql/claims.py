@@ -7,6 +7,8 @@ from airpanda.db.sql.credentials import BANNED, CONSENTED
 # The lane has been matched with the pilots; what may have changed since is asked again here. The index
 # panda_job_claim_ix gives the order, beginning where the last claim of this process ended. The subquery on the
 # credential is scalar on purpose, so that it is asked for each candidate and never turned into a join over all jobs.
+# Specifications and credentials are found once, in ``given``: a join with ``asked``, of which the planner expects one
+# row, would look for all of them again for each.
 # Rows locked by another claim are skipped, pilots' rows too: nobody who holds one ever waits here.
 ACQUIRE = f"""
 WITH served AS MATERIALIZED (
@@ -53,11 +55,13 @@ WITH served AS MATERIALIZED (
     UPDATE panda_pilot p
     SET last_job_at = now(), last_seen_at = now(), node = l.node, dn = coalesce($4::text, p.dn)
     FROM (SELECT pilot_id, max(node) AS node FROM leased GROUP BY pilot_id) AS l WHERE p.pilot_id = l.pilot_id
+), given AS MATERIALIZED (
+    SELECT l.nr, l.panda_id, l.attempt_nr, l.lease_expires_at, l.activated_xid, l.memory_mib, l.walltime_s, s.spec,
+           (SELECT t.scripts FROM panda_task_scripts t WHERE t.task_id = l.task_id) AS shared_scripts,
+           c.credential_id, c.server, c.username, c.cred_name, c.passphrase, c.owner_dn
+    FROM leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)
 )
-SELECT a.nr, l.panda_id, l.attempt_nr, l.lease_expires_at, l.activated_xid, l.memory_mib, l.walltime_s, s.spec,
-       (SELECT t.scripts FROM panda_task_scripts t WHERE t.task_id = l.task_id) AS shared_scripts,
-       c.credential_id, c.server, c.username, c.cred_name, c.passphrase, c.owner_dn
-FROM asked a LEFT JOIN (
-    leased l JOIN panda_job_spec s USING (panda_id) JOIN panda_credential c USING (credential_id)) USING (nr)
-ORDER BY a.nr
+SELECT a.nr, g.panda_id, g.attempt_nr, g.lease_expires_at, g.activated_xid, g.memory_mib, g.walltime_s, g.spec,
+       g.shared_scripts, g.credential_id, g.server, g.username, g.cred_name, g.passphrase, g.owner_dn
+FROM asked a LEFT JOIN given g USING (nr)
 """  # noqa: S608 - constants
