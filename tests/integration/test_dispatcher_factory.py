@@ -174,6 +174,7 @@ async def test_nodes_tell_short_pilots_and_failed_jobs_and_a_bad_one_gets_no_job
 
 
 async def score(world: World) -> tuple[int, int]:
+    await world.services.jobs.settle()
     (node,) = (await look(world))["nodes"]
     return node["jobs_done"], node["jobs_failed"]
 

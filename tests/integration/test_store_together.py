@@ -10,10 +10,11 @@ import pytest
 from support.dispatcher import PILOT_DN, Pilot, World, job_database, template_database, world
 from support.postgres import postgres
 
+from airpanda.core.errors import ConfigurationError
 from airpanda.db.sql import claims as claims_sql
 from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import reports as reports_sql
-from airpanda.jobs import store
+from airpanda.jobs import reports, store
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
@@ -112,13 +113,15 @@ async def test_good_ends_of_many_pilots_are_counted_for_each(world: World) -> No
     await asyncio.gather(
         *(p.good_report(jobs[0], "running", "finished") for p, jobs in zip(pilots, found, strict=True))
     )
+    await world.services.jobs.settle()
     rows = await world.sql("SELECT jobs_done, jobs_failed FROM panda_pilot")
     assert [tuple(row) for row in rows] == [(1, 0)] * 12
     rows = await world.sql("SELECT status, ended_at IS NOT NULL AS ended FROM panda_attempt")
     assert {tuple(row) for row in rows} == {("finished", True)}
 
 
-async def test_a_pilot_whose_row_is_held_is_counted_later(world: World) -> None:
+async def test_a_pilot_whose_row_is_held_is_counted_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "SETTLE_AFTER_S", 3600)
     await world.submit(2)
     pilots = await started(world, 2)
     found = [jobs[0] for jobs in await asked_together(pilots)]
@@ -129,15 +132,47 @@ async def test_a_pilot_whose_row_is_held_is_counted_later(world: World) -> None:
         async with connection.transaction():
             held = "SELECT FROM panda_pilot WHERE pilot_id = $1 FOR UPDATE"
             await connection.execute(held, pilots[1].pilot_id)
-            ends = [asyncio.create_task(p.report(job, "finished")) for p, job in zip(pilots, found, strict=True)]
-            count = "SELECT count(*) AS n FROM panda_pilot WHERE jobs_done = 1"
-            async with asyncio.timeout(30):
-                while (await world.sql(count))[0]["n"] == 0:
-                    await asyncio.sleep(0.02)
+            ends = await asyncio.gather(*(p.report(job, "finished") for p, job in zip(pilots, found, strict=True)))
+            assert [each.status_code for each in ends] == [200, 200], "no end waits for its count"
+            counted = asyncio.create_task(world.services.jobs.settle())
+            await until_counted(world, 1)
+            assert not counted.done()
     finally:
         await connection.close()
-    assert [each.status_code for each in await asyncio.gather(*ends)] == [200, 200]
-    assert (await world.sql(count))[0]["n"] == 2
+    await counted
+    await until_counted(world, 2)
+
+
+async def test_good_ends_are_counted_a_little_later_by_themselves(world: World) -> None:
+    await world.submit(1)
+    (pilot,) = await started(world, 1)
+    (job,) = await pilot.acquire()
+    await pilot.good_report(job, "running", "finished")
+    await until_counted(world, 1)
+
+
+async def test_what_could_not_be_counted_is_counted_with_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.submit(2)
+    (pilot,) = await started(world, 1)
+    first, second = await pilot.acquire(n_jobs=2)
+    monkeypatch.setattr(reports, "SETTLE_AFTER_S", 3600)
+    with monkeypatch.context() as away:
+        away.setattr("airpanda.db.sql.reports.COUNT_ENDS", "SELECT 1 / 0 FROM no_such_table")
+        await pilot.good_report(first, "running", "finished")
+        with pytest.raises(ConfigurationError):
+            await world.services.jobs.settle()
+    await pilot.good_report(second, "running", "finished")
+    await world.services.jobs.settle()
+    (row,) = await world.sql("SELECT jobs_done, jobs_failed FROM panda_pilot")
+    assert tuple(row) == (2, 0)
+
+
+async def until_counted(world: World, n: int) -> None:
+    async with asyncio.timeout(60):
+        while (await world.sql("SELECT count(*) AS n FROM panda_pilot WHERE jobs_done = 1"))[0]["n"] != n:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_report_of_another_attempt_is_answered_alone(world: World) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from airpanda.core.errors import AirpandaError
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.dispatcher import openapi, problems
@@ -69,6 +70,8 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            with contextlib.suppress(AirpandaError):  # the database may be away: only counts are lost
+                await services.jobs.settle()
             await services.database.close()
 
     # No documentation routes: they would be open to everybody.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from airpanda.core.errors import AirpandaError
 from airpanda.core.secret import Secret
 from airpanda.db import states
 from airpanda.db.pool import Database
@@ -18,6 +21,7 @@ from airpanda.jobs.together import Together
 from airpanda.messages import JobReport, JobStatus
 
 _ON_THE_WAY = (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.HOLDING)
+SETTLE_AFTER_S = 0.5
 _BEFORE = {
     status.value: f",{','.join(old for old in states.LEASED if status in states.SAME_ATTEMPT[old] or status is old)},"
     for status in (*_ON_THE_WAY, JobStatus.FINISHED)
@@ -47,7 +51,10 @@ class Reports:
         self._lease = lease
         self._beats = Together(self._heartbeats)
         self._moves = Together(self._move)
-        self._ends = Together(self._count)
+        self._bad = Together(self._count_bad)
+        self._good: Counter[int] = Counter()
+        self._settling: asyncio.Task[None] | None = None
+        self._one_settles = asyncio.Lock()
 
     async def plain(self, lease: Lease, report: JobReport) -> Any:
         """``lease_expires_at``, ``command`` and ``debug``; None: this report is decided elsewhere, alone."""
@@ -62,8 +69,35 @@ class Reports:
         return await self._moves.ask(None, said)
 
     async def count_end(self, pilot_id: int, *, good: bool) -> None:
-        """What a node's score is made of; after the end is kept."""
-        await self._ends.ask(None, (pilot_id, good))
+        """What a node's score is made of; after the end is kept.
+
+        A bad end is counted at once: the node may have to be kept from the next job. Good ones go together, a little
+        later, and those of a process that dies before are not counted.
+        """
+        if not good:
+            await self._bad.ask(None, pilot_id)
+            return
+        self._good[pilot_id] += 1
+        if self._settling is None:
+            self._settling = asyncio.create_task(self._settle_later())
+
+    async def settle(self) -> None:
+        """Count the good ends that are not counted yet. Those that cannot be are counted with the next ones."""
+        async with self._one_settles:  # whoever comes second finds all of them counted
+            left = {pilot_id: (n, 0) for pilot_id, n in self._good.items()}
+            self._good.clear()
+            try:
+                await self._count_all(left)
+            finally:
+                self._good.update({pilot_id: n for pilot_id, (n, _) in left.items()})
+
+    async def _settle_later(self) -> None:
+        try:
+            await asyncio.sleep(SETTLE_AFTER_S)
+        finally:
+            self._settling = None
+        with contextlib.suppress(AirpandaError):  # the database is away; the next end tries again
+            await self.settle()
 
     async def _heartbeats(self, _key: None, beats: Sequence[tuple[Any, ...]]) -> list[Any]:
         async with self._database.connection() as connection:
@@ -75,15 +109,21 @@ class Reports:
             rows = await connection.fetch(sql.MOVES, *zip(*said, strict=True), self._lease)
         return _in_order(rows, len(said))
 
-    async def _count(self, _key: None, ends: Sequence[tuple[int, bool]]) -> list[None]:
-        n = Counter(ends)
-        of = {pilot_id: (n[pilot_id, True], n[pilot_id, False]) for pilot_id, _ in ends}
-        good, bad = zip(*of.values(), strict=True)
+    async def _count_bad(self, _key: None, pilot_ids: Sequence[int]) -> list[None]:
+        await self._count_all({pilot_id: (0, n) for pilot_id, n in Counter(pilot_ids).items()})
+        return [None] * len(pilot_ids)
+
+    async def _count_all(self, left: dict[int, tuple[int, int]]) -> None:
+        """Good and bad ends of each pilot; takes out of ``left`` what is counted."""
+        if not left:
+            return
+        good, bad = zip(*left.values(), strict=True)
         async with self._database.connection() as connection:
-            done = await connection.fetch(sql.COUNT_ENDS, list(of), good, bad)
-            for pilot_id in of.keys() - {row["pilot_id"] for row in done}:
-                await connection.execute(sql.COUNT_ENDS_ALONE, pilot_id, *of[pilot_id])
-        return [None] * len(ends)
+            for row in await connection.fetch(sql.COUNT_ENDS, list(left), good, bad):
+                del left[row["pilot_id"]]
+            for pilot_id in list(left):
+                await connection.execute(sql.COUNT_ENDS_ALONE, pilot_id, *left[pilot_id])
+                del left[pilot_id]
 
 
 def notes(report: JobReport, status: JobStatus) -> tuple[Any, ...]:

@@ -328,6 +328,10 @@ class JobStore:
             ]
         return sum(int(each.split()[-1]) for each in done)
 
+    async def settle(self) -> None:
+        """Write what may be written a little later; before the end of this process. Raises as ``update``."""
+        await self._reports.settle()
+
     async def fold_counts(self) -> None:
         """Fold fresh changes into the counts. They are exact whenever it runs, and without it."""
         async with self._database.transaction() as connection:
