@@ -14,7 +14,10 @@ import pytest
 from support.dispatcher import World, job_database, make_settings, running, spec, template_database, ti, world
 from support.postgres import Database, postgres
 
+from airpanda.core.errors import ConfigurationError
 from airpanda.db.sql import counts as counts_sql
+from airpanda.jobs import board
+from airpanda.jobs.board import Boards
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
@@ -110,6 +113,34 @@ async def test_another_gateway_sees_what_is_submitted_here(
         await asyncio.sleep(0.3)
         board = await other.services.jobs._boards.current("DEMO")
         assert len(board.heads) == 1
+
+
+async def test_the_next_look_is_taken_while_claims_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    boards = Boards(world.services.database, clock=lambda: now[0])
+    await world.submit()
+    first = await boards.current("DEMO")
+    now[0] += board.AHEAD_S
+    assert await boards.current("DEMO") is first, "young enough"
+    now[0] += 0.01
+    with monkeypatch.context() as away:
+        away.setattr("airpanda.db.sql.lanes.SNAPSHOT", "SELECT FROM no_such_table")
+        assert await boards.current("DEMO") is first
+        (ahead,) = boards._ahead.values()
+        await ahead
+        assert await boards.current("DEMO") is first, "a look that failed leaves what there is"
+        await asyncio.gather(*boards._ahead.values())
+        now[0] += board.MAX_AGE_S
+        with pytest.raises(ConfigurationError):
+            await boards.current("DEMO")
+    second = await boards.current("DEMO")
+    now[0] += board.AHEAD_S + 0.01
+    assert await boards.current("DEMO") is second, "while the next look is on its way"
+    await asyncio.gather(*boards._ahead.values())
+    assert await boards.current("DEMO") is not second
+    boards.changed()
+    now[0] += 0.001
+    assert (await boards.current("DEMO")).begun_at >= now[0] - 0.001, "our own changes are seen at once"
 
 
 async def test_what_does_not_fit_is_never_read(world: World) -> None:

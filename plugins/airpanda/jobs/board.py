@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from airpanda.core.errors import AirpandaError
 from airpanda.db.pool import Database
-from airpanda.db.sql import credentials as credentials_sql
 from airpanda.db.sql import lanes as sql
 from airpanda.jobs.lanes import Lane, lane_of
 from airpanda.jobs.matching import (
@@ -39,6 +39,8 @@ from airpanda.jobs.matching import (
 )
 
 MAX_AGE_S = 0.25
+AHEAD_S = 0.15
+"""From this age on the next look is on its way while claims go on with this one: they rarely wait for it."""
 IDLE_AGE_S = 0.05
 MAX_OFFERS = 1000
 _START: Position = (0, 0)
@@ -151,6 +153,7 @@ class Boards:
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ledgers: dict[str, _Ledger] = defaultdict(_Ledger)
         self._lanes: dict[int, Lane] = {}
+        self._ahead: dict[str, asyncio.Task[None]] = {}
         self._changed_at = float("-inf")
 
     def changed(self) -> None:
@@ -159,7 +162,19 @@ class Boards:
 
     async def current(self, queue: str) -> QueueBoard:
         """The board of a queue, at most ``MAX_AGE_S`` old and younger than our own changes."""
-        return await self._younger(queue, max(self._clock() - MAX_AGE_S, self._changed_at))
+        now = self._clock()
+        board = await self._younger(queue, max(now - MAX_AGE_S, self._changed_at))
+        if board.begun_at < now - AHEAD_S and queue not in self._ahead:
+            self._ahead[queue] = asyncio.create_task(self._look_ahead(queue, now - AHEAD_S))
+        return board
+
+    async def _look_ahead(self, queue: str, begun_after: float) -> None:
+        try:
+            await self._younger(queue, begun_after)
+        except AirpandaError:
+            pass  # whoever finds the board too old looks again, and says it
+        finally:
+            del self._ahead[queue]
 
     async def again(self, queue: str) -> QueueBoard:
         """For a pilot to whom ``current`` showed nothing."""
@@ -194,12 +209,11 @@ class Boards:
     async def _look(self, queue: str) -> QueueBoard:
         old, begun_at = self._boards[queue], self._clock()
         async with self._database.connection() as connection:
-            snapshot = await connection.fetchrow(sql.SNAPSHOT)
+            snapshot = await connection.fetchrow(sql.SNAPSHOT)  # before the rest
             still_open, end = frozenset(snapshot["open"]), (snapshot["xmax"], 0)
             starts = _gone_back(old, still_open)
             rows = await connection.fetch(sql.HEADS, queue, *_columns(starts))
             used = await connection.fetch(sql.USE)
-            rules = rules_of(await connection.fetch(credentials_sql.BANS), await connection.fetch(sql.SHARES))
             await self._learn(connection, {abs(row["lane"]) for row in rows} | {row["lane_id"] for row in used})
         heads = {row["lane"]: self._candidate(row) for row in rows if row["panda_id"] is not None}
         seen = starts.keys() | {row["lane"] for row in rows}
@@ -214,7 +228,7 @@ class Boards:
             starts={number: min(heads[number].head, end) if number in heads else end for number in seen},
             still_open=still_open,
             usage=usage,
-            rules=rules,
+            rules=rules_of(snapshot["bans"], snapshot["shares"]),
             choices=old.choices,
         )
 

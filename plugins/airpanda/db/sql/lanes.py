@@ -37,8 +37,11 @@ SELECT task_id, each.lane, 'activated', sum(each.n)
 FROM moved, LATERAL (VALUES (old_lane, -1), (new_lane, 1)) AS each (lane, n) GROUP BY task_id, each.lane
 """
 
+# With the few rows that rules are made of.
 SNAPSHOT = """
-SELECT pg_snapshot_xmax(s)::text::bigint AS xmax, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) AS x) AS open
+SELECT pg_snapshot_xmax(s)::text::bigint AS xmax, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) AS x) AS open,
+       coalesce((SELECT jsonb_agg(to_jsonb(b)) FROM panda_ban b), '[]') AS bans,
+       coalesce((SELECT jsonb_agg(to_jsonb(h)) FROM panda_share h), '[]') AS shares
 FROM pg_current_snapshot() AS s
 """
 
