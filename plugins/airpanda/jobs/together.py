@@ -7,6 +7,7 @@ could take back; and many of them wait for the disk once.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,12 @@ Answer = TypeVar("Answer")
 
 MOST = 100
 AT_ONCE = 1
-PAUSE_S = 0.001
-"""So long the next statement waits after one for company: a statement for ten costs little more than one for one."""
+PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.005
+"""The next statement waits after one for company, as long as that one took, within these bounds.
+
+One for ten costs little more than one for one; and the longer they take, the busier is the database, or the more of us
+ask it.
+"""
 
 
 @dataclass
@@ -40,7 +45,7 @@ class Together(Generic[Key, Ask, Answer]):
         weight: how much of ``most`` a question takes.
         most: of one statement, in weights; a single question may be heavier.
         at_once: statements of one key that may run side by side.
-        pause_s: from the end of one to the beginning of the next; who finds none running waits for nothing.
+        pause_s: the least from the end of one to the beginning of the next; who finds none running waits for nothing.
     """
 
     def __init__(
@@ -75,8 +80,10 @@ class Together(Generic[Key, Ask, Answer]):
     async def _serve(self, key: Key, line: _Line[Ask, Answer]) -> None:
         try:
             while group := self._next(line):
+                began = time.monotonic()
                 await self._run(key, group)
-                await asyncio.sleep(self._pause_s)
+                took_s = time.monotonic() - began
+                await asyncio.sleep(max(self._pause_s, min(took_s, LONGEST_PAUSE_S)))
         finally:
             line.running -= 1
             if not line.running and not line.waiting:
