@@ -7,6 +7,7 @@ and SIGINT let running requests end, then stop.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import socket
@@ -95,6 +96,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is not looked through again and again
         if self.started and self._port_file is not None and sockets:
             fresh = self._port_file.with_name(f"{self._port_file.name}.{os.getpid()}")
             fresh.write_text(f"{sockets[0].getsockname()[1]}\n")

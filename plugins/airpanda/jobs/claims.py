@@ -42,6 +42,7 @@ class _Ask:
     digests: list[bytes]
 
 
+_RAISED = ("memory_mib", "walltime_s")
 _Found = tuple[list[Any | None] | None, dict[int, CredentialPointer]]
 
 
@@ -188,7 +189,7 @@ def _offered(offer: PilotOffer, pilot_dn: str | None) -> Offered:
 
 def _as_asked_now(spec: JobSpec, row: Any) -> JobSpec:
     """With what retry rules have raised, and with shared scripts; the job's own script of a name wins."""
-    changes: dict[str, Any] = {name: row[name] for name in ("memory_mib", "walltime_s")}
+    changes: dict[str, Any] = {name: row[name] for name in _RAISED if row[name] != getattr(spec, name)}
     if row["shared_scripts"]:
         changes["scripts"] = json.loads(row["shared_scripts"]) | spec.scripts
-    return spec.model_copy(update=changes)
+    return spec.model_copy(update=changes) if changes else spec
