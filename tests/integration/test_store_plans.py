@@ -109,7 +109,7 @@ async def test_a_claim_for_many_looks_for_each_job_once(world: World) -> None:
     """
     pilots = [row["pilot_id"] for row in await world.sql(started, n)]
     digests, keys = [b"%032d" % each for each in range(n)], world.services.credentials.key_ids
-    asked = (lane, 0, 0, PILOT_DN, digests, pilots, LEASE, ["wn"] * n, keys, False, [], "DEMO")
+    asked = (lane, 0, 0, PILOT_DN, digests, pilots, LEASE, ["wn"] * n, keys, False, [], "DEMO", LEASE)
     connection = await asyncpg.connect(world.database.url())
     try:
         await connection.execute("SET plan_cache_mode = force_generic_plan")
