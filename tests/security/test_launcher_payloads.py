@@ -182,6 +182,16 @@ def test_commands_that_cannot_run(site: Site, proxy: str, command: str, code: in
     assert (ran.code, ran.out) == (code, "")
 
 
+@pytest.mark.parametrize("mode", ["lcmaps_verify_account", "", "lcmaps_get_account "])
+def test_a_mode_that_is_not_ours_runs_nothing(site: Site, proxy: str, mode: str) -> None:
+    """Such as gLExec's that only looks at the mapping: a run is not what was asked for."""
+    ran = site.glexec_run("/usr/bin/id", proxy=proxy, env={"GLEXEC_MODE": mode})
+    assert (ran.code, ran.out) == (201, "")
+    assert "GLEXEC_MODE" in ran.err
+    ran = site.glexec_run("/usr/bin/id", "-u", proxy=proxy, env={"GLEXEC_MODE": "lcmaps_get_account"})
+    assert ran.out == f"{ALICE_UID}\n"
+
+
 def test_arguments_go_through_verbatim(site: Site, proxy: str) -> None:
     arguments = ["a b", "", "'\"$X`id`", "\n", "-h", "*", "ü", "\udcff"]
     ran = site.glexec_run("/usr/bin/printf", "%s|", *arguments, proxy=proxy)

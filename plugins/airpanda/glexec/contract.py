@@ -17,6 +17,7 @@ SOURCE_PROXY = "GLEXEC_SOURCE_PROXY"
 TARGET_PROXY = "GLEXEC_TARGET_PROXY"
 ENVIRONMENT = "GLEXEC_ENV"
 LOG_ID = "GLEXEC_ID"
+MODE, GET_ACCOUNT = "GLEXEC_MODE", "lcmaps_get_account"
 RECORD = "GLEXEC_RECORD"
 """Our extension: absolute path of a new file that receives one JSON line at the start and one at the end, and now and
 then one in between about what only root can see of a payload that runs."""

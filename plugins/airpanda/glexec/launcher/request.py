@@ -8,6 +8,7 @@ import pwd
 from collections.abc import Mapping, Sequence
 
 from airpanda.core.records import dataclass
+from airpanda.glexec import contract
 from airpanda.glexec.config import LauncherConfig
 from airpanda.glexec.launcher.identity import Caller
 from airpanda.glexec.launcher.limits import Limit
@@ -64,6 +65,17 @@ def check_caller(caller: Caller, config: LauncherConfig) -> None:
 def keep_known(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of the contract; GLEXEC_EPILOG_* and anything unknown ends here."""
     return {name: environ[name] for name in (PREFIX + known for known in KNOWN) if name in environ}
+
+
+def check_mode(environ: Mapping[str, str]) -> None:
+    """Who asks gLExec to look only, or for something that is not known here, must not get a run in its place.
+
+    Raises:
+        IdentitySwitchError: 201.
+    """
+    mode = environ.get(contract.MODE)
+    if mode is not None and mode != contract.GET_ACCOUNT:
+        raise client_error(f"{contract.MODE} can be {contract.GET_ACCOUNT} only; this launcher has no other mode")
 
 
 def check_command(argv: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ from airpanda.glexec.launcher.payload import GO, READY
 from airpanda.glexec.launcher.plan import Plan, make_plan
 from airpanda.glexec.launcher.proxyfile import read_proxy
 from airpanda.glexec.launcher.refusal import client_error, internal_error, refusal
-from airpanda.glexec.launcher.request import Request, check_caller, check_command
+from airpanda.glexec.launcher.request import Request, check_caller, check_command, check_mode
 from airpanda.glexec.launcher.sources import Source
 from airpanda.glexec.mapping import MapfileMapper, Mapper, Mapping, check_ban, check_mapping
 
@@ -214,6 +214,7 @@ class _Records:
 
 
 def _run(request: Request, config: LauncherConfig, source: Source, records: _Records) -> Ended:
+    check_mode(request.environ)
     check_command(request.argv)
     identity, mapping = resolve(request, config, records.fields)
     given = _payload_proxy(request, config, identity)
