@@ -166,10 +166,12 @@ def test_the_account_is_what_the_host_sees(chain: Chain) -> None:
 
 
 def test_a_payload_finds_nothing_of_the_pilot(chain: Chain) -> None:
+    mine, proxy = f"{PILOTS}/secret-1", chain.queue.pilot.proxy
     look = "\n".join(
         (
-            f"ls {PILOTS}/*/ {PILOTS} /home/pilot && echo LISTED",
-            f"cat {PILOTS}/secret-1/pilot.json {chain.queue.pilot.proxy} && echo READ",
+            f"for place in {PILOTS}/* {PILOTS} /home/pilot; do ls -d $place/* && echo LISTED; done",
+            f"for own in {mine} {mine}/sweep.json {mine}/wrapper.sh {proxy}; do test -e $own && echo THERE $own; done",
+            f"cat {proxy} && echo READ",
             "ls /proc/*/environ | wc -l; cat /proc/*/environ | tr '\\0' '\\n'",
             "kill -0 -1 && echo SIGNALLED; for d in /proc/[0-9]*; do cat $d/cmdline | tr '\\0' ' '; done",
             "echo ended",
@@ -177,10 +179,11 @@ def test_a_payload_finds_nothing_of_the_pilot(chain: Chain) -> None:
     )
     chain.fake.jobs = [chain.job(4, "alice", argv=["sh", "look.sh"], scripts={"look.sh": look})]
     (handle,) = chain.submit("secret").values()
+    assert chain.site.node.path(Path(mine, "wrapper.sh")).exists()
     assert chain.ended(handle) is PilotJobState.DONE, chain.log(handle)
     text = chain.fake.files["4/1/payload.log"].decode()
     assert text.endswith("ended\n")
-    for word in ("LISTED", "READ", "SIGNALLED", TOKEN, "lease-", "PRIVATE KEY"):
+    for word in ("LISTED", "THERE", "READ", "SIGNALLED", TOKEN, "lease-", "PRIVATE KEY"):
         assert word not in text, word
 
 
