@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -36,28 +39,39 @@ RECORD = {
     "maxrss_kb": 2048,
 }
 
-PREFIX = re.compile(r"(\w{3}) ([ \d]\d) (\d\d:\d\d:\d\d) (\S+) glexec\.mon\[(\d+)#(\d+)\]: (.*)")
-PATTERNS = {
-    "start": re.compile(r"Started .* uid (\d+)"),
-    "uid": re.compile(r"New uid .* (\d+)"),
-    "dn": re.compile(r'Used DN: "(.*)"'),
-    "vo": re.compile(r'Used VO: "(.*)"'),
-    "fqan": re.compile(r'Used FQAN: "(.*)"'),
-    "end": re.compile(r"Terminated .* user (\d+) system (\d+)"),
-}
+PREFIX = re.compile(r"(\w{3} [ \d]\d \d\d:\d\d:\d\d) (\S+) glexec\.mon\[(\d+)#(\d+)\]: (.*)")
 
 
-def read(lines: list[str]) -> dict[str, tuple[str, ...]]:
-    """What the probe makes of the lines; each must be one."""
-    found = {}
-    for line in lines:
+def read(lines: list[str]) -> dict[str, Any]:
+    """What Gratia's parser makes of them: from the file's end, by first and last words; what it reads last counts."""
+    found: dict[str, Any] = {}
+    for line in reversed(lines):
         match = PREFIX.fullmatch(line)
         assert match is not None, line
-        (name,) = [name for name, pattern in PATTERNS.items() if pattern.fullmatch(match[7])]
-        hit = PATTERNS[name].fullmatch(match[7])
-        assert hit is not None
-        found[name] = hit.groups()
+        message, last = match[5], match[5].rpartition(" ")[2]
+        # Its clock is the machine's, and syslog says no year.
+        at = int(time.mktime(time.strptime(f"{ENDED.year} {match[1]}", "%Y %b %d %H:%M:%S")))
+        found["id"] = match[3], match[4]
+        kind = message[:7]
+        if kind in ("Started", "New uid"):
+            found["uid"] = int(last)
+            found |= {"start": at} if kind == "Started" else {}
+        elif kind in ("Used DN", "Used VO", "Used FQ"):
+            found[kind[5:]] = message[message.index('"') + 1 : -1]
+        elif kind == "Termina":
+            *_, user, word, system = message.split(" ")
+            assert word == "system"
+            found |= {"end": at, "user": int(user), "system": int(system)}
     return found
+
+
+@pytest.fixture(name="zone", params=["UTC", "America/Chicago", "Asia/Kolkata"])
+def _zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.mark.parametrize("dn", ['/CN=a"\nTerminated x user 1 system 1', "/CN=\r\x00\x1b[2J", "/CN=\u2028x\udcff"])
@@ -65,33 +79,44 @@ def test_a_hostile_name_stays_on_its_line(dn: str) -> None:
     lines = monitor_lines({**RECORD, "dn": dn}, ended=ENDED, host="wn1", pid=5)
     assert len(lines) == 6
     assert all(line.isascii() and line.isprintable() for line in lines)
-    assert read(lines)["end"] == ("10", "2")
+    assert [line.count('"') for line in lines] == [0, 0, 2, 2, 2, 0]
+    assert (read(lines)["user"], read(lines)["system"]) == (10, 2)
     text = key_values({**RECORD, "dn": dn})
     assert text.isascii()
     assert text.isprintable()
 
 
-def test_gratia_reads_a_run() -> None:
+@pytest.mark.usefixtures("zone")
+def test_gratia_reads_a_run_of_the_owners_account_at_its_time() -> None:
+    """The account is the target's, not the pilot's; the time is what the machine's clock shows, wherever it stands."""
     lines = monitor_lines(RECORD, ended=ENDED, host="wn1.site", pid=5)
-    assert lines[0] == "Mar  4 05:05:06 wn1.site glexec.mon[5#5]: Started by caller uid 61001"
-    assert lines[-1].startswith("Mar  4 05:06:07 wn1.site glexec.mon[5#5]: Terminated ")
+    ended = int(ENDED.timestamp())
     assert read(lines) == {
-        "start": ("61001",),
-        "uid": ("61012",),
-        "dn": ("/O=Test Grid/CN=Alice Example",),
-        "vo": ("atlas",),
-        "fqan": ("/atlas/prod/Role=production/Capability=NULL",),
-        "end": ("10", "2"),
+        "id": ("5", f"{(ended - 60) * 1000 - 400}"),
+        "start": ended - 61,  # 60.4 s before
+        "end": ended,
+        "uid": 61012,
+        "DN": "/O=Test Grid/CN=Alice Example",
+        "VO": "atlas",
+        "FQ": "/atlas/prod/Role=production/Capability=NULL",
+        "user": 10,
+        "system": 2,
     }
+
+
+def test_a_name_in_openssls_form_is_not_changed() -> None:
+    dn = "/O=Test Grid/CN=J\\xC3\\xBCrgen"
+    assert read(monitor_lines({**RECORD, "dn": dn}, ended=ENDED, host="h", pid=1))["DN"] == dn
+
+
+def test_two_runs_of_one_process_number_are_two() -> None:
+    one, two = (monitor_lines(RECORD, ended=ENDED + timedelta(seconds=n), host="h", pid=5) for n in (0, 90))
+    assert read(one)["id"] != read(two)["id"]
 
 
 def test_a_run_without_attributes_names_no_vo() -> None:
-    assert set(read(monitor_lines({**RECORD, "fqans": []}, ended=ENDED, host="h", pid=1))) == {
-        "start",
-        "uid",
-        "dn",
-        "end",
-    }
+    found = read(monitor_lines({**RECORD, "fqans": []}, ended=ENDED, host="h", pid=1))
+    assert set(found) == {"id", "start", "uid", "DN", "end", "user", "system"}
 
 
 def test_the_syslog_line_has_all_that_an_accounting_record_needs() -> None:

@@ -1,14 +1,14 @@
 """Monitor lines as gLExec wrote them, which the Gratia glexec probe of that time reads from a file.
 
-Source: the patterns of the probe's parser: ``Started ... uid N``, ``New uid ... N``, ``Used DN: "..."``,
-``Used VO: "..."``, ``Used FQAN: "..."``, ``Terminated ... user N system N``, each behind a syslog prefix with
-``glexec.mon[MONITOR#GLEXEC]``.
+Source: the probe's parser of such logs. It reads them from the end: of ``Started …`` and ``New uid …`` the last word is
+the account, and the first of them in the file counts; ``Used DN: "…"``, ``Used VO: "…"``, ``Used FQAN: "…"``; the last
+words of ``Terminated …`` are ``user N system N``. Each stands behind syslog's time, which is local and has no year, the
+host, and ``glexec.mon[NUMBER#NUMBER]``, by which the lines of one run are found again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -23,11 +23,11 @@ Value = Union[str, int, float, bool, None, list[int], list[str]]
 
 
 def monitor_lines(record: Mapping[str, Value], *, ended: datetime, host: str, pid: int) -> list[str]:
-    """The lines of one run whose audit record this is. Times are UTC; CPU seconds are whole."""
+    """The lines of one run whose audit record this is. Times are local ones; CPU seconds are whole."""
     began = ended - timedelta(seconds=float(str(record["wall"])))
     fqans = record["fqans"] if isinstance(record["fqans"], list) else []
     first = [
-        f"Started by caller uid {record['caller_uid']}",
+        f"Started by caller uid {record['caller_uid']}, target uid {record['uid']}",
         f"New uid is {record['uid']}",
         f"Used DN: {_quoted(record['dn'])}",
     ]
@@ -36,7 +36,8 @@ def monitor_lines(record: Mapping[str, Value], *, ended: datetime, host: str, pi
         first += [f"Used VO: {_quoted(primary.split('/')[1])}", f"Used FQAN: {_quoted(primary)}"]
     user, system = (round(float(str(record[name]))) for name in ("cpu_user", "cpu_system"))
     last = f"Terminated with code {record['rc']}, CPU user {user} system {system}"
-    prefix = f"{host} glexec.mon[{pid}#{pid}]: "
+    # A process's number is another run's soon; with the time it stays this one's.
+    prefix = f"{host} glexec.mon[{pid}#{began.timestamp() * 1000:.0f}]: "
     return [f"{_time(began)} {prefix}{text}" for text in first] + [f"{_time(ended)} {prefix}{last}"]
 
 
@@ -63,9 +64,16 @@ class MonitorLog:
 
 
 def _time(moment: datetime) -> str:
-    return f"{_MONTHS[moment.month - 1]} {moment.day:2d} {moment:%H:%M:%S}"
+    local = moment.astimezone()
+    return f"{_MONTHS[local.month - 1]} {local.day:2d} {local:%H:%M:%S}"
 
 
 def _quoted(value: Value) -> str:
-    """On one line and without a bare quote, whatever is in it."""
-    return json.dumps(str(value))
+    """On one line and without a bare quote, whatever is in it; a DN is as OpenSSL writes it, backslashes included."""
+    return f'"{"".join(map(_shown, str(value)))}"'
+
+
+def _shown(character: str) -> str:
+    if " " <= character <= "~" and character != '"':
+        return character
+    return "".join(f"\\x{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
