@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.canary import CANARIES, Canaries, watch_secrets
 
+pytest.register_assert_rewrite("support.elements")
 pytest_plugins = ["support.places"]
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,8 @@ import httpx
 import pytest
 from bench.record import record
 from support.arc_rig import ArcRig, make_arc_rig
-from support.batch_rig import SLEEP, Rig, batch, make_rig
+from support.batch_rig import Rig, make_rig
+from support.elements import SLEEP, batch
 from support.gram_rig import GramRig, make_gram_rig
 from support.places import open_path
 

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from support.arc_rig import ArcRig, make_arc_rig
-from support.batch_rig import SLEEP, batch, until
+from support.elements import (
+    SLEEP,
+    await_state,
+    batch,
+    log,
+    purges_what_ended,
+    refuses_handles_of_another_kind,
+    refuses_other_pilots,
+    runs_is_found_and_adopted,
+    states,
+    tells_how_pilots_ended,
+    tells_unknown_from_failure,
+    until,
+)
 from support.launcher import PILOT_UID
 
-from airpanda.computing.arc import ArcElement
 from airpanda.computing.elements import (
     BringsCredential,
     CECredentialError,
     Handle,
-    HasOutput,
     InvalidDescriptionError,
     ListsTags,
-    NotFoundAtCEError,
     Outcome,
     PilotJobState,
-    Purgeable,
     Renewable,
     ReportsLoad,
-    Status,
     ThrottledError,
 )
 
@@ -45,41 +53,15 @@ def tidy(rig: ArcRig) -> Iterator[None]:
     rig.tidy()
 
 
-def states(statuses: Mapping[Handle, Status]) -> set[PilotJobState]:
-    return {status.state for status in statuses.values()}
-
-
-def await_state(element: ArcElement, handle: Handle, state: PilotJobState) -> Status:
-    until(lambda: element.status([handle])[handle].state is state, 60)
-    return element.status([handle])[handle]
-
-
-def log(element: ArcElement, handle: Handle) -> bytes:
-    try:
-        return element.fetch(handle)
-    except NotFoundAtCEError:
-        return b""
-
-
 def test_a_handle_of_another_kind_is_refused_before_it_travels(rig: ArcRig) -> None:
     element = rig.element(SLEEP)
-    for handle in ("../../delegations", "x/y", "a b", "a\n", "", "x?action=clean", "%2e%2e"):
-        for call in (element.status, element.cancel, element.purge):
-            with pytest.raises(InvalidDescriptionError, match="no handle"):
-                call([Handle(handle)])
-        with pytest.raises(InvalidDescriptionError, match="no handle"):
-            element.fetch(Handle(handle))
+    handles = ("../../delegations", "x/y", "a b", "a\n", "", "x?action=clean", "%2e%2e")
+    refuses_handles_of_another_kind(element, handles)
     assert element.requests == 0
 
 
 def test_unknown_handles_and_tags_are_told_apart_from_failures(rig: ArcRig) -> None:
-    element = rig.element(SLEEP)
-    assert element.status([UNKNOWN])[UNKNOWN].state is PilotJobState.UNKNOWN
-    assert element.status([]) == {}
-    assert element.find("never") == {}
-    assert element.cancel([UNKNOWN]) == element.purge([UNKNOWN]) == {UNKNOWN: Outcome.NOT_FOUND}
-    with pytest.raises(NotFoundAtCEError):
-        element.fetch(UNKNOWN)
+    tells_unknown_from_failure(rig.element(SLEEP), UNKNOWN)
 
 
 def test_three_thousand_handles_are_one_request(rig: ArcRig) -> None:
@@ -105,48 +87,26 @@ def test_the_pilots_of_another_installation_are_not_ours(rig: ArcRig) -> None:
 
 
 def test_a_batch_runs_is_found_and_a_repeat_adopts(rig: ArcRig) -> None:
-    first = rig.element(SLEEP).submit(batch("a", 31, 30, 32))
-    assert set(first.handles) == {30, 31, 32}
-    assert not first.adopted
-    element = rig.element(SLEEP)
-    again = element.submit(batch("a", 30, 31, 32))
-    assert again.handles == first.handles
-    assert again.adopted == {30, 31, 32}
-    element.submit(batch("a-", 1))
-    element.submit(batch("A", 1))
-    assert set(element.find("a")) == set(rig.element(SLEEP).find("a")) == set(first.handles.values())
-    until(lambda: states(element.find("a")) == {PilotJobState.RUNNING}, 60)
+    element, handles = runs_is_found_and_adopted(lambda: rig.element(SLEEP), "a", "a-", "A")
     assert rig.jobs("a") == 3
     assert isinstance(element, ListsTags)
     tagged = rig.element(SLEEP).tagged("a")
     assert set(tagged) == {"a", "a-"}
-    assert set(tagged["a"]) == set(first.handles.values())
-    with pytest.raises(InvalidDescriptionError, match="other pilots"):
-        element.submit(batch("a", 30, 33))
+    assert set(tagged["a"]) == handles
+    refuses_other_pilots(element, "a")
 
 
 def test_exit_codes_become_states_and_logs_can_be_read(rig: ArcRig) -> None:
-    done = rig.element("exit 0\n").submit(batch("good", 1)).handles[1]
-    element = rig.element("echo why >&2; exit 7\n")
-    failed = element.submit(batch("bad", 2)).handles[2]
-    until(lambda: all(s.state.is_final for s in element.status([done, failed]).values()), 60)
-    seen = element.status([done, failed])
-    assert (seen[done].state, seen[done].exit_code) == (PilotJobState.DONE, 0)
-    assert (seen[failed].state, seen[failed].exit_code) == (PilotJobState.FAILED, 7)
-    assert isinstance(element, HasOutput)
-    assert element.fetch(failed) == b"why\n"
-    assert element.fetch(failed, tail_bytes=2) == b"y\n"
+    element, done, _ = tells_how_pilots_ended(rig.element)
     assert element.fetch(done) == b""
-    assert element.cancel([failed]) == {failed: Outcome.ALREADY_OVER}
-    assert set(element.find("bad")) == {failed}
 
 
 def test_cancel_ends_what_runs_and_what_waits_and_a_repeat_is_no_error(rig: ArcRig) -> None:
     element = rig.element("echo $PPID; sleep 87.5 & wait $!\n")
     handles = list(element.submit(batch("c", 1, 2, 3)).handles.values())
-    until(lambda: any(s.state is PilotJobState.RUNNING for s in element.status(handles).values()), 60)
+    until(lambda: any(s.state is PilotJobState.RUNNING for s in element.status(handles).values()))
     assert set(element.cancel(handles).values()) == {Outcome.ACCEPTED}
-    until(lambda: states(rig.element(SLEEP).status(handles)) == {PilotJobState.CANCELLED}, 60)
+    until(lambda: states(rig.element(SLEEP).status(handles)) == {PilotJobState.CANCELLED})
     assert set(element.cancel(handles).values()) == {Outcome.ALREADY_OVER}
 
 
@@ -154,7 +114,7 @@ def test_a_pilot_whose_batch_job_was_killed_ends(rig: ArcRig) -> None:
     """The fork back-end kills the submission's shell and not the job: a pilot ends at the latest with its directory."""
     element = rig.element("echo $$; trap 'exit 0' TERM; while :; do sleep 0.2; done\n")
     handle = element.submit(batch("o", 1)).handles[1]
-    until(lambda: log(element, handle) != b"", 60)
+    until(lambda: log(element, handle) != b"")
     pilot = rig.arc.node.path(Path("/proc", log(element, handle).decode().strip()))
     assert pilot.exists()
     element.cancel([handle])
@@ -165,11 +125,10 @@ def test_a_pilot_whose_batch_job_was_killed_ends(rig: ArcRig) -> None:
 
 def test_purge_keeps_what_runs_and_removes_what_ended(rig: ArcRig) -> None:
     element = rig.element("exit 0\n")
-    assert isinstance(element, Purgeable)
     first = element.submit(batch("p", 1)).handles[1]
     running = rig.element(SLEEP).submit(batch("p2", 1)).handles[1]
     await_state(element, first, PilotJobState.DONE)
-    assert element.purge([first, running]) == {first: Outcome.ACCEPTED, running: Outcome.STILL_RUNNING}
+    purges_what_ended(element, [first], running)
     until(lambda: not rig.session(first).exists())
     assert element.status([first])[first].state is PilotJobState.UNKNOWN
     assert element.status([running])[running].state is not PilotJobState.UNKNOWN
@@ -179,7 +138,7 @@ def test_purge_keeps_what_runs_and_removes_what_ended(rig: ArcRig) -> None:
 def test_modes_secrets_and_what_a_pilot_sees(rig: ArcRig) -> None:
     element = rig.element("cat /proc/self/environ pilot.json; id -u; stat -c %a . pilot.json $HOME; " + SLEEP)
     handle = element.submit(batch("s", 1)).handles[1]
-    until(lambda: log(element, handle).count(b"\n") >= 4, 60)
+    until(lambda: log(element, handle).count(b"\n") >= 4)
     shown = log(element, handle)
     assert f"\n{PILOT_UID}\n".encode() in b"\n" + shown.replace(b"}", b"}\n")
     assert b"token-of-1" not in shown

@@ -14,64 +14,41 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.elements import (
+    SLEEP,
+    batch,
+    queue_of,
+    refuses_handles_of_another_kind,
+    runs_is_found_and_adopted,
+    states,
+    tells_how_pilots_ended,
+    tells_unknown_from_failure,
+    until,
+)
 
 from airpanda.computing.elements import (
     CEUnavailableError,
     Handle,
-    HasOutput,
     InvalidDescriptionError,
     Load,
     Outcome,
     PilotBatch,
     PilotJobState,
-    Purgeable,
     ReportsLoad,
     Status,
     ThrottledError,
     make_element,
 )
 from airpanda.computing.local import LocalElement
-from airpanda.computing.queues import PandaQueue, parse_queue
-from airpanda.core.secret import Secret
+from airpanda.computing.queues import PandaQueue
 
-QUEUE = """
-[queue]
-name = "TEST"
-identity_policy = "NEVER"
-[ce]
-kind = "local"
-directory = "{directory}"
-account = "{account}"
-max_pilots = 120
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-proxy = "/nowhere"
-"""
-SLEEP = "sleep 300 & wait $!\n"  # longer than any test looks at it
 Make = Callable[[str], LocalElement]
-
-
-def batch(tag: str, *pilots: int) -> PilotBatch:
-    return PilotBatch(tag, {pilot: Secret(f"token-of-{pilot}") for pilot in pilots})
-
-
-def until(look: Callable[[], bool], limit_s: float = 90.0) -> None:
-    end = time.monotonic() + limit_s
-    while not look():
-        assert time.monotonic() < end, "not reached in time"
-        time.sleep(0.02)
-
-
-def states(found: dict[Handle, Status]) -> set[PilotJobState]:
-    return {status.state for status in found.values()}
 
 
 @pytest.fixture
 def queue(open_path: Path) -> PandaQueue:
     account = "nobody" if os.geteuid() == 0 else ""
-    return parse_queue(QUEUE.format(directory=open_path / "pilots", account=account), "test.toml")
+    return queue_of("local", {"directory": f"{open_path}/pilots", "account": account, "max_pilots": 120})
 
 
 @pytest.fixture
@@ -102,23 +79,16 @@ def test_a_bad_tag_and_an_empty_batch_are_refused() -> None:
 
 
 def test_a_handle_of_another_kind_is_refused_before_it_travels(make: Make) -> None:
-    element = make(SLEEP)
-    for handle in ("../../root-1", "x", "t-1/..", "t-1\n"):
-        with pytest.raises(InvalidDescriptionError, match="no handle"):
-            element.status([Handle(handle)])
+    refuses_handles_of_another_kind(make(SLEEP), ("../../root-1", "x", "t-1/..", "t-1\n"))
 
 
 def test_unknown_handles_and_tags_are_told_apart_from_failures(make: Make) -> None:
-    element = make(SLEEP)
-    unknown = Handle("never-1")
-    assert element.status([unknown])[unknown].state is PilotJobState.UNKNOWN
-    assert element.find("never") == {}
-    assert element.cancel([unknown]) == {unknown: Outcome.NOT_FOUND}
+    tells_unknown_from_failure(make(SLEEP), Handle("never-1"))
 
 
 def test_three_thousand_handles_in_one_call(make: Make) -> None:
     handles = [Handle(f"some-tag-{number}") for number in range(3000)]
-    assert states(dict(make(SLEEP).status(handles))) == {PilotJobState.UNKNOWN}
+    assert states(make(SLEEP).status(handles)) == {PilotJobState.UNKNOWN}
 
 
 def test_the_load_is_what_runs_and_what_may_still_come(make: Make) -> None:
@@ -149,28 +119,12 @@ def test_more_than_max_pilots_is_throttled_and_starts_nothing(queue: PandaQueue)
 
 
 def test_a_batch_runs_is_found_and_a_repeat_adopts(make: Make) -> None:
-    element = make(SLEEP)
-    first = element.submit(batch("t-a", 1, 2, 3))
-    assert set(first.handles) == {1, 2, 3}
-    assert not first.adopted
-    again = make(SLEEP).submit(batch("t-a", 1, 2, 3))  # another process' view: nothing is remembered in objects
-    assert again.handles == first.handles
-    assert again.adopted == {1, 2, 3}
-    element.submit(batch("t", 1))
-    assert set(element.find("t-a")) == set(first.handles.values())
-    assert states(dict(element.find("t-a"))) == {PilotJobState.RUNNING}
+    runs_is_found_and_adopted(lambda: make(SLEEP), "t-a", "t")
 
 
 def test_exit_codes_become_states(make: Make) -> None:
-    good, bad = make("exit 0\n"), make("echo why >&2; exit 7\n")
-    done = good.submit(batch("good", 1)).handles[1]
-    failed = bad.submit(batch("bad", 2)).handles[2]
-    until(lambda: all(s.state.is_final for s in good.status([done, failed]).values()))
-    seen = good.status([done, failed])
-    assert seen[done] == Status(PilotJobState.DONE, 0)
-    assert (seen[failed].state, seen[failed].exit_code) == (PilotJobState.FAILED, 7)
-    assert isinstance(bad, HasOutput)
-    assert bad.fetch(failed) == b"why\n"
+    element, done, _ = tells_how_pilots_ended(make)
+    assert element.status([done])[done] == Status(PilotJobState.DONE, 0)
 
 
 def test_cancel_ends_and_a_repeat_is_no_error(make: Make) -> None:
@@ -201,7 +155,6 @@ def test_a_pilot_that_was_killed_is_lost_not_done(make: Make, queue: PandaQueue)
 
 def test_purge_keeps_what_runs_and_removes_what_ended(make: Make) -> None:
     element = make(SLEEP)
-    assert isinstance(element, Purgeable)
     handle = element.submit(batch("p", 1)).handles[1]
     assert element.purge([handle]) == {handle: Outcome.STILL_RUNNING}
     element.cancel([handle])
@@ -250,7 +203,7 @@ def test_one_call_starts_a_hundred(make: Make) -> None:
     element = make(SLEEP)
     submission = element.submit(batch("hundred", *range(1, 101)))
     assert len(submission.handles) == 100
-    assert states(dict(element.status(list(submission.handles.values())))) == {PilotJobState.RUNNING}
+    assert states(element.status(list(submission.handles.values()))) == {PilotJobState.RUNNING}
 
 
 @pytest.mark.root

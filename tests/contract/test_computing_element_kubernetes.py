@@ -7,12 +7,25 @@ import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.batch_rig import SLEEP, batch, until
+from support.elements import (
+    SLEEP,
+    Elements,
+    batch,
+    ends_pilots_of_one_batch_apart,
+    purges_what_ended,
+    queue_of,
+    refuses_handles_of_another_kind,
+    refuses_other_pilots,
+    runs_is_found_and_adopted,
+    states,
+    tells_unknown_from_failure,
+    until,
+)
 from support.kube_stub import TOKEN, Kube, running_kube
 from support.need import absent
 from support.pki import Pki, pki  # noqa: F401 - a fixture
@@ -25,38 +38,17 @@ from airpanda.computing.elements import (
     HasOutput,
     InvalidDescriptionError,
     ListsTags,
-    NotFoundAtCEError,
     Outcome,
     PilotJobState,
-    Purgeable,
     ReportsLoad,
-    Status,
     SubmitUncertainError,
     ThrottledError,
-    make_element,
 )
 from airpanda.computing.kube import KubernetesElement
-from airpanda.computing.queues import parse_queue
 from airpanda.core.secret import Secret
 from airpanda.pilot.config import PilotConfig
 
 UNKNOWN = Handle("k8s_0@never")
-_QUEUE = """
-[queue]
-name = "TEST"
-identity_policy = "NEVER"
-[slot]
-memory_mib = 1000
-walltime_s = 600
-[ce]
-kind = "kubernetes"
-{ce}
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-proxy = "/nowhere"
-"""
 Make = Callable[..., KubernetesElement]
 
 
@@ -70,92 +62,46 @@ def kube(pki: Pki, tmp_path: Path) -> Iterator[Kube]:  # noqa: F811
 
 @pytest.fixture
 def make(kube: Kube, tmp_path: Path) -> Iterator[Make]:
-    made: list[KubernetesElement] = []
+    elements = Elements(KubernetesElement, tmp_path)
 
     def factory(wrapper: str, *, token: str = TOKEN, **ce: object) -> KubernetesElement:
         values = {"url": kube.url, "ca_file": kube.ca_file, "namespace": "ns", "image": "none", "conn_id": "c", **ce}
-        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-        file = tmp_path / "wrapper.sh"
-        file.write_text(wrapper)
-        element = make_element(parse_queue(_QUEUE.format(ce=lines), "test.toml"), file, token=Secret(token))
-        assert isinstance(element, KubernetesElement)
-        made.append(element)
-        return element
+        return elements.make(queue_of("kubernetes", values), wrapper, token=Secret(token))
 
     yield factory
-    for element in made:
-        element.close()
-
-
-def states(statuses: Mapping[Handle, Status]) -> set[PilotJobState]:
-    return {status.state for status in statuses.values()}
+    elements.close()
 
 
 def test_a_handle_of_another_kind_is_refused_before_it_travels(make: Make) -> None:
     element = make(SLEEP)
-    for handle in ("k8s_1", "k8s_x@t", "k8s_1@t,a=b", "k8s_1@t\n", "gram_1@t", ""):
-        for call in (element.status, element.cancel, element.purge):
-            with pytest.raises(InvalidDescriptionError, match="no handle"):
-                call([Handle(handle)])
-        with pytest.raises(InvalidDescriptionError, match="no handle"):
-            element.fetch(Handle(handle))
+    refuses_handles_of_another_kind(element, ("k8s_1", "k8s_x@t", "k8s_1@t,a=b", "k8s_1@t\n", "gram_1@t", ""))
     assert element.requests == 0
 
 
 def test_unknown_handles_and_tags_are_told_apart_from_failures(make: Make) -> None:
-    element = make(SLEEP)
-    assert element.status([UNKNOWN])[UNKNOWN].state is PilotJobState.UNKNOWN
-    assert element.status([]) == {}
-    assert element.find("never") == {}
-    assert element.cancel([UNKNOWN]) == element.purge([UNKNOWN]) == {UNKNOWN: Outcome.NOT_FOUND}
-    with pytest.raises(NotFoundAtCEError):
-        element.fetch(UNKNOWN)
+    tells_unknown_from_failure(make(SLEEP), UNKNOWN)
 
 
 def test_a_batch_runs_is_found_and_a_repeat_adopts(make: Make, kube: Kube) -> None:
-    first = make(SLEEP).submit(batch("a", 31, 30, 32))
-    assert set(first.handles) == {30, 31, 32}
-    assert not first.adopted
-    element = make(SLEEP)
-    again = element.submit(batch("a", 30, 31, 32))
-    assert again.handles == first.handles
-    assert again.adopted == {30, 31, 32}
-    element.submit(batch("a-", 1))
-    element.submit(batch("A" * 64, 1))
-    until(lambda: states(element.find("a")) == {PilotJobState.RUNNING})
-    assert set(element.find("a")) == set(make(SLEEP).find("a")) == set(first.handles.values())
+    element, mine = runs_is_found_and_adopted(lambda: make(SLEEP), "a", "a-", "A" * 64)
     assert isinstance(element, ListsTags)
     assert {tag: set(handles) for tag, handles in make(SLEEP).tagged("a").items()} == {
-        "a": set(first.handles.values()),
+        "a": mine,
         "a-": {Handle("k8s_0@a-")},
     }
     assert isinstance(element, ReportsLoad)
     until(lambda: element.load().running == 5)
-    with pytest.raises(InvalidDescriptionError, match="other pilots"):
-        element.submit(batch("a", 30, 33))
+    refuses_other_pilots(element, "a")
     assert len(kube.objects["pods"]) == 5
 
 
 def test_exit_codes_become_states_and_one_failure_ends_no_other(make: Make) -> None:
-    script = "is() { grep -q '\"pilot_id\": '$1, pilot.json; }\nis 4 && sleep 60\nis 2 && echo why && exit 7\nexit 0\n"
-    element = make(script)
-    handles = element.submit(batch("mixed", 1, 2, 4)).handles
-    until(lambda: [element.status([handles[p]])[handles[p]].state.is_final for p in (1, 2)] == [True, True])
-    seen = element.status(list(handles.values()))
-    assert (seen[handles[1]].state, seen[handles[1]].exit_code) == (PilotJobState.DONE, 0)
-    assert (seen[handles[2]].state, seen[handles[2]].exit_code) == (PilotJobState.FAILED, 7)
-    assert seen[handles[4]].state is PilotJobState.RUNNING
+    element, handles = ends_pilots_of_one_batch_apart(make)
     assert isinstance(element, HasOutput)
     assert element.fetch(handles[2]) == b"why\n"
     assert element.fetch(handles[2], tail_bytes=2) == b"y\n"
     assert element.cancel([handles[2]]) == {handles[2]: Outcome.ALREADY_OVER}
-    assert isinstance(element, Purgeable)
-    assert element.purge(list(handles.values())) == {
-        handles[1]: Outcome.ACCEPTED,
-        handles[2]: Outcome.ACCEPTED,
-        handles[4]: Outcome.STILL_RUNNING,
-    }
-    assert element.status([handles[4]])[handles[4]].state is PilotJobState.RUNNING
+    purges_what_ended(element, [handles[1], handles[2]], handles[4])
 
 
 def test_cancel_ends_some_or_all_and_a_repeat_does_without_grace(make: Make, kube: Kube) -> None:

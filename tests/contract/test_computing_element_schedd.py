@@ -10,14 +10,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.batch_rig import SLEEP, batch, until
 from support.condor_stub import BOOT, TOKEN
+from support.elements import (
+    SLEEP,
+    Elements,
+    batch,
+    ends_pilots_of_one_batch_apart,
+    purges_what_ended,
+    queue_of,
+    refuses_handles_of_another_kind,
+    refuses_other_pilots,
+    runs_is_found_and_adopted,
+    states,
+    tells_unknown_from_failure,
+    until,
+)
 from support.need import absent
 
 from airpanda.computing.elements import (
@@ -28,34 +41,16 @@ from airpanda.computing.elements import (
     ListsTags,
     Outcome,
     PilotJobState,
-    Purgeable,
     ReportsLoad,
-    Status,
     SubmitUncertainError,
     ThrottledError,
-    make_element,
 )
-from airpanda.computing.queues import ScheddCE, parse_queue
+from airpanda.computing.queues import PandaQueue, ScheddCE
 from airpanda.computing.schedd import ScheddElement, describe
 from airpanda.core.secret import Secret
 from airpanda.pilot.config import PilotConfig
 
 UNKNOWN = Handle("99.0@never")
-_QUEUE = """
-[queue]
-name = "TEST"
-[slot]
-memory_mib = 1000
-walltime_s = 600
-[ce]
-kind = "schedd"
-{ce}
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-proxy = "/nowhere"
-"""
 Make = Callable[..., ScheddElement]
 
 
@@ -72,80 +67,46 @@ def place(tmp_path: Path) -> Iterator[Path]:
             os.killpg(job["Pid"], signal.SIGKILL)
 
 
-def queue_text(**ce: object) -> str:
-    values = {"collector": "ce.example.org:9619", "schedd": "ce.example.org", "conn_id": "c", **ce}
-    return _QUEUE.format(ce="\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items()))
+def queue(**ce: object) -> PandaQueue:
+    return queue_of("schedd", {"collector": "ce.example.org:9619", "schedd": "ce.example.org", "conn_id": "c", **ce})
 
 
 @pytest.fixture
 def make(place: Path, tmp_path: Path) -> Make:
+    elements = Elements(ScheddElement, tmp_path)
+
     def factory(wrapper: str, *, token: str = TOKEN, **ce: object) -> ScheddElement:
-        file = tmp_path / "wrapper.sh"
-        file.write_text(wrapper)
-        element = make_element(parse_queue(queue_text(**ce), "test.toml"), file, token=Secret(token))
-        assert isinstance(element, ScheddElement)
+        element = elements.make(queue(**ce), wrapper, token=Secret(token))
         element._python = (sys.executable, "-I", "-c", BOOT, str(place))
         return element
 
     return factory
 
 
-def states(statuses: Mapping[Handle, Status]) -> set[PilotJobState]:
-    return {status.state for status in statuses.values()}
-
-
 def test_a_handle_of_another_kind_is_refused_before_it_travels(make: Make) -> None:
     element = make(SLEEP)
     element._python = ("/nonexistent/python",)
-    for handle in ("1@t", "1.x@t", '1.0@t" || true', "1.0@t\n", "gram_1@t", ""):
-        for call in (element.status, element.cancel, element.purge):
-            with pytest.raises(InvalidDescriptionError, match="no handle"):
-                call([Handle(handle)])
+    refuses_handles_of_another_kind(element, ("1@t", "1.x@t", '1.0@t" || true', "1.0@t\n", "gram_1@t", ""))
 
 
 def test_unknown_handles_and_tags_are_told_apart_from_failures(make: Make) -> None:
-    element = make(SLEEP)
-    assert element.status([UNKNOWN])[UNKNOWN].state is PilotJobState.UNKNOWN
-    assert element.find("never") == {}
-    assert element.cancel([UNKNOWN]) == element.purge([UNKNOWN]) == {UNKNOWN: Outcome.NOT_FOUND}
+    tells_unknown_from_failure(make(SLEEP), UNKNOWN)
 
 
 def test_a_batch_runs_is_found_and_a_repeat_adopts(make: Make, place: Path) -> None:
-    first = make(SLEEP).submit(batch("a", 31, 30, 32))
-    assert set(first.handles) == {30, 31, 32}
-    assert not first.adopted
-    element = make(SLEEP)
-    again = element.submit(batch("a", 30, 31, 32))
-    assert again.handles == first.handles
-    assert again.adopted == {30, 31, 32}
-    element.submit(batch("A", 1))
-    assert set(element.find("a")) == set(first.handles.values())
-    assert states(element.find("a")) == {PilotJobState.RUNNING}
+    element, handles = runs_is_found_and_adopted(lambda: make(SLEEP), "a", "A")
     assert isinstance(element, ListsTags)
-    assert set(element.tagged("a")["a"]) == set(first.handles.values())
+    assert set(element.tagged("a")["a"]) == handles
     assert isinstance(element, ReportsLoad)
     assert (element.load().queued, element.load().running) == (0, 4)
-    with pytest.raises(InvalidDescriptionError, match="other pilots"):
-        element.submit(batch("a", 30, 33))
+    refuses_other_pilots(element, "a")
     with pytest.raises(ThrottledError, match="max_pilots"):
         make(SLEEP, max_pilots=5).submit(batch("m", 1, 2))
 
 
 def test_ends_become_states_and_purged_jobs_are_in_the_history(make: Make) -> None:
-    script = "is() { grep -q '\"pilot_id\": '$1, pilot.json; }\nis 4 && sleep 60\nis 2 && exit 7\nexit 0\n"
-    element = make(script)
-    handles = element.submit(batch("mixed", 1, 2, 4)).handles
-    until(lambda: [element.status([handles[p]])[handles[p]].state.is_final for p in (1, 2)] == [True, True])
-    seen = element.status(list(handles.values()))
-    assert (seen[handles[1]].state, seen[handles[1]].exit_code) == (PilotJobState.DONE, 0)
-    assert (seen[handles[2]].state, seen[handles[2]].exit_code) == (PilotJobState.FAILED, 7)
-    assert seen[handles[4]].state is PilotJobState.RUNNING
-    assert isinstance(element, Purgeable)
-    assert element.purge(list(handles.values())) == {
-        handles[1]: Outcome.ACCEPTED,
-        handles[2]: Outcome.ACCEPTED,
-        handles[4]: Outcome.STILL_RUNNING,
-    }
+    element, handles = ends_pilots_of_one_batch_apart(make)
+    purges_what_ended(element, [handles[1], handles[2]], handles[4])
     assert set(element.find("mixed")) == {handles[4]}
     assert element.status([handles[2]])[handles[2]].exit_code == 7
     assert element.cancel(list(handles.values())) == {
@@ -265,9 +226,9 @@ def test_jobs_whose_files_never_come_do_not_stay_for_ever(place: Path) -> None:
     import classad2
     import htcondor2
 
-    queue = parse_queue(queue_text(), "test.toml")
-    assert isinstance(queue.ce, ScheddCE)
-    rule = classad2.ExprTree(htcondor2.Submit(describe(queue, queue.ce, "t", "1 a"))["periodic_remove"])
+    of_schedd = queue()
+    assert isinstance(of_schedd.ce, ScheddCE)
+    rule = classad2.ExprTree(htcondor2.Submit(describe(of_schedd, of_schedd.ce, "t", "1 a"))["periodic_remove"])
     now = int(time.time())
     for code, since, gone in ((16, now - 4000, True), (16, now - 3000, False), (1, now - 4000, False)):
         ad = {"JobStatus": 5, "HoldReasonCode": code, "EnteredCurrentStatus": since, "NumJobStarts": 0}
@@ -339,9 +300,9 @@ def test_what_the_real_bindings_and_their_process_can_do_wrong(make: Make, tmp_p
 def test_the_real_bindings_read_the_description_as_it_is_meant(place: Path) -> None:
     import htcondor2
 
-    queue = parse_queue(queue_text(options=["accounting_group = group_atlas", "getenv = True"]), "test.toml")
-    assert isinstance(queue.ce, ScheddCE)
-    submit = htcondor2.Submit(describe(queue, queue.ce, "ap-1", "3 abc"))
+    of_schedd = queue(options=["accounting_group = group_atlas", "getenv = True"])
+    assert isinstance(of_schedd.ce, ScheddCE)
+    submit = htcondor2.Submit(describe(of_schedd, of_schedd.ce, "ap-1", "3 abc"))
     assert submit["getenv"] == "False"
     assert submit["accounting_group"] == "group_atlas"
     assert submit["My.AirpandaTag"] == '"ap-1"'
@@ -356,10 +317,7 @@ def test_a_real_schedd(tmp_path: Path) -> None:
         pytest.skip("NOT TESTED: CONDOR_HOST names no pool, or AIRPANDA_CONDOR_TOKEN_FILE no file with a token for it")
     token = Path(os.environ["AIRPANDA_CONDOR_TOKEN_FILE"]).read_text().strip()
     ce = {"collector": os.environ["CONDOR_HOST"], "schedd": os.environ.get("AIRPANDA_CONDOR_SCHEDD", "")}
-    file = tmp_path / "wrapper.sh"
-    file.write_text("exit 7\n")
-    element = make_element(parse_queue(queue_text(**ce), "test.toml"), file, token=Secret(token))
-    assert isinstance(element, ScheddElement)
+    element = Elements(ScheddElement, tmp_path).make(queue(**ce), "exit 7\n", token=Secret(token))
     pilots = batch(f"ap-test-{os.getpid()}", 1, 2)
     handles = list(element.submit(pilots).handles.values())
     assert element.submit(pilots).adopted == {1, 2}

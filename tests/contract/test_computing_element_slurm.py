@@ -5,29 +5,39 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.batch_rig import SLEEP, Rig, batch, make_rig, until
+from support.batch_rig import Rig, make_rig
+from support.elements import (
+    SLEEP,
+    await_state,
+    batch,
+    log,
+    purges_what_ended,
+    refuses_handles_of_another_kind,
+    refuses_other_pilots,
+    runs_is_found_and_adopted,
+    states,
+    tells_how_pilots_ended,
+    tells_unknown_from_failure,
+    until,
+)
 from support.launcher import PILOT_UID
 
 from airpanda.computing.batch import BatchElement
 from airpanda.computing.elements import (
     Handle,
-    HasOutput,
     InvalidDescriptionError,
     ListsTags,
     Load,
-    NotFoundAtCEError,
     Outcome,
     PilotJobState,
-    Purgeable,
     Renewable,
     ReportsLoad,
-    Status,
     ThrottledError,
     make_element,
 )
@@ -60,80 +70,29 @@ def via(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def states(statuses: Mapping[Handle, Status]) -> set[PilotJobState]:
-    return {status.state for status in statuses.values()}
-
-
-def await_state(element: BatchElement, handle: Handle, state: PilotJobState) -> Status:
-    until(lambda: element.status([handle])[handle].state is state)
-    return element.status([handle])[handle]
-
-
-def log(element: BatchElement, handle: Handle) -> bytes:
-    """What the pilot wrote; Slurm says RUNNING some moments before there is a log."""
-    try:
-        return element.fetch(handle)
-    except NotFoundAtCEError:
-        return b""
-
-
 def test_a_handle_of_another_kind_is_refused_before_it_travels(rig: Rig, via: str) -> None:
-    element = rig.element(SLEEP, via)
-    for handle in ("../../root-1", "x", "1_2@t/..", "1_2@t\n", "1_2@t;id", "$(id)_1@t", "1_-1@t"):
-        with pytest.raises(InvalidDescriptionError, match="no handle"):
-            element.status([Handle(handle)])
-        with pytest.raises(InvalidDescriptionError, match="no handle"):
-            element.cancel([Handle(handle)])
+    handles = ("../../root-1", "x", "1_2@t/..", "1_2@t\n", "1_2@t;id", "$(id)_1@t", "1_-1@t")
+    refuses_handles_of_another_kind(rig.element(SLEEP, via), handles)
 
 
 def test_unknown_handles_and_tags_are_told_apart_from_failures(rig: Rig, via: str) -> None:
-    element = rig.element(SLEEP, via)
-    unknown = Handle("99999_0@never")
-    assert element.status([unknown])[unknown].state is PilotJobState.UNKNOWN
-    assert element.status([]) == {}
-    assert element.find("never") == {}
-    assert element.cancel([unknown]) == {unknown: Outcome.NOT_FOUND}
-    assert element.purge([unknown]) == {unknown: Outcome.NOT_FOUND}
-    with pytest.raises(NotFoundAtCEError):
-        element.fetch(unknown)
+    tells_unknown_from_failure(rig.element(SLEEP, via), Handle("99999_0@never"))
 
 
 def test_a_batch_runs_is_found_and_a_repeat_adopts(rig: Rig, via: str) -> None:
-    first = rig.element(SLEEP, via).submit(batch(f"a-{via}", 31, 30, 32))
-    assert set(first.handles) == {30, 31, 32}
-    assert not first.adopted
-    element = rig.element(SLEEP, via)
-    again = element.submit(batch(f"a-{via}", 30, 31, 32))
-    assert again.handles == first.handles
-    assert again.adopted == {30, 31, 32}
-    element.submit(batch(f"a-{via}-", 1))
-    assert set(element.find(f"a-{via}")) == set(first.handles.values())
-    until(lambda: states(element.find(f"a-{via}")) == {PilotJobState.RUNNING})
+    runs_is_found_and_adopted(lambda: rig.element(SLEEP, via), f"a-{via}", f"a-{via}-")
     assert sorted(rig.jobs(f"a-{via}")) == ["0", "1", "2"]
 
 
 @over_ssh
 def test_a_tag_in_use_for_other_pilots_is_refused(rig: Rig, via: str) -> None:
     element = rig.element(SLEEP, via)
-    element.submit(batch(f"u-{via}", 1, 2))
-    with pytest.raises(InvalidDescriptionError, match="other pilots"):
-        element.submit(batch(f"u-{via}", 1, 3))
+    element.submit(batch(f"u-{via}", 30, 31))
+    refuses_other_pilots(element, f"u-{via}")
 
 
 def test_exit_codes_become_states_and_logs_can_be_read(rig: Rig, via: str) -> None:
-    done = rig.element("exit 0\n", via).submit(batch(f"good-{via}", 1)).handles[1]
-    element = rig.element("echo why >&2; exit 7\n", via)
-    failed = element.submit(batch(f"bad-{via}", 2)).handles[2]
-    until(lambda: all(s.state.is_final for s in element.status([done, failed]).values()))
-    seen = element.status([done, failed])
-    assert (seen[done].state, seen[done].exit_code) == (PilotJobState.DONE, 0)
-    until(lambda: element.status([failed])[failed].exit_code == 7)
-    assert element.status([failed])[failed].state is PilotJobState.FAILED
-    assert isinstance(element, HasOutput)
-    assert element.fetch(failed) == b"why\n"
-    assert element.fetch(failed, tail_bytes=2) == b"y\n"
-    assert element.cancel([failed]) == {failed: Outcome.ALREADY_OVER}
-    assert set(element.find(f"bad-{via}")) == {failed}
+    tells_how_pilots_ended(lambda wrapper: rig.element(wrapper, via), f"-{via}")
 
 
 def test_cancel_ends_what_runs_and_what_waits_and_a_repeat_is_no_error(rig: Rig, via: str) -> None:
@@ -173,11 +132,10 @@ def test_a_pilot_that_was_killed_is_not_done(rig: Rig, via: str) -> None:
 @over_ssh
 def test_purge_keeps_what_runs_and_removes_what_ended(rig: Rig, via: str) -> None:
     element = rig.element("exit 0\n", via)
-    assert isinstance(element, Purgeable)
     first = element.submit(batch(f"p-{via}", 1)).handles[1]
     running = rig.element(SLEEP, via).submit(batch(f"p2-{via}", 1)).handles[1]
     await_state(element, first, PilotJobState.DONE)
-    assert element.purge([first, running]) == {first: Outcome.ACCEPTED, running: Outcome.STILL_RUNNING}
+    purges_what_ended(element, [first], running)
     assert not rig.path(f"p-{via}").exists()
     assert rig.path(f"p2-{via}/0").is_dir()
     assert element.purge([first]) == {first: Outcome.NOT_FOUND}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.arc_rig import ArcRig, make_arc_rig
-from support.batch_rig import SLEEP, batch, until
+from support.elements import SLEEP, batch, until
 from support.http_stub import Answer, http_stub
 from support.pki import Pki
 from support.sshd import Proxy
@@ -82,7 +82,7 @@ def test_a_front_end_without_its_engine_takes_pilots_and_says_so(rig: ArcRig) ->
         assert element.status([handle])[handle].state is PilotJobState.SUBMITTED
     finally:
         rig.arc.start("engine")
-    until(lambda: element.status([handle])[handle].state is PilotJobState.DONE, 60)
+    until(lambda: element.status([handle])[handle].state is PilotJobState.DONE)
 
 
 def test_a_lost_answer_is_uncertain_and_a_repeat_adopts(rig: ArcRig, relay: Proxy) -> None:
@@ -119,7 +119,7 @@ def test_what_arrives_twice_becomes_one(rig: ArcRig) -> None:
     assert kept.adopted == {1, 2}
     others = element.find("twice").keys() - set(kept.handles.values())
     assert len(others) == 2
-    until(lambda: all(element.status([h])[h].state is PilotJobState.CANCELLED for h in others), 60)
+    until(lambda: all(element.status([h])[h].state is PilotJobState.CANCELLED for h in others))
     assert set(first.handles) == set(kept.handles)
     assert not any(element.status([h])[h].state.is_final for h in kept.handles.values())
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.batch_rig import SLEEP, Rig, batch, make_rig, until
+from support.batch_rig import Rig, make_rig
+from support.elements import SLEEP, batch, until
 from support.launcher import PILOT_UID
 from support.sshd import Proxy
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.batch_rig import SLEEP, batch, until
+from support.elements import SLEEP, batch, until
 from support.gram_rig import GramRig, make_gram_rig
 from support.need import need_program
 from support.pki import Pki
@@ -133,7 +133,7 @@ def test_lost_answers_double_nothing_and_a_repeat_sends_what_is_missing(
     element = rig.element(script)
     submission = element.submit(batch("lost", 1, 2, 3))
     handles = list(submission.handles.values())
-    until(lambda: {s.state for s in element.status(handles).values()} == {PilotJobState.RUNNING}, 60)
+    until(lambda: {s.state for s in element.status(handles).values()} == {PilotJobState.RUNNING})
     assert set(element.find("lost")) == set(handles)
     written = {path.name: path.read_text() for path in rig.site.node.path(marks).iterdir()}
     assert written == dict.fromkeys("012", "x\n")
@@ -147,24 +147,24 @@ def test_pilots_run_on_slurm_behind_gram(rig: GramRig) -> None:
         element = rig.element("is() { grep -q '\"pilot_id\": '$1, pilot.json; }\nis 1 && exit 7\n" + SLEEP,
                               service="jobmanager-slurm", queue="grid")  # fmt: skip
         handles = element.submit(batch("slurm", 1, 2, 3, 4)).handles
-        until(lambda: element.status([handles[1]])[handles[1]].exit_code == 7, 60)
+        until(lambda: element.status([handles[1]])[handles[1]].exit_code == 7)
 
         def states() -> list[str]:
             return sorted(status.state.value for status in element.status(list(handles.values())).values())
 
-        until(lambda: states() == ["failed", "queued", "running", "running"], 60)
+        until(lambda: states() == ["failed", "queued", "running", "running"])
         assert len(slurm.root("squeue", "-h", "-t", "all").splitlines()) == 4
         assert slurm.root("squeue", "-h", "-o", "%u %P").split() == ["pilot", "grid"] * 3
         element.cancel(list(handles.values()))
-        until(lambda: states() == ["cancelled", "cancelled", "cancelled", "failed"], 60)
-        until(lambda: slurm.root("squeue", "-h").strip() == "", 60)
+        until(lambda: states() == ["cancelled", "cancelled", "cancelled", "failed"])
+        until(lambda: slurm.root("squeue", "-h").strip() == "")
 
 
 def test_renewal_reaches_pilots_that_run(rig: GramRig) -> None:
     element = rig.element(SLEEP, credential=rig.site.proxy("pilot", hours=2))
     assert isinstance(element, Renewable)
     handle = element.submit(batch("r", 1)).handles[1]
-    until(lambda: element.status([handle])[handle].state is PilotJobState.RUNNING, 60)
+    until(lambda: element.status([handle])[handle].state is PilotJobState.RUNNING)
     fresh = rig.site.proxy("pilot", hours=20)
     assert element.renew(fresh) == fresh.not_after
     proxy = rig.site.node.path(Path(json.loads(rig.path("r/0/pilot.json").read_text())["proxy"]))

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from support.batch_rig import DIRECTORY, SLEEP, batch, until
+from support.batch_rig import DIRECTORY
+from support.elements import SLEEP, batch, states, tells_how_pilots_ended, tells_unknown_from_failure, until
 from support.gridengine import GridEngineHost, running_gridengine
 
 from airpanda.computing.batch import BatchElement, make_batch_element
@@ -58,11 +59,7 @@ def test_what_qsub_refuses_is_invalid_and_leaves_nothing(host: GridEngineHost) -
 
 
 def test_unknown_handles_and_tags(host: GridEngineHost) -> None:
-    made = element(host, SLEEP)
-    unknown = Handle("999_0@never")
-    assert made.find("never") == {}
-    assert made.status([unknown])[unknown].state is PilotJobState.UNKNOWN
-    assert made.cancel([unknown]) == {unknown: Outcome.NOT_FOUND}
+    tells_unknown_from_failure(element(host, SLEEP), Handle("999_0@never"))
 
 
 def test_a_batch_runs_is_adopted_and_cancelled(host: GridEngineHost) -> None:
@@ -74,22 +71,15 @@ def test_a_batch_runs_is_adopted_and_cancelled(host: GridEngineHost) -> None:
     assert again.handles == first.handles
     assert len(again.adopted) == 12
     wanted = {PilotJobState.RUNNING, PilotJobState.QUEUED}  # 8 slots
-    until(lambda: {s.state for s in made.status(handles).values()} == wanted)
+    until(lambda: states(made.status(handles)) == wanted)
     assert set(made.find("1-a-tag-that-begins-with-a-digit")) == set(handles)
     assert set(made.cancel(handles).values()) == {Outcome.ACCEPTED}
-    until(lambda: {s.state for s in made.status(handles).values()} == {PilotJobState.CANCELLED})
+    until(lambda: states(made.status(handles)) == {PilotJobState.CANCELLED})
     assert set(made.cancel(handles).values()) == {Outcome.ALREADY_OVER}
 
 
 def test_exit_codes_logs_and_a_repeat_after_the_end(host: GridEngineHost) -> None:
-    good, bad = element(host, "exit 0\n"), element(host, "echo why >&2; exit 7\n")
-    done = good.submit(batch("good", 1)).handles[1]
-    failed = bad.submit(batch("bad", 2)).handles[2]
-    until(lambda: all(s.state.is_final for s in good.status([done, failed]).values()))
-    seen = good.status([done, failed])
-    assert (seen[done].state, seen[done].exit_code) == (PilotJobState.DONE, 0)
-    assert (seen[failed].state, seen[failed].exit_code) == (PilotJobState.FAILED, 7)
-    assert bad.fetch(failed) == b"why\n"
+    bad, _, failed = tells_how_pilots_ended(lambda wrapper: element(host, wrapper))
     until(lambda: host.root("qstat", "-u", "pilot") == "")
     assert bad.submit(batch("bad", 2)).adopted == {2}  # the queue has forgotten it, the record has not
     assert set(bad.find("bad")) == {failed}

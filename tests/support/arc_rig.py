@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from airpanda.computing.arc import ArcElement
-from airpanda.computing.elements import make_element
-from airpanda.computing.queues import PandaQueue, parse_queue
+from airpanda.computing.queues import PandaQueue
 from airpanda.x509.credential import ProxyCredential
 from support.arc import Arc, running_arc
+from support.elements import Elements, queue_of
 from support.launcher import Site, running_site
-
-_QUEUE = """
-[queue]
-name = "TEST"
-identity_policy = "NEVER"
-[slot]
-memory_mib = 1000
-walltime_s = 600
-[ce]
-kind = "arc"
-{ce}
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-"""
 
 
 class ArcRig:
-    """``element`` makes a fresh one each time: nothing that a test sees may depend on what an object remembers."""
+    """The CE, and the robot that sends pilots there."""
 
     def __init__(self, site: Site, arc: Arc, scratch: Path) -> None:
         self.site, self.arc = site, arc
         self.robot = site.proxy("pilot", hours=24)
-        self._scratch = scratch
-        self.made: list[ArcElement] = []
+        self._elements = Elements(ArcElement, scratch)
 
     def queue(self, **ce: object) -> PandaQueue:
         values = {"url": self.arc.url, "ca_dir": str(self.site.pki.ca_dir), "conn_id": "c", "max_pilots": 2000, **ce}
-        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-        return parse_queue(_QUEUE.format(ce=lines), "test.toml")
+        return queue_of("arc", values, proxy="")
+
+    @property
+    def made(self) -> list[ArcElement]:
+        """What is closed after a test."""
+        return self._elements.made
 
     def element(self, wrapper: str, *, credential: ProxyCredential | None = None, **ce: object) -> ArcElement:
-        file = self._scratch / "wrapper.sh"
-        file.write_text(wrapper)
-        element = make_element(self.queue(**ce), file, credential=credential or self.robot)
-        assert isinstance(element, ArcElement)
-        self.made.append(element)
-        return element
+        return self._elements.make(self.queue(**ce), wrapper, credential=credential or self.robot)
 
     def session(self, handle: str) -> Path:
         """A job's session directory, as the host sees it."""
@@ -69,9 +50,7 @@ class ArcRig:
         self.close_elements()
 
     def close_elements(self) -> None:
-        for made in self.made:
-            made.close()
-        self.made.clear()
+        self._elements.close()
 
 
 def make_arc_rig(*, running: int = 64) -> Iterator[ArcRig]:

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from airpanda.computing.batch import BatchElement
-from airpanda.computing.elements import PilotBatch, make_element
-from airpanda.computing.queues import PandaQueue, parse_queue
-from airpanda.core.secret import Secret
+from airpanda.computing.queues import PandaQueue
+from support.elements import Elements, queue_of
 from support.launcher import Site, running_site
 from support.slurm import Slurm, running_slurm
 from support.sshd import Sshd, running_sshd
 
 DIRECTORY = "/home/pilot/air panda's/pilots"  # a space and a quote: every word must arrive whole
-SLEEP = "sleep 300 & wait $!\n"  # longer than any test looks at it
-_QUEUE = """
-[queue]
-name = "TEST"
-identity_policy = "NEVER"
-[slot]
-memory_mib = 1000
-walltime_s = 600
-[ce]
-kind = "slurm"
-directory = "{directory}"
-{ce}
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-proxy = "/nowhere"
-"""
 
 
 class Rig:
-    """``element`` makes a fresh one each time: nothing that a test sees may depend on what an object remembers."""
+    """Slurm and a way to it."""
 
     def __init__(self, site: Site, slurm: Slurm, sshd: Sshd, scratch: Path) -> None:
         self.site, self.slurm, self.sshd = site, slurm, sshd
-        self._scratch = scratch
-        self._made: list[BatchElement] = []
+        self._elements = Elements(BatchElement, scratch)
 
     def queue(self, via: str, *, port: int | None = None, **ce: object) -> PandaQueue:
         if via == "ssh":
@@ -52,19 +30,12 @@ class Rig:
             where = {"host": "127.0.0.1", "port": port or self.sshd.port, "conn_id": "c", "known_hosts": known}
         else:
             where = {"enter": self.site.node.enter_argv()}
-        directory = str(ce.pop("directory", DIRECTORY))
-        ce = {"max_pilots": 2000, **ce}
-        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {**where, **ce}.items())
-        return parse_queue(_QUEUE.format(directory=directory, ce=lines), "test.toml")
+        ce = {"directory": DIRECTORY, "max_pilots": 2000, **where, **ce}
+        return queue_of("slurm", ce)
 
     def element(self, wrapper: str, via: str, **options: object) -> BatchElement:
-        file = self._scratch / "wrapper.sh"
-        file.write_text(wrapper)
         queue = self.queue(via, **options)  # type: ignore[arg-type]
-        element = make_element(queue, file, login=self.sshd.login if via == "ssh" else None)
-        assert isinstance(element, BatchElement)
-        self._made.append(element)
-        return element
+        return self._elements.make(queue, wrapper, login=self.sshd.login if via == "ssh" else None)
 
     def path(self, place: str) -> Path:
         """A place below the queue's directory, as the host sees it."""
@@ -87,9 +58,7 @@ class Rig:
         return self.slurm.root("squeue", "-h", "-r", "-t", "all", "-n", tag, "-o", "%K").split()
 
     def close_elements(self) -> None:
-        for element in self._made:
-            element.close()
-        self._made.clear()
+        self._elements.close()
 
     def tidy(self) -> None:
         """After a test: no job is left, and no connection."""
@@ -106,14 +75,3 @@ def make_rig() -> Iterator[Rig]:
         running_sshd(site.node, Path(scratch)) as sshd,
     ):
         yield Rig(site, slurm, sshd, Path(scratch))
-
-
-def batch(tag: str, *pilots: int) -> PilotBatch:
-    return PilotBatch(tag, {pilot: Secret(f"token-of-{pilot}") for pilot in pilots})
-
-
-def until(look: Callable[[], bool], limit_s: float = 90.0) -> None:
-    end = time.monotonic() + limit_s
-    while not look():
-        assert time.monotonic() < end, "not reached in time"
-        time.sleep(0.05)

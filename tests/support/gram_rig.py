@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from airpanda.computing.elements import make_element
 from airpanda.computing.gram import GramElement
-from airpanda.computing.queues import PandaQueue, parse_queue
+from airpanda.computing.queues import PandaQueue
 from airpanda.x509.credential import ProxyCredential
+from support.elements import Elements, queue_of
 from support.gram import Gram, running_gram
 from support.launcher import Site, running_site
 
 DIRECTORY = "/home/pilot/air panda's/$pilots"  # a space, a quote and a dollar: every word must arrive whole
 _SEEN = ("/home/pilot", "/run/gram", "/tmp")
-_QUEUE = """
-[queue]
-name = "TEST"
-identity_policy = "NEVER"
-[slot]
-memory_mib = 1000
-walltime_s = 600
-[ce]
-kind = "gram"
-{ce}
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-proxy = "{proxy}"
-"""
 
 
 class GramRig:
-    """``element`` makes a fresh one each time: nothing that a test sees may depend on what an object remembers."""
+    """The CE, and the robot that sends pilots there."""
 
     def __init__(self, site: Site, gram: Gram, scratch: Path) -> None:
         self.site, self.gram = site, gram
         self.robot = site.proxy("pilot", hours=24)
-        self._scratch = scratch
-        self.made: list[GramElement] = []
+        self._elements = Elements(GramElement, scratch)
 
     def queue(self, *, proxy: str = "", **ce: object) -> PandaQueue:
         values = {
@@ -54,18 +36,12 @@ class GramRig:
             "max_pilots": 200,
             **ce,
         }
-        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-        return parse_queue(_QUEUE.format(ce=lines, proxy=proxy), "test.toml")
+        return queue_of("gram", values, proxy=proxy)
 
     def element(
         self, wrapper: str, *, credential: ProxyCredential | None = None, proxy: str = "", **ce: object
     ) -> GramElement:
-        file = self._scratch / "wrapper.sh"
-        file.write_text(wrapper)
-        element = make_element(self.queue(proxy=proxy, **ce), file, credential=credential or self.robot)
-        assert isinstance(element, GramElement)
-        self.made.append(element)
-        return element
+        return self._elements.make(self.queue(proxy=proxy, **ce), wrapper, credential=credential or self.robot)
 
     def path(self, place: str) -> Path:
         """A place below the queue's directory, as the host sees it."""
@@ -84,9 +60,7 @@ class GramRig:
         for place in self.path("").glob("*/[0-9]*"):
             if not (place / "cancelled").exists():
                 (place / "cancelled").write_text("0")
-        for made in self.made:
-            made.close()
-        self.made.clear()
+        self._elements.close()
 
 
 def make_gram_rig() -> Iterator[GramRig]:
