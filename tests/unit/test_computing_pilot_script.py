@@ -71,11 +71,14 @@ def catches(process: subprocess.Popen[bytes], number: signal.Signals) -> bool:
     return bool(int(status.partition("SigCgt:")[2].split()[0], 16) & 1 << number - 1)
 
 
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+def in_session(session: int) -> list[str]:
+    """What lives in a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            state, _, _, its = path.read_text().rpartition(")")[2].split()[:4]
+            found += [path.parent.name] if int(its) == session and state != "Z" else []
+    return found
 
 
 def test_the_pilot_is_called_in_a_clean_environment_and_its_code_is_the_scripts(tmp_path: Path, script: Script) -> None:
@@ -126,7 +129,7 @@ def test_a_signal_to_the_shell_alone_reaches_the_pilot_and_the_shell_outlives_it
 
 
 def test_a_pilot_may_need_more_than_one_signal(tmp_path: Path) -> None:
-    twice = "trap 'touch once; trap \"exit 6\" TERM' TERM; touch ready\n" + _WAITS
+    twice = "trap 'trap \"exit 6\" TERM; touch once' TERM; touch ready\n" + _WAITS
     with started(tmp_path, pilot_script("/c", "/p"), twice) as process:
         for mark in ("ready", "once"):
             until(lambda file=tmp_path / mark: file.exists() and catches(process, signal.SIGTERM))  # type: ignore[misc]
@@ -156,11 +159,14 @@ def test_what_is_watched_for_ends_the_pilot(tmp_path: Path) -> None:
 
 
 def test_a_pilot_that_ends_is_watched_no_longer(tmp_path: Path) -> None:
-    watch = 'sh -c "echo \\$PPID" >watcher; while :; do sleep 0.05; done'
-    short = "until [ -s watcher ]; do sleep 0.05; done\n"
-    with started(tmp_path, pilot_script("/c", "/p", watch=watch), short) as process:
-        assert process.wait(60) == 0
-        until(lambda: gone(int(tmp_path.joinpath("watcher").read_text())))
+    """It may end before its watcher has begun."""
+    watch = "while :; do sleep 0.2; done"
+    for number in range(20):
+        place = tmp_path / str(number)
+        place.mkdir()
+        with started(place, pilot_script("/c", "/p", watch=watch), "exit 0\n") as process:
+            assert process.wait(60) == 0
+            until(lambda process=process: not in_session(process.pid))  # type: ignore[misc]
 
 
 def test_the_pilot_itself_ignores_no_signal_that_the_shell_catches(tmp_path: Path, script: Script) -> None:

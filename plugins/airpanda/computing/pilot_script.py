@@ -27,20 +27,20 @@ trap : {SIGNALS}
 (run pilot.json)
 code=$?
 """
-# A signal ends `wait`, not the pilot.
+# A signal ends `wait`, not the pilot. What begins behind a trap has it for its first moments, and a signal in them is
+# lost: so the trap comes last, or the watcher of a pilot that ends at once would stay for ever.
 _ALONE = f"""\
 (run pilot.json) &
 pilot=$!
-trap 'kill -TERM "$pilot" 2>/dev/null' {SIGNALS}
-%swhile :; do
+%strap 'kill -TERM "$pilot" 2>/dev/null' {SIGNALS}
+while :; do
     wait "$pilot"
     code=$?
     kill -0 "$pilot" 2>/dev/null || break
 done
 %s"""
-_WATCH = f"""\
+_WATCH = """\
 (
-    trap - {SIGNALS}
     %s
     kill -TERM "$pilot"
 ) 2>/dev/null &
