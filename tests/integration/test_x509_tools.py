@@ -18,7 +18,7 @@ from airpanda.core.clock import utcnow
 from airpanda.x509 import pem
 from airpanda.x509.chain import verify_chain
 from airpanda.x509.credential import ProxyCredential
-from airpanda.x509.dn import dn_of
+from airpanda.x509.dn import subject_dn
 from airpanda.x509.errors import ChainError
 from airpanda.x509.proxy import create_proxy
 from airpanda.x509.trust import TrustStore
@@ -99,4 +99,4 @@ def test_one_line_names_as_openssl_prints_them(pki: Pki, tmp_path: Path, text: s
     path.write_bytes(pem.certificates_pem([certificate]))
     printed = _run("openssl", "openssl", "x509", "-noout", "-subject", "-nameopt", "compat", "-in", path, pki=pki)
     printed = printed.removeprefix("subject=").removesuffix("\n").replace("\\/", "/").replace("\\+", "+")
-    assert printed == dn_of(subject)
+    assert printed == subject_dn(certificate)

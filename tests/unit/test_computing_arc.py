@@ -136,7 +136,6 @@ def test_one_many_and_no_jobs_look_different_and_mean_the_same() -> None:
     assert answers.parse_jobs(b"") == answers.parse_jobs(b"\n") == answers.parse_jobs(b"{}") == {}
     assert answers.parse_jobs(b'{"job":{"id":"a","state":"RUNNING"}}') == {"a": "RUNNING"}
     assert answers.parse_jobs(b'{"job":[{"id":"a","state":"X"},{"id":"b"}]}') == {"a": "X", "b": ""}
-    assert answers.parse_delegations(b'{"delegation":{"id":"f4"}}') == ["f4"]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from airpanda.computing.refusals import (
 )
 from airpanda.core.secret import Secret
 
-LIMITS = Limits(max_batch=2, max_handles=3, min_interval_s=1.0)
+LIMITS = Limits(max_batch=2, max_handles=3)
 QUEUE = """
 [queue]
 name = "K"

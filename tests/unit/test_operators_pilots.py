@@ -66,7 +66,7 @@ class Element:
     """Stands in for a computing element; takes or refuses a batch."""
 
     name = "local:DEMO"
-    limits = Limits(max_batch=10, max_handles=10, min_interval_s=0)
+    limits = Limits(max_batch=10, max_handles=10)
 
     def __init__(self, error: ComputingElementError | None) -> None:
         self.error = error

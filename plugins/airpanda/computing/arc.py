@@ -63,7 +63,7 @@ class ArcElement:
         timeout_s: the longest one request may take.
     """
 
-    limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=5.0)
+    limits = Limits(max_batch=1000, max_handles=10_000)
 
     def __init__(
         self,

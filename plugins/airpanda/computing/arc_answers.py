@@ -65,7 +65,7 @@ def parse_jobs(body: bytes) -> dict[Handle, str]:
     Raises:
         AnswerError: it is no such list.
     """
-    return {Handle(_id(entry)): str(entry.get("state", "")) for entry in _entries(body, "job")}
+    return {Handle(_id(entry)): str(entry.get("state", "")) for entry in _entries(body)}
 
 
 def parse_items(body: bytes) -> list[Item]:
@@ -75,7 +75,7 @@ def parse_items(body: bytes) -> list[Item]:
         AnswerError: it is none.
     """
     items = []
-    for entry in _entries(body, "job"):
+    for entry in _entries(body):
         try:
             code = int(entry["status-code"])
         except (KeyError, ValueError) as error:
@@ -83,15 +83,6 @@ def parse_items(body: bytes) -> list[Item]:
         job = _id(entry) if "id" in entry else ""
         items.append(Item(code, str(entry.get("reason", "")), job, entry))
     return items
-
-
-def parse_delegations(body: bytes) -> list[str]:
-    """The ids of the caller's delegations.
-
-    Raises:
-        AnswerError: it is no such list.
-    """
-    return [_id(entry) for entry in _entries(body, "delegation")]
 
 
 def activity(item: Item) -> Mapping[str, Any]:
@@ -124,17 +115,17 @@ def job_list(handles: Iterable[str]) -> bytes:
     return json.dumps({"job": [{"id": handle} for handle in handles]}).encode()
 
 
-def _entries(body: bytes, key: str) -> list[dict[str, Any]]:
+def _entries(body: bytes) -> list[dict[str, Any]]:
     if not body.strip():
         return []
     try:
         document = json.loads(body)
     except ValueError as error:
         raise AnswerError("no whole JSON") from error
-    found = document.get(key, []) if isinstance(document, dict) else None
+    found = document.get("job", []) if isinstance(document, dict) else None
     entries = [found] if isinstance(found, dict) else found
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise AnswerError(f"no list of {key}s")
+        raise AnswerError("no list of jobs")
     return entries
 
 

@@ -119,11 +119,10 @@ def outcome_of(status: Status) -> Outcome:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call may carry, and how long to wait between status calls."""
+    """What one call may carry."""
 
     max_batch: int
     max_handles: int
-    min_interval_s: float
 
 
 class ComputingElement(Protocol):

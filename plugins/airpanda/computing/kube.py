@@ -61,7 +61,7 @@ class KubernetesElement:
         timeout_s: the longest one request may take.
     """
 
-    limits = Limits(max_batch=500, max_handles=5000, min_interval_s=5.0)
+    limits = Limits(max_batch=500, max_handles=5000)
 
     def __init__(self, queue: PandaQueue, wrapper: str, token: Secret[str], *, timeout_s: float = 60.0) -> None:
         if not isinstance(queue.ce, KubernetesCE):

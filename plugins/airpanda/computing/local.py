@@ -55,7 +55,7 @@ class LocalElement:
         grace_s: a cancel repeated later than this kills.
     """
 
-    limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=1.0)
+    limits = Limits(max_batch=1000, max_handles=10_000)
 
     def __init__(self, queue: PandaQueue, wrapper: str, *, timeout_s: float = 120.0, grace_s: float = 60.0) -> None:
         if not isinstance(queue.ce, LocalCE):

@@ -78,7 +78,7 @@ class ScheddElement:
         timeout_s: the longest one call may take.
     """
 
-    limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=5.0)
+    limits = Limits(max_batch=1000, max_handles=10_000)
 
     def __init__(self, queue: PandaQueue, wrapper: str, token: Secret[str], *, timeout_s: float = 120.0) -> None:
         if not isinstance(queue.ce, ScheddCE):

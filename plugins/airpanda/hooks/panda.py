@@ -128,10 +128,6 @@ class PandaHook(ConnectionHook):
         """A text body, such as a payload's log; bounded by the dispatcher. Raises as :meth:`send`."""
         return self._with_token(lambda address: self._get(path, address)).text
 
-    def get_bytes(self, path: str) -> bytes:
-        """A stored file's content. Raises as :meth:`send`."""
-        return self._with_token(lambda address: self._get(path, address)).content
-
     def _get(self, path: str, address: Address) -> httpx.Response:
         with translated(self.panda_conn_id):
             response = address.client().get(path.lstrip("/"), headers=address.headers)

@@ -152,7 +152,6 @@ class ClientProtocol:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._buffer = Buffer()
-        self._pending: list[ClientEvent] = []
         self._over = False
         self.state = State.IDLE
 

@@ -17,8 +17,6 @@ from airpanda.core.secret import Secret
 from airpanda.myproxy.values import Policies
 from airpanda.x509.files import read_private, write_private
 
-MAX_CREDENTIALS = 100_000
-
 
 @dataclass(frozen=True)
 class StoredCredential:

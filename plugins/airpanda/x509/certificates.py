@@ -19,7 +19,6 @@ PublicKey = Union[rsa.RSAPublicKey, ec.EllipticCurvePublicKey]
 
 PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
 INHERIT_ALL = "1.3.6.1.5.5.7.21.1"
-INDEPENDENT = "1.3.6.1.5.5.7.21.2"
 LIMITED = "1.3.6.1.4.1.3536.1.1.1.9"
 _LANGUAGES = {
     INHERIT_ALL: bytes.fromhex("06082b06010505071501"),

@@ -45,15 +45,6 @@ _REMEMBERED = 1024  # a verification asks for the same names a dozen times, and 
 _AMBIGUOUS = re.compile(r"/[A-Za-z0-9.]+=")
 
 
-def dn_of(name: x509.Name) -> str:
-    """The name as ``X509_NAME_oneline`` prints it: ``/DC=org/CN=J\\xC3\\xBCrgen``.
-
-    The form is not one-to-one (see ``ambiguous``). Where a certificate is at hand, ``subject_dn`` reads its
-    own bytes.
-    """
-    return dn_from_der(name.public_bytes())
-
-
 def subject_dn(certificate: x509.Certificate) -> str:
     """The subject in one-line form."""
     return dn_from_der(raw_names(certificate)[1])
@@ -67,6 +58,8 @@ def issuer_dn(certificate: x509.Certificate) -> str:
 @lru_cache(maxsize=_REMEMBERED)
 def dn_from_der(name: bytes) -> str:
     """One-line form of a DER name, as grid-mapfiles have had it for decades: ``/CN=host/server.example``.
+
+    The form is not one-to-one (see ``ambiguous``).
 
     OpenSSL 3.0.19 puts a backslash before ``/`` and ``+`` within a value, older and other releases do not;
     this form never has it, so that a DN stays the same text when a machine is updated.

@@ -56,7 +56,7 @@ class Gram:
     """Pilots' directories on a GRAM CE. The jobs themselves are submitted from outside, one for each copy."""
 
     kind = "gram"
-    limits = Limits(max_batch=100, max_handles=200, min_interval_s=30.0)
+    limits = Limits(max_batch=100, max_handles=200)
     index = ""
     job_id = JOB
     functions = """\

@@ -31,7 +31,7 @@ class GridEngine:
     """Array tasks count from 1, copies from 0. ``-notify`` gives pilots the queue's notify time before the kill."""
 
     kind = "gridengine"
-    limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=5.0)
+    limits = Limits(max_batch=1000, max_handles=10_000)
     index = "$((SGE_TASK_ID - 1))"
     job_id = "$JOB_ID"
     functions = """\

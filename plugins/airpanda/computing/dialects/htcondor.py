@@ -43,7 +43,7 @@ class HTCondor:
     """Clusters of jobs with the tag as attribute ``AirpandaTag``. ClassAds' ``==`` ignores case: ``=?=`` does not."""
 
     kind = "htcondor"
-    limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=5.0)
+    limits = Limits(max_batch=1000, max_handles=10_000)
     index = "$AIRPANDA_INDEX"
     job_id = "$AIRPANDA_CLUSTER"
     functions = """\

@@ -49,7 +49,7 @@ class PBS:
     """Arrays with the tag in their names. A job's id ends in its server's name, an array's has ``[]`` before that."""
 
     kind = "pbs"
-    limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=5.0)
+    limits = Limits(max_batch=1000, max_handles=10_000)
     index = "${PBS_ARRAY_INDEX:-0}"
     job_id = '"${PBS_ARRAY_ID:-$PBS_JOBID}"'
     functions = """\

@@ -56,7 +56,7 @@ class Slurm:
     """
 
     kind = "slurm"
-    limits = Limits(max_batch=1000, max_handles=10_000, min_interval_s=5.0)  # MaxArraySize is 1001 by default
+    limits = Limits(max_batch=1000, max_handles=10_000)  # MaxArraySize is 1001 by default
     index = "$SLURM_ARRAY_TASK_ID"
     job_id = "$SLURM_ARRAY_JOB_ID"
     functions = """\
