@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 _USAGE = """\
 usage: python -m airpanda COMMAND ...
@@ -23,48 +24,25 @@ Each command explains itself with --help.
 """
 
 
+# Imported when asked for: what one command needs may be slow, or not there.
+_ROOMS = {
+    "glexec": "glexec.cli",
+    "pilot": "pilot.cli",
+    "token": "dispatcher.cli",
+    "proxy": "myproxy.cli",
+    "ban": "hooks.bans_cli",
+    "share": "hooks.shares_cli",
+    "job": "hooks.job_cli",
+    "retention": "dispatcher.retention_cli",
+    "queues": "hooks.queues_cli",
+    "factory": "hooks.factory_cli",
+}
+
+
 def main(argv: Sequence[str]) -> int:
     """Hand over to the command's room; 2 for a command that does not exist."""
-    if argv[:1] == ["glexec"]:
-        from airpanda.glexec.cli import main as glexec_main
-
-        return glexec_main(list(argv[1:]))
-    if argv[:1] == ["pilot"]:
-        from airpanda.pilot.cli import main as pilot_main
-
-        return pilot_main(list(argv[1:]))
-    if argv[:1] == ["token"]:
-        from airpanda.dispatcher.cli import main as token_main
-
-        return token_main(list(argv[1:]))
-    if argv[:1] == ["proxy"]:
-        from airpanda.myproxy.cli import main as proxy_main
-
-        return proxy_main(list(argv[1:]))
-    if argv[:1] == ["ban"]:
-        from airpanda.hooks.cli import main as ban_main
-
-        return ban_main(list(argv[1:]))
-    if argv[:1] == ["share"]:
-        from airpanda.hooks.shares_cli import main as share_main
-
-        return share_main(list(argv[1:]))
-    if argv[:1] == ["queues"]:
-        from airpanda.hooks.queues_cli import main as queues_main
-
-        return queues_main(list(argv[1:]))
-    if argv[:1] == ["job"]:
-        from airpanda.hooks.cli import job_main
-
-        return job_main(list(argv[1:]))
-    if argv[:1] == ["retention"]:
-        from airpanda.dispatcher.retention_cli import main as retention_main
-
-        return retention_main(list(argv[1:]))
-    if argv[:1] == ["factory"]:
-        from airpanda.hooks.factory_cli import main as factory_main
-
-        return factory_main(list(argv[1:]))
+    if argv and argv[0] in _ROOMS:
+        return int(import_module(f"airpanda.{_ROOMS[argv[0]]}").main(list(argv[1:])))
     asked = argv[:1] in (["-h"], ["--help"])
     print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

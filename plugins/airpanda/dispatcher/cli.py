@@ -6,14 +6,14 @@ import argparse
 import asyncio
 import getpass
 import os
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
 from airpanda.core.clock import to_wire, utcnow
-from airpanda.core.errors import AirpandaError, RequestError
+from airpanda.core.commands import names, run_command
+from airpanda.core.errors import RequestError
 from airpanda.core.secret import Secret
 from airpanda.db.pool import Database
 from airpanda.dispatcher.revocations import LONGEST_TOKEN, MAX_AGE_S, Kind, Revocation, Revocations
@@ -24,13 +24,8 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where something is wrong, 2 for a wrong command line."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
-    except (AirpandaError, OSError) as error:
-        print(f"airpanda token: {error}", file=sys.stderr)
-        return 1
+    """Exit codes as of :func:`run_command`."""
+    return run_command(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     client = commands.add_parser("client", help="write a client token, the password of a Connection, to a 0600 file")
     client.add_argument("name", help="who uses it; stands in the audit log")
     client.add_argument("--signing-key", type=Path, required=True, help="[airpanda] signing_key")
-    client.add_argument("--owners", type=_names, required=True, help="payload owners, separated by commas; * for all")
-    client.add_argument("--queues", type=_names, required=True, help="PanDA queues, separated by commas; * for all")
+    client.add_argument("--owners", type=names, required=True, help="payload owners, separated by commas; * for all")
+    client.add_argument("--queues", type=names, required=True, help="PanDA queues, separated by commas; * for all")
     more = client.add_mutually_exclusive_group()
     more.add_argument("--pilots", action="store_true", help="it may send pilots to these queues, too")
     more.add_argument("--read-only", action="store_true", help="it may look, and change nothing (for Prometheus)")
@@ -155,18 +150,11 @@ def _with_revocations(run: Callable[[Revocations], Coroutine[None, None, T]]) ->
     return asyncio.run(whole())
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise argparse.ArgumentTypeError("an empty name")
-    return names
-
-
 def _verbs(text: str) -> frozenset[Verb]:
-    for name in (names := _names(text)):
+    for name in (found := names(text)):
         if name not in set(Verb):
             raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(Verb)}")
-    return frozenset(Verb(name) for name in names)
+    return frozenset(Verb(name) for name in found)
 
 
 def _days(text: str) -> timedelta:

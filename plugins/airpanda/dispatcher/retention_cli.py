@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from airpanda.core.errors import AirpandaError
+from airpanda.core.commands import run_command
 from airpanda.db.pool import Database
 from airpanda.dispatcher.services import keep_of
 from airpanda.jobs.retention import Done, Retention
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where something is wrong, 2 for a wrong command line."""
+    """Exit codes as of :func:`run_command`."""
     parser = argparse.ArgumentParser(
         prog="airpanda retention",
         description="Put what has ended into the archive, and remove what has been there for long, as [airpanda]"
@@ -23,16 +22,16 @@ def main(argv: Sequence[str]) -> int:
         " on.",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what is due, and change nothing")
-    arguments = parser.parse_args(argv)
-    try:
-        print(asyncio.run(_run(dry=arguments.dry_run)))
-    except (AirpandaError, OSError) as error:
-        print(f"airpanda retention: {error}", file=sys.stderr)
-        return 1
+    parser.set_defaults(run=_run)
+    return run_command(parser, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    print(asyncio.run(_put_away(dry=arguments.dry_run)))
     return 0
 
 
-async def _run(*, dry: bool) -> str:
+async def _put_away(*, dry: bool) -> str:
     # Airflow takes a second to import: not for --help.
     from airpanda.dispatcher.configured import read_dsn, read_settings
 

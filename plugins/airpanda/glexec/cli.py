@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from airpanda.core.errors import AirpandaError, ConfigurationError
+from airpanda.core.commands import run_command
+from airpanda.core.errors import ConfigurationError
 from airpanda.glexec.check import check
 from airpanda.glexec.install import DEFAULT_SOCKET, Installed, install, uninstall
 from airpanda.glexec.sudo_rule import DEFAULT_RULE
@@ -19,13 +20,8 @@ _PREFIX = Path("/usr/local/libexec/airpanda-glexec")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where something is wrong, 2 for a wrong command line."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
-    except AirpandaError as error:
-        print(f"airpanda glexec: {error}", file=sys.stderr)
-        return 1
+    """Exit codes as of :func:`run_command`."""
+    return run_command(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:

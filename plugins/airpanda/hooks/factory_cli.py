@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from airpanda.core.commands import run_command
 from airpanda.core.errors import AirpandaError
 from airpanda.hooks import calls
 from airpanda.hooks.asking import send_once
@@ -18,13 +19,8 @@ R = TypeVar("R")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where a queue could not be served, 2 for a wrong command line."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return _run(arguments)
-    except (AirpandaError, OSError) as error:
-        print(f"airpanda factory: {error}", file=sys.stderr)
-        return 1
+    """Exit codes as of :func:`run_command`; also 1 where one of the queues could not be served."""
+    return run_command(_parser(), argv)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -62,4 +58,5 @@ def _parser() -> argparse.ArgumentParser:
         "--include", type=Path, help="the folder that holds pilot/wrapper.sh (default: [airpanda] include_dir)"
     )
     add_dispatcher(parser, "a client token that may send pilots to these queues")
+    parser.set_defaults(run=_run)
     return parser

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from airpanda.computing import queue_files
-from airpanda.core.errors import AirpandaError, ConfigurationError
+from airpanda.core.commands import run_command
+from airpanda.core.errors import ConfigurationError
 from airpanda.hooks.asking import send_once
 from airpanda.hooks.calls import Call
 from airpanda.hooks.probing import QueueTest
@@ -20,13 +21,8 @@ R = TypeVar("R")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where something is wrong, 2 for a wrong command line."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
-    except (AirpandaError, OSError) as error:
-        print(f"airpanda queues: {error}", file=sys.stderr)
-        return 1
+    """Exit codes as of :func:`run_command`."""
+    return run_command(_parser(), argv)
 
 
 def _check(arguments: argparse.Namespace) -> int:

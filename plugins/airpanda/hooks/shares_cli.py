@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from pydantic import ValidationError
 
 from airpanda.core.clock import to_wire
-from airpanda.core.errors import AirpandaError
+from airpanda.core.commands import run_command
+from airpanda.core.errors import RequestError
 from airpanda.hooks import calls
 from airpanda.hooks.asking import send_once
 from airpanda.hooks.terminal import add_dispatcher, dispatcher_client
@@ -19,18 +19,17 @@ _KINDS = ("vo", "working_group", "owner")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where something is wrong, 2 for a wrong command line."""
-    arguments = _parser().parse_args(argv)
+    """Exit codes as of :func:`run_command`."""
+    return run_command(_parser(), argv)
+
+
+def _show(arguments: argparse.Namespace) -> int:
     try:
-        for line in arguments.run(arguments):
+        for line in arguments.ask(arguments):
             print(line)
     except ValidationError as error:
         said = (": ".join((*map(str, item["loc"]), item["msg"])) for item in error.errors())
-        print(f"airpanda share: {'; '.join(said)}", file=sys.stderr)
-        return 1
-    except (AirpandaError, OSError) as error:
-        print(f"airpanda share: {error}", file=sys.stderr)
-        return 1
+        raise RequestError("; ".join(said)) from None
     return 0
 
 
@@ -90,14 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="airpanda share", description="Who gets how much of the pilots, who comes first, who may have no more."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, text in (
+    for name, ask, text in (
         ("list", _list, "show what is set, and what each organisation, working group and owner should get and gets"),
         ("set", _set, "set a share in whole: what is left out has its default again"),
         ("end", _end, "take back what was set"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_dispatcher(command, "a client token for all owners and, to set, all queues")
-        command.set_defaults(run=run)
+        command.set_defaults(run=_show, ask=ask)
         if name == "list":
             continue
         command.add_argument("kind", choices=_KINDS)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
-import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Optional
 
 from airpanda.core.clock import to_wire, utcnow
+from airpanda.core.commands import names, run_command
 from airpanda.core.errors import AirpandaError, RequestError
 from airpanda.core.secret import Secret
 from airpanda.myproxy import staging
@@ -31,13 +31,8 @@ MAX_PASSPHRASE_BYTES = 4096
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where something is wrong, 2 for a wrong command line."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
-    except (AirpandaError, OSError) as error:
-        print(f"airpanda proxy: {error}", file=sys.stderr)
-        return 1
+    """Exit codes as of :func:`run_command`."""
+    return run_command(_parser(), argv)
 
 
 def _stage(arguments: argparse.Namespace) -> int:
@@ -192,14 +187,14 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("--scope", choices=["job", "task", "user"], default="user", help="what it serves (default user)")
     stage.add_argument("--vomsdir", type=Path, help="verify VOMS attributes by this directory and register them")
     stage.add_argument("--consent", metavar="CLIENT", help="let this client use it, until it ends")
-    stage.add_argument("--queues", type=_names, default=["*"], help="on these queues only; names with commas")
+    stage.add_argument("--queues", type=names, default=["*"], help="on these queues only; names with commas")
     stage.add_argument("--dry-run", action="store_true", help="check everything at hand, send nothing")
     info = _command(commands, "info", _info, "show your staged credentials and consents")
     info.add_argument("--uses", type=int, default=0, metavar="N", help="and the last N lines of their log")
     info.add_argument("--myproxy", metavar="HOST[:PORT]", help="and what this server holds")
     consent = _command(commands, "consent", _consent, "let a client use your credentials")
     consent.add_argument("client", help="the name in its token")
-    consent.add_argument("--queues", type=_names, default=["*"], help="on these queues only; names with commas")
+    consent.add_argument("--queues", type=names, default=["*"], help="on these queues only; names with commas")
     consent.add_argument("--days", type=_positive, default=30.0, help="for how long (default 30)")
     consent.add_argument("--credential", type=int, help="this one only")
     revoke = _command(commands, "revoke", _revoke, "take a credential, or consents, out of use at once")
@@ -224,13 +219,6 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
     parser.add_argument("--dispatcher", default=dispatcher, metavar="URL", help="https://HOST:PORT of the gateway")
     parser.set_defaults(run=run)
     return parser
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise argparse.ArgumentTypeError("an empty name")
-    return names
 
 
 def _positive(text: str) -> float:

@@ -1,15 +1,15 @@
-"""``python -m airpanda ban`` (whose jobs are dispatched no more) and ``python -m airpanda job why`` (why one waits)."""
+"""``python -m airpanda ban``: whose jobs are dispatched no more."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from pydantic import ValidationError
 
 from airpanda.core.clock import to_wire
-from airpanda.core.errors import AirpandaError, RequestError
+from airpanda.core.commands import run_command
+from airpanda.core.errors import RequestError
 from airpanda.hooks import calls
 from airpanda.hooks.asking import send_once
 from airpanda.hooks.terminal import add_dispatcher, dispatcher_client
@@ -17,33 +17,13 @@ from airpanda.messages import BanRequest, BanView
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where something is wrong, 2 for a wrong command line."""
-    arguments = _parser().parse_args(argv)
-    try:
-        for view in arguments.run(arguments):
-            print(f"{view.kind} {view.name}: {view.reason} (by {view.banned_by} at {to_wire(view.banned_at)})")
-    except (AirpandaError, OSError) as error:
-        print(f"airpanda ban: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Exit codes as of :func:`run_command`."""
+    return run_command(_parser(), argv)
 
 
-def job_main(argv: Sequence[str]) -> int:
-    """Exit codes as of ``main``."""
-    parser = argparse.ArgumentParser(prog="airpanda job", description="Questions about one job.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    text = "why a job waits, in one sentence"
-    command = commands.add_parser("why", help=text, description=text)
-    command.add_argument("panda_id", type=int, help="its PandaID")
-    add_dispatcher(command, "a client token for the job's owner")
-    arguments = parser.parse_args(argv)
-    try:
-        with dispatcher_client(arguments) as client:
-            view = send_once(calls.why(arguments.panda_id), client, "of the command line")
-    except (AirpandaError, OSError) as error:
-        print(f"airpanda job: {error}", file=sys.stderr)
-        return 1
-    print(f"job {view.panda_id} ({view.status}, {view.queue}): {view.why}")
+def _show(arguments: argparse.Namespace) -> int:
+    for view in arguments.ask(arguments):
+        print(f"{view.kind} {view.name}: {view.reason} (by {view.banned_by} at {to_wire(view.banned_at)})")
     return 0
 
 
@@ -73,14 +53,14 @@ def _wanted(arguments: argparse.Namespace) -> BanRequest:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="airpanda ban", description="Whose jobs are dispatched no more.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, text in (
+    for name, ask, text in (
         ("add", _add, "ban a DN, or everybody with a VOMS attribute"),
         ("lift", _lift, "lift a ban"),
         ("list", _list, "show all bans"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_dispatcher(command, "a client token for all owners")
-        command.set_defaults(run=run)
+        command.set_defaults(run=_show, ask=ask)
         if name != "list":
             who = command.add_mutually_exclusive_group(required=True)
             who.add_argument("--dn", help="a payload owner")
