@@ -11,8 +11,6 @@ import httpx
 from airpanda.core.secret import Secret
 from airpanda_demo.airflow_api import AirflowApi
 
-TI_FINAL = frozenset({"success", "failed", "skipped", "upstream_failed"})
-
 
 class AirflowClient(AirflowApi):
     """One logged-in person."""
