@@ -33,6 +33,7 @@ from support.elements import (
 )
 from support.need import absent
 
+from airpanda.computing.ces import ScheddCE
 from airpanda.computing.elements import (
     CECredentialError,
     CEUnavailableError,
@@ -45,7 +46,7 @@ from airpanda.computing.elements import (
     SubmitUncertainError,
     ThrottledError,
 )
-from airpanda.computing.queues import PandaQueue, ScheddCE
+from airpanda.computing.queues import PandaQueue
 from airpanda.computing.schedd import ScheddElement, describe
 from airpanda.core.secret import Secret
 from airpanda.pilot.config import PilotConfig

@@ -25,7 +25,6 @@ from airpanda.glexec.gate import exports
 from airpanda.glexec.proctree import tree
 from airpanda.glexec.switchers import ContainedSwitcher, GlexecSwitcher, PayloadOutcome, SwitchLadder
 
-
 # --- the ladder -----------------------------------------------------------------------------------------------------
 
 

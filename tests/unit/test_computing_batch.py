@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from airpanda.computing import remote
 from airpanda.computing.batch import BatchElement, make_batch_element
+from airpanda.computing.ces import BatchCE
 from airpanda.computing.dialects.slurm import Slurm
 from airpanda.computing.elements import (
     CECredentialError,
@@ -23,7 +24,7 @@ from airpanda.computing.elements import (
     PilotJobState,
     SubmitUncertainError,
 )
-from airpanda.computing.queues import BatchCE, PandaQueue, PilotStart, Slot, parse_queue
+from airpanda.computing.queues import PandaQueue, PilotStart, Slot, parse_queue
 from airpanda.computing.transports import AnswerLostError, Completed
 from airpanda.core.errors import ConfigurationError
 from airpanda.core.secret import Secret

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.chains import NOW, credential, eec
 
 from airpanda.computing import gram_client, remote
+from airpanda.computing.ces import GramCE
 from airpanda.computing.dialects.gram import PROXY_MARK, Gram, start_script
 from airpanda.computing.dialects.port import CEJob
 from airpanda.computing.elements import (
@@ -28,7 +29,7 @@ from airpanda.computing.elements import (
 )
 from airpanda.computing.gram import GramElement
 from airpanda.computing.gram_rsl import contact_in, quoted, relation, state_in, to_error
-from airpanda.computing.queues import GramCE, parse_queue
+from airpanda.computing.queues import parse_queue
 from airpanda.computing.transports import Completed, LocalTransport
 from airpanda.core.errors import ConfigurationError
 from airpanda.core.secret import Secret

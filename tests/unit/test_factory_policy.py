@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airpanda.computing.ces import KubernetesCE, LocalCE
 from airpanda.computing.factory import breakers
 from airpanda.computing.factory.policy import decide
 from airpanda.computing.factory.values import (
@@ -33,7 +34,7 @@ from airpanda.computing.factory.values import (
     sentence,
     spend,
 )
-from airpanda.computing.queues import FactoryRules, KubernetesCE, LocalCE, PandaQueue, PilotStart, Slot
+from airpanda.computing.queues import FactoryRules, PandaQueue, PilotStart, Slot
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 START = PilotStart(code="/c", dispatcher_url="https://x", ca_dir="/ca", proxy="/p")

@@ -18,6 +18,7 @@ from airpanda.computing.arc_description import (
     parse_job_name,
 )
 from airpanda.computing.arc_rest import ArcRest, Delegation
+from airpanda.computing.ces import ArcCE
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.elements import (
     BUSY_RETRY_S,
@@ -36,7 +37,7 @@ from airpanda.computing.elements import (
     Submission,
     ThrottledError,
 )
-from airpanda.computing.queues import ArcCE, PandaQueue
+from airpanda.computing.queues import PandaQueue
 from airpanda.computing.refusals import check_fresh, check_handles, check_outlives, check_room, check_size, given
 from airpanda.core.clock import utcnow
 from airpanda.pilot.config import sealing_purpose

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airpanda.computing import remote
+from airpanda.computing.ces import BatchCE
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.dialects.gridengine import GridEngine
 from airpanda.computing.dialects.htcondor import HTCondor
@@ -34,7 +35,7 @@ from airpanda.computing.elements import (
     ThrottledError,
     outcome_of,
 )
-from airpanda.computing.queues import BatchCE, PandaQueue
+from airpanda.computing.queues import PandaQueue
 from airpanda.computing.refusals import check_handles, check_size, given, lost, parsed
 from airpanda.computing.ssh import SshLogin, SshTransport
 from airpanda.computing.transports import AnswerLostError, LocalTransport, Transport

@@ -14,7 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NewType, Protocol, runtime_checkable
 
-from airpanda.computing.queues import BatchCE, GramCE, KubernetesCE, LocalCE, PandaQueue, ScheddCE
+from airpanda.computing.ces import BatchCE, GramCE, KubernetesCE, LocalCE, ScheddCE
+from airpanda.computing.queues import PandaQueue
 from airpanda.core.errors import ServiceError
 from airpanda.core.secret import Secret
 

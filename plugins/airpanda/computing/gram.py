@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from airpanda.computing import remote
 from airpanda.computing.batch import BatchElement, lines_of
+from airpanda.computing.ces import BatchCE, GramCE
 from airpanda.computing.dialects.gram import JOB, PROXY_MARK, Gram, start_script
 from airpanda.computing.dialects.port import CEJob
 from airpanda.computing.elements import (
@@ -36,7 +37,7 @@ from airpanda.computing.elements import (
 )
 from airpanda.computing.gram_client import GramClient
 from airpanda.computing.gram_rsl import relation
-from airpanda.computing.queues import BatchCE, GramCE, PandaQueue
+from airpanda.computing.queues import PandaQueue
 from airpanda.computing.refusals import check_fresh, check_outlives, given
 from airpanda.core.clock import utcnow
 from airpanda.x509.credential import ProxyCredential

@@ -19,6 +19,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from airpanda.computing.ces import GramCE
 from airpanda.computing.elements import (
     CECredentialError,
     CEUnavailableError,
@@ -27,7 +28,6 @@ from airpanda.computing.elements import (
     SubmitUncertainError,
 )
 from airpanda.computing.gram_rsl import contact_in, is_contact, relation, state_in, to_error
-from airpanda.computing.queues import GramCE
 from airpanda.computing.transports import AnswerLostError, Completed, LocalTransport
 from airpanda.core.clock import utcnow
 from airpanda.core.errors import AirpandaError

@@ -15,6 +15,7 @@ from typing import Any
 
 from airpanda.computing import kube_objects as objects
 from airpanda.computing import remote
+from airpanda.computing.ces import KubernetesCE
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.elements import (
     CEUnavailableError,
@@ -32,7 +33,7 @@ from airpanda.computing.elements import (
     outcome_of,
 )
 from airpanda.computing.kube_api import ConflictAtCEError, KubeApi, Object, any_of
-from airpanda.computing.queues import KubernetesCE, PandaQueue
+from airpanda.computing.queues import PandaQueue
 from airpanda.computing.refusals import check_handles, check_room, check_size, given, parsed
 from airpanda.core.secret import Secret
 

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from airpanda.computing.ces import KubernetesCE
 from airpanda.computing.elements import (
     CECredentialError,
     CEUnavailableError,
@@ -20,7 +21,6 @@ from airpanda.computing.elements import (
     ThrottledError,
 )
 from airpanda.computing.kube_objects import MANAGED
-from airpanda.computing.queues import KubernetesCE
 from airpanda.computing.refusals import lost, retry_after_s
 from airpanda.core.secret import Secret
 

@@ -16,9 +16,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from airpanda.computing.ces import KubernetesCE
 from airpanda.computing.elements import InvalidDescriptionError, PilotJobState, Status
 from airpanda.computing.pilot_script import pilot_script
-from airpanda.computing.queues import KubernetesCE, PandaQueue
+from airpanda.computing.queues import PandaQueue
 
 MANAGED = "app.kubernetes.io/managed-by=airpanda"
 BATCH = "airpanda/batch"

@@ -17,6 +17,7 @@ from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from airpanda.computing.ces import LocalCE
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.elements import (
     CEUnavailableError,
@@ -33,7 +34,7 @@ from airpanda.computing.elements import (
     Submission,
     ThrottledError,
 )
-from airpanda.computing.queues import LocalCE, PandaQueue
+from airpanda.computing.queues import PandaQueue
 from airpanda.computing.refusals import check_size, lost, parsed
 
 if TYPE_CHECKING:

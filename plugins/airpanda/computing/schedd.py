@@ -18,6 +18,7 @@ from importlib import resources
 from typing import Any
 
 from airpanda.computing import remote
+from airpanda.computing.ces import ScheddCE
 from airpanda.computing.configuration import pilot_json
 from airpanda.computing.dialects.htcondor import SPOOLING, HTCondor
 from airpanda.computing.dialects.port import to_error
@@ -36,7 +37,7 @@ from airpanda.computing.elements import (
     outcome_of,
 )
 from airpanda.computing.pilot_script import pilot_script
-from airpanda.computing.queues import PandaQueue, ScheddCE
+from airpanda.computing.queues import PandaQueue
 from airpanda.computing.refusals import check_handles, check_room, check_size, given, lost, parsed
 from airpanda.computing.transports import AnswerLostError, LocalTransport
 from airpanda.core.secret import Secret

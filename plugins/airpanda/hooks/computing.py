@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk import conf
 
+from airpanda.computing.ces import ArcCE, BatchCE, GramCE, KubernetesCE, ScheddCE
 from airpanda.computing.elements import ComputingElement, make_element
-from airpanda.computing.queues import ArcCE, BatchCE, GramCE, KubernetesCE, PandaQueue, ScheddCE
+from airpanda.computing.queues import PandaQueue
 from airpanda.core.clock import utcnow
 from airpanda.core.secret import Secret
 from airpanda.hooks import calls

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from airpanda.computing.ces import KEEPS_ITS_PROXY
 from airpanda.computing.factory.breakers import Gate, bad_nodes, credential_gate, description_gate, judge, weight
 from airpanda.computing.factory.values import (
     Bench,
@@ -22,7 +23,7 @@ from airpanda.computing.factory.values import (
     Waiting,
     span,
 )
-from airpanda.computing.queues import KEEPS_ITS_PROXY, FactoryRules, PandaQueue
+from airpanda.computing.queues import FactoryRules, PandaQueue
 
 SURPLUS_AFTER = timedelta(minutes=5)
 """Pilots that wait without need are cancelled when they have been too many for so long."""
