@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
@@ -18,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from airpanda.dispatcher.members import FEW, MANY, Most, surplus
 
 MOST_ERRORS = 100
 """Of one body, told each for itself."""
@@ -28,18 +30,26 @@ Caller = Callable[[Request], Awaitable[Any]]
 class LeanRoute(APIRoute):
     """For endpoints whose first parameter is the body, and whose others are dependencies on the request alone.
 
-    Who calls is asked before anything is made of the body.
+    Who calls is asked before anything is made of the body, and how much there is in it before it is parsed.
 
     Raises:
         TypeError: the endpoint is of another kind.
     """
 
+    most: ClassVar[Most] = FEW
+
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
-        self.app = _application(endpoint, [_function(each) for each in self.dependencies])
+        self.app = _application(endpoint, [_function(each) for each in self.dependencies], self.most)
 
 
-def _application(endpoint: Callable[..., Awaitable[Any]], demanded: list[Caller]) -> ASGIApp:
+class LargeLeanRoute(LeanRoute):
+    """For bodies of very many parts."""
+
+    most = MANY
+
+
+def _application(endpoint: Callable[..., Awaitable[Any]], demanded: list[Caller], most: Most) -> ASGIApp:
     hints = get_type_hints(endpoint, include_extras=True)
     body, *others = inspect.signature(endpoint).parameters
     message, answer = TypeAdapter[Any](hints[body]), TypeAdapter[Any](hints["return"])
@@ -52,7 +62,7 @@ def _application(endpoint: Callable[..., Awaitable[Any]], demanded: list[Caller]
         for each in only_demanded:
             await each(request)
         values = {name: await each(request) for name, each in given.items()}
-        asked = _parsed(message, content, request)
+        asked = _parsed(message, content, request, most)
         del content  # megabytes, of a submission
         await _send(send, answer.dump_json(await endpoint(asked, **values)))
 
@@ -85,16 +95,19 @@ async def _body(receive: Receive) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _parsed(message: TypeAdapter[Any], content: bytes, request: Request) -> Any:
+def _parsed(message: TypeAdapter[Any], content: bytes, request: Request, most: Most) -> Any:
     """The message of the body.
 
     Raises:
+        HTTPException: there is more in it than may be.
         RequestValidationError: it is none.
     """
     if not content:
         raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
     if not _is_json(request.headers.get("content-type", "")):
         raise RequestValidationError([{"type": "model_attributes_type", "loc": ("body",)}])
+    if too_much := surplus(content, most):
+        raise HTTPException(413, f"the body has {too_much}, more than this route takes at once")
     try:
         return message.validate_json(content)
     except ValidationError as error:

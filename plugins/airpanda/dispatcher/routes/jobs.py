@@ -14,7 +14,7 @@ from airpanda.core.clock import utcnow
 from airpanda.core.text import clean, without_keys
 from airpanda.dispatcher.auth import TheClient, TheServices, client_caller, demand_owner
 from airpanda.dispatcher.choice import choose_queue, whole_slot
-from airpanda.dispatcher.lean import LeanRoute
+from airpanda.dispatcher.lean import LargeLeanRoute
 from airpanda.dispatcher.routes import Id, LfnInPath
 from airpanda.dispatcher.routes.pilots import send_file
 from airpanda.dispatcher.verbs import Verb, demands
@@ -37,7 +37,7 @@ from airpanda.messages import (
 MAX_LOG_BYTES = 1024 * 1024
 KEY_BYTES = 16 * 1024
 router = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)])
-lean = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)], route_class=LeanRoute)
+lean = APIRouter(prefix="/v1", dependencies=[Depends(client_caller)], route_class=LargeLeanRoute)
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
 Statuses = Annotated[list[JobStatus] | None, Query(max_length=len(JobStatus))]
