@@ -93,3 +93,46 @@ def test_a_directory_is_made_used_and_removed(site: Site, env: dict[str, str]) -
     assert not outside.parent.exists()
     assert site.run(str(SBIN / "mkgltempdir"), "-r", str(made), env=env).code == 201
     assert site.run(str(SBIN / "mkgltempdir"), "-r", "-f", str(made), env=env).code == 0
+
+
+# What a site's monitoring did with gLExec, step by step: CMS' probe of worker nodes.
+PROBE = """
+glexec=${OSG_GLEXEC_LOCATION:-${GLEXEC_LOCATION:-${GLITE_LOCATION:-/usr}}/sbin/glexec}
+$glexec -v >/dev/null || exit 11
+export GLEXEC_SOURCE_PROXY=$GLEXEC_CLIENT_CERT GLEXEC_TARGET_PROXY=/tmp/x509up_u$(id -u).glexec.4711
+test "$($glexec /usr/bin/id -u)" != "$(id -u)" || exit 12
+inner=$($(dirname $glexec)/mkgltempdir) || exit 13
+outer=$(dirname $inner)
+printf '#!/bin/sh\necho Hello world; stat -c "%%u %%a %%n" $X509_USER_PROXY\n' >$outer/payload.sh
+printf '#!/bin/sh\ncd %s && ./payload.sh >out 2>err; chmod a+rx .; chmod a+r ./*\n' $inner >$outer/wrapper.sh
+for file in payload.sh wrapper.sh; do
+    chmod 755 $outer/$file && $glexec /bin/cp $outer/$file $inner && rm $outer/$file || exit 14
+done
+$glexec $inner/wrapper.sh || exit 15
+cat $inner/out $inner/err
+$glexec /bin/rm $inner/* || exit 16
+$(dirname $glexec)/mkgltempdir -r $inner || exit 17
+test ! -e $outer
+"""
+
+
+def test_a_sites_probe_of_glexec_is_content(site: Site, env: dict[str, str]) -> None:
+    where = site.directory(mode=0o755, where=Path("/home/pilot"))
+    ran = site.run("/bin/sh", "-c", f"cd {where} && {PROBE}", env=env)
+    target = f"/tmp/x509up_u{PILOT_UID}.glexec.4711"
+    assert (ran.code, ran.out) == (0, f"Hello world\n{ALICE_UID} 600 {target}\n"), ran
+    assert not site.node.path(Path(target)).exists()
+
+
+def test_a_temporary_directory_that_everybody_shares_is_no_place_for_a_proxy(site: Site, env: dict[str, str]) -> None:
+    config = site.node.path(INSTALLED.config)
+    before = config.read_text()
+    config.write_text(f"{before}private_tmp = no\n")
+    try:
+        ran = site.run(site.glexec, "/bin/true", env={**env, "GLEXEC_TARGET_PROXY": "/tmp/x509up_u1"})
+    finally:
+        config.write_text(before)
+    assert ran.code == 201, ran
+    assert "not be world-writable" in ran.err
+    for place in ("/tmp/none/x", "/tmp/../x", "/tmp/."):
+        assert site.run(site.glexec, "/bin/true", env={**env, "GLEXEC_TARGET_PROXY": place}).code == 201

@@ -138,6 +138,9 @@ def _target_proxy(
         return TargetProxy(f"/tmp/x509up_u{account.uid}", None, pem)  # noqa: S108 - private to this run
     if not os.path.isabs(path) or os.path.basename(path) in ("", ".", ".."):
         raise client_error(f"{contract.TARGET_PROXY} must be the absolute path of a file")
+    # Such as sites' probes of gLExec ask for. What everybody may write to is nobody else's in there.
+    if config.private_tmp and os.path.dirname(path) in TEMPORARY and os.path.isdir(os.path.dirname(path)):
+        return TargetProxy(path, None, pem)
     return TargetProxy(path, _target_directory(os.path.dirname(path), account), pem)
 
 
