@@ -282,6 +282,52 @@ async def test_what_is_revoked_or_destroyed_is_not_released_any_more(world: Worl
     assert await world.good("POST", "/v1/creds/staged", {"owner": "alice"}) == []
 
 
+async def test_the_passphrase_of_what_has_expired_is_forgotten(world: World) -> None:
+    registry = world.services.credentials
+    old, good = [(await world.credential())["credential_id"] for _ in range(2)]
+    task = (await submit(world, old)).json()
+    await world.sql("UPDATE panda_credential SET expires_at = now() - interval '1 s' WHERE credential_id = $1", old)
+    done = await asyncio.gather(registry.forget_expired(), registry.forget_expired())
+    assert sum(done) == 1, "once, whoever does it"
+    assert await registry.forget_expired() == 0
+    secrets = {row["credential_id"]: row["passphrase"] for row in await world.sql("SELECT * FROM panda_credential")}
+    assert secrets[old] == b""
+    assert secrets[good] != b""
+    assert (await world.good("GET", f"/v1/creds/{old}"))["state"] == "expired"
+
+    assert await (await world.pilot()).acquire() == []
+    why = (await world.good("GET", f"/v1/job/{task['first_panda_id']}/why"))["why"]
+    assert why == f"credential {old} ends before the job could: its owner must stage a fresh one and retry"
+    await refused(await submit(world, old, key="2"), "ends in 0 s")
+    assert await world.services.jobs.close_without_credential() == 1
+    assert "stage a fresh one" in (await world.job(task["first_panda_id"]))["reason"]
+
+
+async def test_a_clock_that_went_back_opens_nothing_that_is_forgotten(world: World) -> None:
+    """Should the database's clock have been wrong: the job is not handed over, and its log says who must act."""
+    number = (await world.credential())["credential_id"]
+    task = (await submit(world, number)).json()
+    await world.sql("UPDATE panda_credential SET passphrase = ''")
+    assert await (await world.pilot()).acquire() == []
+    (attempt,) = (await world.job(task["first_panda_id"]))["attempts"]
+    assert "opens with no key of this service" in attempt["errors"][0]["diag"]
+    assert await actions(world, ALICE_DN) == ["staged", "consented", "released", "refused"]
+    assert await world.services.jobs.close_without_credential() == 1
+    assert "stage a fresh one" in (await world.job(task["first_panda_id"]))["reason"]
+
+
+async def test_what_is_forgotten_is_not_sealed_again(job_database: Database, tmp_path: Path) -> None:
+    old, new = (Secret(Fernet.generate_key().decode()) for _ in range(2))
+    async with running(job_database, make_settings(tmp_path), fernet_keys=[old]) as world:
+        for _ in range(2):
+            await world.credential()
+        await world.sql("UPDATE panda_credential SET expires_at = now() WHERE credential_id = 1")
+        assert await world.services.credentials.forget_expired() == 1
+    async with running(job_database, world.settings, fernet_keys=[new, old]) as world:
+        assert await world.services.credentials.seal_again() == 1
+        assert await world.services.credentials.seal_again() == 0
+
+
 async def test_a_destroyed_credential_cannot_come_back_as_revoked(world: World) -> None:
     number = (await world.credential())["credential_id"]
     await world.good("POST", f"/v1/creds/{number}/destroyed")

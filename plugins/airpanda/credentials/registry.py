@@ -25,6 +25,7 @@ from airpanda.messages import (
 )
 
 RESEAL_BATCH = 200
+FORGET_BATCH = 1000
 
 
 class CredentialRegistry:
@@ -142,6 +143,15 @@ class CredentialRegistry:
             rows = await connection.fetch(sql.READ_AUDIT, owner_dn, None if owners is None else list(owners), limit)
         return [AuditEntry(**dict(row)) for row in rows]
 
+    async def forget_expired(self) -> int:
+        """Forget the passphrases of some that have ended by themselves; answer how many. Safe to run twice at once.
+
+        Those that somebody ends are forgotten at once, by ``end``.
+        """
+        async with self._database.connection() as connection:
+            done = await connection.execute(sql.FORGET_EXPIRED, FORGET_BATCH)
+        return int(done.split()[-1])
+
     async def seal_again(self) -> int:
         """After a rotation: seal some old passphrases with the newest key; answer how many."""
         newest, *older = self.key_ids
@@ -199,6 +209,7 @@ class CredentialRegistry:
             and (row["owner"], row["owner_dn"], row["retriever_dn"])
             == (wanted.owner, wanted.owner_dn, wanted.retriever_dn)
             and row["expires_at"] == wanted.expires_at
+            and row["passphrase"] != b""
             and self._open(row) == secret
         )
         if not same:

@@ -94,6 +94,7 @@ class Credential(Base):
         _one_of("state", "staged", "revoked", "destroyed"),
         _one_of("scope", "job", "task", "user"),
         Index(None, "owner_dn"),
+        Index("panda_credential_secret_ix", "expires_at", postgresql_where=text("passphrase <> ''")),
     )
     credential_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     owner: Mapped[str]
@@ -102,7 +103,7 @@ class Credential(Base):
     server: Mapped[str]
     username: Mapped[str]
     cred_name: Mapped[str]
-    passphrase: Mapped[bytes] = mapped_column(comment="Fernet token under core.fernet_key")
+    passphrase: Mapped[bytes] = mapped_column(comment="Fernet token under core.fernet_key; empty once ended")
     sealed_by: Mapped[str] = mapped_column(comment="which Fernet key: a digest of it")
     retriever_dn: Mapped[str]
     expires_at: Mapped[datetime]

@@ -51,6 +51,8 @@ async def watch(
                 _log.warning("%s jobs are with pilots that are suspected: silent for long", n_suspected)
             if seldom:
                 await registry.seal_again()
+                if forgotten := await registry.forget_expired():
+                    _log.info("passphrases of %s credentials forgotten: they have ended", forgotten)
             round_nr += 1
         except ServiceError as error:
             _log.warning("watchdog: %s", error)

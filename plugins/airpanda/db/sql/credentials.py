@@ -40,6 +40,14 @@ UPDATE panda_credential SET state = $2::text, passphrase = ''
 WHERE credential_id = $1 AND state <> 'destroyed' AND state <> $2 RETURNING *
 """
 
+# Of those that have ended by themselves: no claim takes them any more, and what opens them is kept for nobody.
+FORGET_EXPIRED = """
+UPDATE panda_credential SET passphrase = ''
+WHERE credential_id IN (SELECT credential_id FROM panda_credential
+                        WHERE passphrase <> '' AND expires_at < now()
+                        ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+"""
+
 # The row lock makes two panda tasks that want the same credential take turns.
 BIND = """
 UPDATE panda_credential SET task_id = $2
@@ -48,7 +56,7 @@ WHERE credential_id = $1 AND (scope = 'user' OR task_id IS NULL OR task_id = $2)
 
 SEALED_BEFORE = """
 SELECT credential_id, passphrase FROM panda_credential
-WHERE state = 'staged' AND sealed_by = ANY ($1::text[]) AND sealed_by <> $2
+WHERE state = 'staged' AND passphrase <> '' AND sealed_by = ANY ($1::text[]) AND sealed_by <> $2
 LIMIT $3 FOR UPDATE SKIP LOCKED
 """
 

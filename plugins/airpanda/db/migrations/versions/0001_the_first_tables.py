@@ -136,7 +136,12 @@ def upgrade() -> None:
         sa.Column("server", sa.Text(), nullable=False),
         sa.Column("username", sa.Text(), nullable=False),
         sa.Column("cred_name", sa.Text(), nullable=False),
-        sa.Column("passphrase", sa.LargeBinary(), nullable=False, comment="Fernet token under core.fernet_key"),
+        sa.Column(
+            "passphrase",
+            sa.LargeBinary(),
+            nullable=False,
+            comment="Fernet token under core.fernet_key; empty once ended",
+        ),
         sa.Column("sealed_by", sa.Text(), nullable=False, comment="which Fernet key: a digest of it"),
         sa.Column("retriever_dn", sa.Text(), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
@@ -160,6 +165,13 @@ def upgrade() -> None:
         ),
     )
     op.create_index(op.f("panda_credential_owner_dn_ix"), "panda_credential", ["owner_dn"], unique=False)
+    op.create_index(
+        "panda_credential_secret_ix",
+        "panda_credential",
+        ["expires_at"],
+        unique=False,
+        postgresql_where=sa.text("passphrase <> ''"),
+    )
     op.create_table(
         "panda_credential_audit",
         sa.Column("audit_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -677,6 +689,9 @@ def downgrade() -> None:
     )
     op.drop_index("panda_credential_audit_owner_ix", table_name="panda_credential_audit")
     op.drop_table("panda_credential_audit")
+    op.drop_index(
+        "panda_credential_secret_ix", table_name="panda_credential", postgresql_where=sa.text("passphrase <> ''")
+    )
     op.drop_index(op.f("panda_credential_owner_dn_ix"), table_name="panda_credential")
     op.drop_table("panda_credential")
     op.drop_table("panda_counter")
