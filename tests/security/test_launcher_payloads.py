@@ -260,6 +260,14 @@ def test_source_proxy_of_another_person_is_refused(site: Site, proxy: str) -> No
     assert ran.code == 201
 
 
+@pytest.mark.parametrize("value", ["", "home/pilot/proxy", "/home/pilot/missing"])
+def test_a_source_proxy_that_is_named_and_is_none_is_not_replaced(site: Site, proxy: str, value: str) -> None:
+    """gLExec's own tests had the empty one: whoever sets it does not mean the other proxy."""
+    ran = site.glexec_run("/usr/bin/id", proxy=proxy, env={"GLEXEC_SOURCE_PROXY": value})
+    assert (ran.code, ran.out) == (201, "")
+    assert "GLEXEC_SOURCE_PROXY" in ran.err
+
+
 def test_record_is_made_as_the_caller_and_never_over_a_file(site: Site, proxy: str) -> None:
     for place in (site.put(b"mine"), Path("/etc/x"), Path("/home/alice/x-record"), Path("relative")):
         ran = site.glexec_run("/bin/true", proxy=proxy, env={"GLEXEC_RECORD": str(place)})

@@ -233,7 +233,7 @@ def _run(request: Request, config: LauncherConfig, source: Source, records: _Rec
 def _payload_proxy(request: Request, config: LauncherConfig, identity: Identity) -> Identity:
     """GLEXEC_SOURCE_PROXY is what the payload gets; it must stand for the very person who was mapped."""
     path = request.environ.get(contract.SOURCE_PROXY)
-    if not path or path == request.environ.get(contract.CLIENT_CERT):
+    if path is None or path == request.environ.get(contract.CLIENT_CERT):
         return identity
     source = _identifier()(read_proxy(path, contract.SOURCE_PROXY, request.caller), config, utcnow())
     if source.dn != identity.dn:
