@@ -124,6 +124,20 @@ def test_a_sites_probe_of_glexec_is_content(site: Site, env: dict[str, str]) -> 
     assert not site.node.path(Path(target)).exists()
 
 
+# glideinWMS' two, before it took any job: a command, and a script in its own directory.
+GLIDEIN = """
+umask 022; printf '#!/bin/sh\nid -u && echo "Hello World"\n' >test2.sh && chmod a+x test2.sh
+$OSG_GLEXEC_LOCATION $(readlink -f /bin/sh) -c 'id -u && echo "Hello World"' && $OSG_GLEXEC_LOCATION $PWD/test2.sh
+"""
+
+
+@pytest.mark.parametrize("below", ["/home/pilot", "/tmp"])
+def test_a_glideins_probes_of_glexec_are_content(site: Site, env: dict[str, str], below: str) -> None:
+    where = site.directory(mode=0o755, where=Path(below))
+    ran = site.run("/bin/sh", "-c", f"cd {where} && {GLIDEIN}", env=env)
+    assert (ran.code, ran.out) == (0, f"{ALICE_UID}\nHello World\n" * 2), ran
+
+
 def test_a_temporary_directory_that_everybody_shares_is_no_place_for_a_proxy(site: Site, env: dict[str, str]) -> None:
     config = site.node.path(INSTALLED.config)
     before = config.read_text()
