@@ -85,6 +85,13 @@ BAD_ANSWERS: dict[str, tuple[Script, str, str]] = {
     "missing": (lambda h: h.reply(404), "missing", "answered 404"),
     "refused": (lambda h: h.reply(403), "refused", "answered 403"),
     "busy": (lambda h: h.reply(503, Retry_After="7"), "broken", "answered 503"),
+    "busy for a superscript": (lambda h: h.reply(503, Retry_After="\u00b2"), "broken", "answered 503"),
+    "busy for ever": (lambda h: h.reply(503, Retry_After="9" * 5000), "broken", "answered 503"),
+    "of no length": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n0123456789"),
+        "broken",
+        "does not say how long",
+    ),
     "strange": (lambda h: h.reply(418), "protocol", "answered 418"),
     "in the clear": (lambda h: h.reply(302, Location="http://localhost/d/a"), "protocol", "not an https URL"),
     "with a password": (lambda h: h.reply(302, Location="https://u:p@localhost/"), "protocol", "not an https URL"),

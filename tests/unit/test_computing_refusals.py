@@ -106,8 +106,8 @@ def test_silence_is_uncertain_for_a_submission_only() -> None:
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("5", 5.0), ("0", 0.0), ("9" * 400, 3600.0)]
-    + [(other, BUSY_RETRY_S) for other in ("", "-1", "1.5", "²", "nan", "Wed, 21 Oct 2026 07:28:00 GMT")],
+    [("5", 5.0), ("0", 0.0), ("9" * 18, 3600.0)]
+    + [(other, BUSY_RETRY_S) for other in ("", "9" * 400, "-1", "1.5", "²", "nan", "Wed, 21 Oct 2026 07:28:00 GMT")],
 )
 def test_how_long_a_ce_asks_to_wait(header: str, seconds: float) -> None:
     assert retry_after_s(header) == seconds

@@ -17,7 +17,7 @@ from airpanda.core.errors import ConfigurationError, RequestError
 from airpanda.core.identity import MAX_DN_CHARS, Fqan, check_dn
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
-from airpanda.core.text import clean, without_keys
+from airpanda.core.text import clean, whole_number, without_keys
 
 GOOD = {"signing_key": "/k", "file_store": "/f", "include_dir": "/i"}
 
@@ -150,3 +150,12 @@ def test_settings_have_units() -> None:
     assert Settings.from_options(GOOD | {"archive_after": "0", "remove_after": "86400"}).archive_after is None
     several = Settings.from_options(GOOD | {"myproxy_servers": "MyProxy.example.org:7512, [::1]:7512"})
     assert several.myproxy_servers == ("myproxy.example.org:7512", "[::1]:7512")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("007", 7), ("9" * 18, 10**18 - 1)]
+    + [(other, None) for other in ("", "-1", "+1", "1.5", " 1", "1\n", "²", "٣", "9" * 19, "9" * 5000)],
+)
+def test_a_whole_number_is_ascii_digits(text: str, number: int | None) -> None:
+    assert whole_number(text) == number

@@ -20,6 +20,7 @@ from airpanda.computing.elements import (
     ThrottledError,
 )
 from airpanda.computing.queues import PandaQueue
+from airpanda.core.text import whole_number
 
 if TYPE_CHECKING:
     from airpanda.x509.credential import ProxyCredential
@@ -103,4 +104,5 @@ def lost(submitting: bool, text: str) -> ComputingElementError:
 
 def retry_after_s(header: str) -> float:
     """The seconds in an HTTP header ``Retry-After``, within reason; dates are not read."""
-    return min(_LONGEST_RETRY_S, float(header)) if header.isdecimal() else BUSY_RETRY_S
+    seconds = whole_number(header)
+    return BUSY_RETRY_S if seconds is None else min(_LONGEST_RETRY_S, float(seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Optional
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PEM_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
@@ -11,6 +12,11 @@ _PEM_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*
 def clean(text: str) -> str:
     """No control characters but newline and tab: nothing that commands a terminal."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def whole_number(text: str) -> Optional[int]:
+    """The number in ASCII digits, such as an HTTP header's; None for anything else, and for more than 18 of them."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def without_keys(text: str) -> str:

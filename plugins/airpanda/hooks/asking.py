@@ -24,6 +24,7 @@ from airpanda.core.errors import (
     RequestError,
     ServiceError,
 )
+from airpanda.core.text import whole_number
 from airpanda.hooks.address import Address
 from airpanda.hooks.calls import Call
 
@@ -90,10 +91,9 @@ def raise_for_problem(response: httpx.Response) -> None:
     if status == 401:
         raise NotAuthorisedError(f"the dispatcher does not know this token: {detail}", authenticated=False)
     if status == 429 or status >= 500:
-        retry_after = response.headers.get("Retry-After", "")
         raise ServiceError(
             f"the dispatcher answers {status}: {detail}",
-            retry_after_s=float(retry_after) if retry_after.isdigit() else None,
+            retry_after_s=whole_number(response.headers.get("Retry-After", "")),
         )
     raise _BY_CODE.get(code, _BY_STATUS.get(status, RequestError))(detail)
 

@@ -27,6 +27,7 @@ from airpanda.core.errors import (
     StaleReportError,
 )
 from airpanda.core.secret import Secret
+from airpanda.core.text import whole_number
 from airpanda.pilot import wire
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -283,7 +284,7 @@ def _error(status: int, body: bytes, retry_after: str) -> AirpandaError:
     if status == 404:
         return NotFoundError(text)
     if status == 429 or status >= 500:
-        seconds = float(retry_after) if retry_after.isdigit() else None
+        seconds = whole_number(retry_after)
         return ServiceError(text, retry_after_s=min(seconds, 60.0) if seconds else None)
     if status < 400:
         return ServiceError(f"the dispatcher answered {status}; the pilot follows no redirects", transient=False)

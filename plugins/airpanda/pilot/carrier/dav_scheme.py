@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Optional
 from airpanda.pilot.carrier.limit import allow, allow_s
 from airpanda.pilot.carrier.local import CHUNK, check_size, fresh_file, give_name, open_output, write_all
 from airpanda.pilot.carrier.outcome import BROKEN, MISMATCH, MISSING, NOT_A_FILE, PROTOCOL, REFUSED, Digest, Trouble
-from airpanda.pilot.carrier.web import Web, checksums_in, https
+from airpanda.pilot.carrier.web import Web, checksums_in, https, whole_number
 
 _WANTED = {"Want-Digest": "adler32,sha-256", "Want-Repr-Digest": "sha-256=1"}
 _CLEARING_S = 30.0
@@ -100,8 +100,7 @@ def _digest_of(response: HTTPResponse, max_bytes: int, target: Optional[BinaryIO
 
 
 def _length(response: HTTPResponse) -> Optional[int]:
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdigit() and not response.chunked else None
+    return None if response.chunked else whole_number(response.headers.get("Content-Length", ""))
 
 
 def _is_known(transfer: dict[str, Any], response: HTTPResponse) -> bool:

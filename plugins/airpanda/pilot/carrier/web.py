@@ -182,10 +182,14 @@ def _next(url: str, location: Optional[str]) -> str:
 def _check_status(status: int, headers: http.client.HTTPMessage, url: str) -> None:
     if 200 <= status < 300:
         return
-    pause = headers.get("Retry-After", "")
     why = _STATUS.get(status, BROKEN if status in _PASSING else PROTOCOL)
     host = https(url).netloc
-    raise Trouble(why, f"{host} answered {status}", retry_after_s=float(pause) if pause.isdigit() else None)
+    raise Trouble(why, f"{host} answered {status}", retry_after_s=whole_number(headers.get("Retry-After", "")))
+
+
+def whole_number(text: str) -> Optional[int]:
+    """A header's number in ASCII digits; None for anything else, and for more than 18 of them."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def _early_answer(sock: socket.socket) -> Optional[tuple[int, http.client.HTTPMessage]]:
