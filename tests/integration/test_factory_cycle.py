@@ -223,13 +223,13 @@ class Site:
         return [handle for handles in self.element.tagged("").values() for handle in handles]
 
     def end_all(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while (handles := self.running()) and time.monotonic() < deadline:
             self.element.cancel(handles)
             time.sleep(0.05)
 
     def until(self, look: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not look():
             assert time.monotonic() < deadline
             time.sleep(0.05)

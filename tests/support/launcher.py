@@ -70,7 +70,7 @@ class Site:
             pools=POOL,
             respawn=respawn,
         )
-        self.node.start()
+        self.node.start(180)  # at a busy machine
         work = self.node.path(WORK)
         work.mkdir()
         work.chmod(0o755)
