@@ -316,6 +316,24 @@ async def test_a_clock_that_went_back_opens_nothing_that_is_forgotten(world: Wor
     assert "stage a fresh one" in (await world.job(task["first_panda_id"]))["reason"]
 
 
+async def test_one_that_was_changed_keeps_no_other_from_being_sealed_again(
+    job_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airpanda.credentials.registry.RESEAL_BATCH", 1)
+    old, new = (Secret(Fernet.generate_key().decode()) for _ in range(2))
+    async with running(job_database, make_settings(tmp_path), fernet_keys=[old]) as world:
+        for _ in range(3):
+            await world.credential()
+        await world.sql("UPDATE panda_credential SET passphrase = 'x' WHERE credential_id = 1")
+    async with running(job_database, world.settings, fernet_keys=[new, old]) as world:
+        assert sum([await world.services.credentials.seal_again() for _ in range(4)]) == 2
+        rows = await world.sql("SELECT state, passphrase, sealed_by FROM panda_credential ORDER BY credential_id")
+        assert (rows[0]["state"], rows[0]["passphrase"]) == ("revoked", b"")
+        newest = world.services.credentials.key_ids[0]
+        assert [(row["state"], row["sealed_by"]) for row in rows[1:]] == [("staged", newest)] * 2
+        assert (await actions(world)).count("refused") == 1
+
+
 async def test_what_is_forgotten_is_not_sealed_again(job_database: Database, tmp_path: Path) -> None:
     old, new = (Secret(Fernet.generate_key().decode()) for _ in range(2))
     async with running(job_database, make_settings(tmp_path), fernet_keys=[old]) as world:

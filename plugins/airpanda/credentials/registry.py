@@ -153,16 +153,26 @@ class CredentialRegistry:
         return int(done.split()[-1])
 
     async def seal_again(self) -> int:
-        """After a rotation: seal some old passphrases with the newest key; answer how many."""
+        """After a rotation: seal some old passphrases with the newest key; answer how many.
+
+        One that opens with no key takes its own credential out of use, and keeps no other from being sealed again.
+        """
         newest, *older = self.key_ids
         if not older:
             return 0
+        unreadable: list[UnreadableCredentialError] = []
         async with self._database.transaction() as connection:
             rows = await connection.fetch(sql.SEALED_BEFORE, older, newest, RESEAL_BATCH)
             for row in rows:
-                secret = self._open(row)
-                await connection.execute(sql.SEAL_AGAIN, row["credential_id"], self._vault.seal(secret), newest)
-        return len(rows)
+                try:
+                    secret = self._open(row)
+                except UnreadableCredentialError as error:
+                    unreadable.append(error)
+                else:
+                    await connection.execute(sql.SEAL_AGAIN, row["credential_id"], self._vault.seal(secret), newest)
+        for each in unreadable:
+            await self.revoke_unreadable(each)
+        return len(rows) - len(unreadable)
 
     async def revoke_unreadable(self, error: UnreadableCredentialError) -> None:
         """Take a credential out of use whose passphrase opens with no key, and say so in its log."""
