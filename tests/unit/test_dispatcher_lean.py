@@ -8,11 +8,14 @@ from typing import Annotated
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer
 
 from airpanda.core.errors import NotAuthorisedError, RequestError
 from airpanda.dispatcher import problems
 from airpanda.dispatcher.lean import MOST_ERRORS, LeanRoute
+from airpanda.dispatcher.whole import WholeReader
+from airpanda.messages import JobSubmission
 
 
 class Wanted(BaseModel):
@@ -121,3 +124,35 @@ def test_an_endpoint_of_another_kind_is_refused_when_declared() -> None:
 
     with pytest.raises(TypeError):
         APIRouter(route_class=LeanRoute).post("/{name}")(by_path)
+
+
+SUBMISSION = {
+    "task_key": "k",
+    "task_name": "t",
+    "owner": "alice",
+    "credential_id": 1,
+    "queue": ["DEMO", "OTHER"],
+    "ti": {"dag_id": "d", "run_id": "r", "task_id": "t"},
+    "jobs": [{"job_name": "j", "argv": ["true"]}],
+}
+
+
+def test_a_whole_reader_reads_what_the_model_is_and_asks_for_all_of_it() -> None:
+    reader = WholeReader(JobSubmission)
+    content = json.dumps(SUBMISSION).encode()
+    found = reader.validate_json(content)
+    assert isinstance(found, JobSubmission)
+    assert found.model_dump() == JobSubmission.model_validate_json(content).model_dump()
+    assert found.model_copy(update={"queue": "X"}).queues == ["X"]
+    for name in SUBMISSION:
+        with pytest.raises(RequestValidationError) as missing:
+            reader.validate_json(json.dumps({key: SUBMISSION[key] for key in SUBMISSION if key != name}).encode())
+        assert missing.value.errors() == [{"type": "missing", "loc": ("body", name)}]
+    for name in (*SUBMISSION, "scripts", "generation", "start_over", "inputs_now", "surplus"):
+        for wrong in (None, {"": ""}, [{}], "\0", -1.5):
+            changed = json.dumps(SUBMISSION | {name: wrong}).encode()
+            with pytest.raises(ValidationError) as plain:
+                JobSubmission.model_validate_json(changed)
+            with pytest.raises(ValidationError) as whole:
+                reader.validate_json(changed)
+            assert [each["loc"] for each in whole.value.errors()] == [each["loc"] for each in plain.value.errors()]

@@ -131,6 +131,7 @@ def bodies():
         yield "submit", filled(64 * MIB, b'{"jobs":[', b"[" + unit * 19 + b"0],", b"0]}")
         yield "report", filled(2 * MIB, b'{"job_list":[', unit, b"0]}")
         yield "report", filled(2 * MIB, b'{"job_list":[', b"[" + unit * 19 + b"0],", b"0]}")
+    yield "submit", filled(7 * MIB, b'{"jobs":[', b"[" + b'{"":0},' * 19 + b"0],", b"0]}")  # within what may be
 
 async def main():
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as http:
@@ -152,8 +153,12 @@ def test_a_body_that_means_nothing_costs_no_more_than_one_that_does() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 18
-    for line in lines:
+    assert len(lines) == 19
+    *refused, parsed = lines
+    _, _, status, peak_mib, _ = parsed.split(" ", 4)
+    assert status == "422", parsed
+    assert int(peak_mib) < 800, parsed
+    for line in refused:
         _, _, status, peak_mib, says = line.split(" ", 4)
         assert (status, says.startswith("the body has ")) == ("413", True), line
         assert int(peak_mib) < 300, line  # one copy of the body is this client's

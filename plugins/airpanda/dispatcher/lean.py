@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
@@ -20,11 +20,18 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airpanda.dispatcher.members import FEW, MANY, Most, surplus
+from airpanda.dispatcher.whole import WholeReader
 
 MOST_ERRORS = 100
 """Of one body, told each for itself."""
 
 Caller = Callable[[Request], Awaitable[Any]]
+
+
+class Reader(Protocol):
+    """Makes a message of JSON, as ``TypeAdapter`` does."""
+
+    def validate_json(self, content: bytes, /) -> Any: ...
 
 
 class LeanRoute(APIRoute):
@@ -40,19 +47,30 @@ class LeanRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
-        self.app = _application(endpoint, [_function(each) for each in self.dependencies], self.most)
+        self.app = _application(endpoint, [_function(each) for each in self.dependencies], self.most, self.reader)
+
+    @staticmethod
+    def reader(message: Any) -> Reader:
+        """What makes a message of a body."""
+        return TypeAdapter(message)
 
 
 class LargeLeanRoute(LeanRoute):
-    """For bodies of very many parts."""
+    """For bodies of very many parts. What is missing is told when the rest is right."""
 
     most = MANY
 
+    @staticmethod
+    def reader(message: Any) -> Reader:
+        return WholeReader(message)
 
-def _application(endpoint: Callable[..., Awaitable[Any]], demanded: list[Caller], most: Most) -> ASGIApp:
+
+def _application(
+    endpoint: Callable[..., Awaitable[Any]], demanded: list[Caller], most: Most, reader: Callable[[Any], Reader]
+) -> ASGIApp:
     hints = get_type_hints(endpoint, include_extras=True)
     body, *others = inspect.signature(endpoint).parameters
-    message, answer = TypeAdapter[Any](hints[body]), TypeAdapter[Any](hints["return"])
+    message, answer = reader(hints[body]), TypeAdapter[Any](hints["return"])
     given = {name: _dependency(hints[name]) for name in others}
     only_demanded = [each for each in demanded if each not in given.values()]
 
@@ -95,7 +113,7 @@ async def _body(receive: Receive) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _parsed(message: TypeAdapter[Any], content: bytes, request: Request, most: Most) -> Any:
+def _parsed(message: Reader, content: bytes, request: Request, most: Most) -> Any:
     """The message of the body.
 
     Raises:
