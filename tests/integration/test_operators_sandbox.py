@@ -92,6 +92,12 @@ def test_a_name_that_a_job_has_already(served: Served, code: Path) -> None:
         operator = PandaTaskOperator(task_id="t", jobs=[job], **given)
         with pytest.raises(AirflowFailException, match=r"job j has another input or script with the name code\.tar"):
             operator.execute(Context(task_id="t"))
+    for one in (
+        PandaJobOperator(task_id="t", argv=["true"], scripts={"code.tar": ""}, **given),
+        PandaTaskOperator(task_id="t", jobs=[{"job_name": "j", "argv": ["true"]}], scripts={"code.tar": ""}, **given),
+    ):
+        with pytest.raises(AirflowFailException, match=r"sandbox: code\.tar is the name of a script, too"):
+            one.execute(Context(task_id="t"))
     assert blobs(served) == []
 
 

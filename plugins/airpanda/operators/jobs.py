@@ -180,7 +180,9 @@ class PandaTaskOperator(BaseOperator):
         """Raises as ``PandaHook.put_sandbox``; ValueError."""
         checks.demand_names(self.payload_owner, self.panda_queue)
         files = sandboxes.files_of(self.sandbox)
-        return sandboxes.with_files(specs, files, lambda file: hook.put_sandbox(file, self.payload_owner))
+        return sandboxes.with_files(
+            specs, files, lambda file: hook.put_sandbox(file, self.payload_owner), scripts=self.scripts or ()
+        )
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> Any:
         """Resume: say what became of the jobs, show a payload's log, and return the outputs.

@@ -35,9 +35,16 @@ def files_of(sandbox: Any) -> list[Path]:
 
 
 def with_files(
-    specs: Sequence[JobSpec], files: Iterable[Path], upload: Callable[[Path], SandboxView]
+    specs: Sequence[JobSpec],
+    files: Iterable[Path],
+    upload: Callable[[Path], SandboxView],
+    *,
+    scripts: Iterable[str] = (),
 ) -> Sequence[JobSpec]:
     """The jobs with each file as one more input.
+
+    Args:
+        scripts: names of those that all of them have.
 
     Raises:
         ValueError: a job has an input or a script of that name already.
@@ -45,6 +52,9 @@ def with_files(
     by_name = {file.name: file for file in files}
     if not by_name:
         return specs
+    for name in scripts:
+        if name in by_name:
+            raise ValueError(f"sandbox: {name} is the name of a script, too")
     for spec in specs:
         for name in (*spec.scripts, *(each.lfn for each in spec.inputs)):
             if name in by_name:
