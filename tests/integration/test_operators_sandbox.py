@@ -131,5 +131,22 @@ def test_a_dispatcher_that_is_away_for_a_moment_is_waited_for(
     served.down()
     hook = PandaHook()
     view = hook.put_sandbox(code, "alice")
-    assert hook.get_bytes(f"/v1/file/sandbox/alice/{view.sha256}") == code.read_bytes()
+    assert hook.get_text(f"/v1/file/sandbox/alice/{view.sha256}") == code.read_text()
     assert pauses
+
+
+@pytest.mark.parametrize("meanwhile", [b"", b"another tar" * 1000], ids=["shorter", "longer"])
+def test_a_file_that_changes_while_it_is_sent(
+    served: Served, code: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: bytes
+) -> None:
+    send = PandaHook._put
+
+    def late(self: PandaHook, *given: Any) -> Any:
+        code.write_bytes(meanwhile)
+        return send(self, *given)
+
+    monkeypatch.setattr(PandaHook, "_put", late)
+    monkeypatch.setattr("airpanda.hooks.panda.time.sleep", pytest.fail)  # a repeat cannot help
+    with pytest.raises(RequestError, match=r"code\.tar has changed while it was sent: send it again"):
+        PandaHook().put_sandbox(code, "alice")
+    assert blobs(served) == []

@@ -8,11 +8,11 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import httpx
 
-from airpanda.core.errors import NotAuthorisedError, NotFoundError, ServiceError
+from airpanda.core.errors import NotAuthorisedError, NotFoundError, RequestError, ServiceError
 from airpanda.hooks import calls
 from airpanda.hooks.address import Address
 from airpanda.hooks.asking import ask, raise_for_problem, read, request_of, translated
@@ -80,8 +80,7 @@ class PandaHook(ConnectionHook):
     def _put(self, call: Call[R], file: Path, size: int, address: Address) -> R:
         headers = address.headers | {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         with translated(self.panda_conn_id), file.open("rb") as content:
-            chunks = iter(lambda: content.read(_CHUNK), b"")
-            response = address.client().put(call.path.lstrip("/"), content=chunks, headers=headers)
+            response = address.client().put(call.path.lstrip("/"), content=_exactly(content, size), headers=headers)
             return read(call, response)
 
     def _patiently(self, ask: Callable[[Address], T], *, tries: int) -> T:
@@ -146,6 +145,20 @@ class PandaHook(ConnectionHook):
                 raise
             self._address = now
             return ask(now)
+
+
+def _exactly(content: BinaryIO, size: int) -> Iterator[bytes]:
+    """So many bytes of a file, in parts. What has changed in them the dispatcher finds by their checksum.
+
+    Raises:
+        RequestError: there are fewer by now, or more.
+    """
+    left = size
+    while left and (part := content.read(min(left, _CHUNK))):
+        left -= len(part)
+        yield part
+    if left or content.read(1):
+        raise RequestError(f"{content.name} has changed while it was sent: send it again when it is whole")
 
 
 def _pauses(tries: int) -> Iterator[float | None]:
