@@ -12,6 +12,7 @@ from cryptography.fernet import Fernet
 from support.dispatcher import (
     ALICE_DN,
     BOB_DN,
+    Queue,
     World,
     job_database,
     make_settings,
@@ -209,6 +210,31 @@ async def test_a_user_credential_serves_all_of_its_owner_and_nobody_else(world: 
     await world.credential("bob", BOB_DN)
     assert (await submit(world, number, key="3", owner="bob")).status_code == 404
     assert len(await (await world.pilot()).acquire(n_jobs=5)) == 2
+
+
+@pytest.mark.parametrize(
+    ("allowed", "taken"), [("job", ["job"]), ("task", ["job", "task"]), ("user", ["job", "task", "user"])]
+)
+async def test_a_queue_takes_no_credential_that_serves_more_than_its_file_says(
+    world: World, allowed: str, taken: list[str]
+) -> None:
+    world.queues["DEMO"] = Queue("DEMO", credential_scope=allowed)
+    for scope in ("job", "task", "user"):
+        number = (await world.credential(scope=scope))["credential_id"]
+        reply = await submit(world, number, key=scope)
+        if scope in taken:
+            assert reply.is_success, reply.text
+        else:
+            await refused(reply, f"has the scope {scope}, and queue DEMO takes none that is broader than {allowed}")
+    assert len(await (await world.pilot()).acquire(n_jobs=5)) == len(taken)
+
+
+async def test_jobs_do_not_move_to_a_queue_that_wants_a_narrower_credential(world: World) -> None:
+    world.queues["OTHER"] = Queue("OTHER", credential_scope="task")
+    number = (await world.credential(scope="user"))["credential_id"]
+    assert (await submit(world, number)).is_success
+    await refused(await submit(world, number, queue="OTHER", ti=ti(2)), "broader than task")
+    assert [row["queue"] for row in await world.sql("SELECT DISTINCT queue FROM panda_job")] == ["DEMO"]
 
 
 async def test_a_job_pointed_at_another_tasks_credential_is_not_dispatched(world: World) -> None:

@@ -58,6 +58,7 @@ class Queue:
     slot: Slot = field(default_factory=Slot)
     token_only: bool = False
     features: tuple[str, ...] = ()
+    credential_scope: str = "user"
 
     def to_wire(self) -> dict[str, Any]:
         return {"queue": {"name": self.name}}

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from airpanda.computing.queues import PandaQueue, load_queue, load_queues, parse_queue
+from airpanda.computing.queues import CREDENTIAL_SCOPES, PandaQueue, load_queue, load_queues, parse_queue
 from airpanda.core.errors import ConfigurationError
 from airpanda.core.identity import IdentityPolicy
+from airpanda.messages import CredentialScope
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "include/queues"
 GOOD = """\
@@ -55,6 +56,13 @@ def refused(text: str) -> str:
         ('name = "DEMO"', 'nam = "DEMO"', 2, "did you mean 'name'?"),
         ('name = "DEMO"', 'name = "DEMO"\nidentity_policy = "required"', 3, "REQUIRED, OPTIONAL, NEVER"),
         ('name = "DEMO"', 'name = "DEMO"\nstate = "on"', 3, "online or offline"),
+        (
+            'name = "DEMO"',
+            'name = "DEMO"\ncredential_scope = "owner"',
+            3,
+            "'owner' must be one of job, task, user",
+        ),
+        ('name = "DEMO"', 'name = "DEMO"\ncredential_scope = []', 3, "must be one of job, task, user"),
         ('kind = "local"', 'kind = "locla"', 6, "kind"),
         ('kind = "local"', "", 5, "None"),
         ("[pilot]", "[factory]\nenabeld = true\n[pilot]", 10, "did you mean 'enabled'?"),
@@ -138,6 +146,14 @@ def test_defaults_are_the_safe_ones() -> None:
     assert parse_queue(GOOD.replace("[environment]", "token_only = true\n[environment]"), "DEMO.toml").token_only
     assert (queue.slot.cores, queue.slot.walltime_s) == (2, 7200)
     assert queue.ce.enter == ("/sbin/enter", "a b")
+
+
+def test_scopes_of_credentials_are_those_of_the_dispatcher() -> None:
+    assert list(CREDENTIAL_SCOPES) == [scope.value for scope in CredentialScope]
+    narrow = parse_queue(GOOD.replace('name = "DEMO"', 'name = "DEMO"\ncredential_scope = "job"', 1), "DEMO.toml")
+    assert PandaQueue.from_wire(json.loads(json.dumps(narrow.to_wire()))) == narrow
+    assert narrow.fingerprint != parse_queue(GOOD, "DEMO.toml").fingerprint
+    assert parse_queue(GOOD, "DEMO.toml").credential_scope == "user"
 
 
 def test_the_wire_form_is_json_and_comes_back_the_same() -> None:

@@ -23,6 +23,8 @@ from airpanda.computing.ces import BRINGS_PROXY, CE, CE_KINDS, NAME, absolute, p
 from airpanda.core.errors import ConfigurationError
 from airpanda.core.identity import IdentityPolicy
 
+CREDENTIAL_SCOPES = ("job", "task", "user")
+"""What a staged credential may serve, the narrowest first; ``airpanda.messages.CredentialScope``."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _T = TypeVar("_T")
@@ -151,7 +153,9 @@ class FactoryRules:
 class PandaQueue:
     """One PanDA queue (PanDA's ``computingSite``). ``environment`` is the site's set-up for payloads.
 
-    ``more_ces`` are further computing elements that its pilots may go to, by the name of their section ``[ces.NAME]``.
+    ``credential_scope``: the broadest that a credential of its jobs may have: one ``job``, one panda ``task``, or all
+    that its ``user`` does. ``more_ces`` are further computing elements that its pilots may go to, by the name of their
+    section ``[ces.NAME]``.
     """
 
     name: str
@@ -160,6 +164,7 @@ class PandaQueue:
     slot: Slot = field(default_factory=Slot)
     state: str = "online"
     identity_policy: IdentityPolicy = IdentityPolicy.REQUIRED
+    credential_scope: str = "user"
     environment: Mapping[str, str] = field(default_factory=dict)
     factory: FactoryRules = field(default_factory=FactoryRules)
     more_ces: Mapping[str, CE] = field(default_factory=dict)
@@ -210,7 +215,7 @@ class PandaQueue:
         wire["pilot"] |= {key: list(getattr(self.pilot, key)) for key in ("hide", "show", "features")}
         wire["identity_policy"] = self.identity_policy.value
         return {
-            "queue": {key: wire[key] for key in ("name", "state", "identity_policy")},
+            "queue": {key: wire[key] for key in ("name", "state", "identity_policy", "credential_scope")},
             **{key: wire[key] for key in ("slot", "ce", "pilot", "environment", "factory")},
             **({"ces": {name: _listed(ce) for name, ce in wire["more_ces"].items()}} if self.more_ces else {}),
         }
@@ -322,6 +327,7 @@ def _build(document: Mapping[str, Any], wrong: Any) -> PandaQueue:
         name=name,
         state=state,
         identity_policy=policy,
+        credential_scope=_credential_scope(head, wrong),
         ce=ce,
         pilot=pilot,
         slot=_section(Slot, "slot", document.get("slot", {}), wrong),
@@ -355,7 +361,7 @@ def _more_ces(tables: Mapping[str, Any], first: str, wrong: Any) -> dict[str, CE
 
 
 def _head(head: dict[str, Any], wrong: Any) -> tuple[str, str, IdentityPolicy]:
-    known = ("name", "state", "identity_policy")
+    known = ("name", "state", "identity_policy", "credential_scope")
     for key in head:
         if key not in known:
             raise wrong(f"[queue] has no key {key!r}{_nearest(key, known)}", "queue", key)
@@ -372,6 +378,14 @@ def _head(head: dict[str, Any], wrong: Any) -> tuple[str, str, IdentityPolicy]:
             f"[queue] identity_policy = {policy!r} must be one of {', '.join(words)}", "queue", "identity_policy"
         )
     return name, state, IdentityPolicy(policy)
+
+
+def _credential_scope(head: Mapping[str, Any], wrong: Any) -> str:
+    scope = head.get("credential_scope", CREDENTIAL_SCOPES[-1])
+    if not isinstance(scope, str) or scope not in CREDENTIAL_SCOPES:
+        words = ", ".join(CREDENTIAL_SCOPES)
+        raise wrong(f"[queue] credential_scope = {scope!r} must be one of {words}", "queue", "credential_scope")
+    return scope
 
 
 def _section(kind: type[_T], section: str, table: Mapping[str, Any], wrong: Any) -> _T:

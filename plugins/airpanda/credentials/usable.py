@@ -12,7 +12,7 @@ from typing import Any
 from airpanda.core.errors import BannedError, CredentialError
 from airpanda.core.identity import Fqan
 from airpanda.db.sql import credentials as sql
-from airpanda.messages import JobSpec
+from airpanda.messages import CredentialScope, JobSpec
 
 
 def demand_readable(row: Any, key_ids: Collection[str]) -> None:
@@ -26,6 +26,20 @@ def demand_readable(row: Any, key_ids: Collection[str]) -> None:
         raise CredentialError(
             f"the passphrase of credential {number} was sealed with a Fernet key that is configured no more: the"
             " operators of this service must put that key back behind the new one, or its owner stage a fresh one"
+        )
+
+
+def demand_scope(row: Any, broadest: CredentialScope, *, queue: str) -> None:
+    """Whether a site lets a credential serve so much: what is stolen there is worth no more than that.
+
+    Raises:
+        CredentialError: its scope is broader than the queue's file allows.
+    """
+    scopes = list(CredentialScope)  # the narrowest first
+    if scopes.index(CredentialScope(row["scope"])) > scopes.index(broadest):
+        raise CredentialError(
+            f"credential {row['credential_id']} has the scope {row['scope']}, and queue {queue} takes none that is"
+            f" broader than {broadest.value}: stage one of scope {broadest.value}"
         )
 
 

@@ -33,6 +33,7 @@ from airpanda.jobs.store import JobStore
 from airpanda.jobs.submission import Submissions
 from airpanda.jobs.views import JobReader
 from airpanda.jobs.waiting import Waiting
+from airpanda.messages import CredentialScope
 
 
 class SlotLike(Protocol):
@@ -61,6 +62,8 @@ class QueueLike(Protocol):
     def token_only(self) -> bool: ...
     @property
     def features(self) -> tuple[str, ...]: ...
+    @property
+    def credential_scope(self) -> str: ...
     def to_wire(self) -> dict[str, Any]: ...
 
 
@@ -131,6 +134,10 @@ def make_services(
     def most(name: str) -> Needs | None:
         return _most(queues().get(name))
 
+    def broadest(name: str) -> CredentialScope:
+        queue = queues().get(name)
+        return CredentialScope.JOB if queue is None else CredentialScope(queue.credential_scope)
+
     settings.file_store.mkdir(mode=0o700, parents=True, exist_ok=True)
     sandboxes = Sandboxes(database, settings.file_store, max_bytes=settings.max_sandbox_bytes)
     return Services(
@@ -154,7 +161,7 @@ def make_services(
         waiting=Waiting(database, boards, silence=silence),
         retention=Retention(database, settings.file_store, keep_of(settings)),
         metrics=Metrics(),
-        submissions=Submissions(database, credentials, boards, most=most),
+        submissions=Submissions(database, credentials, boards, most=most, broadest=broadest),
         reader=JobReader(database, silence),
         pilots=PilotRegistry(database, prefix=f"ap-{issuer.installation}-"),
         factory=FactoryRegistry(database),

@@ -22,7 +22,7 @@ from airpanda.jobs.lanes import follow_credential, gathered, open_lanes, shapes_
 from airpanda.jobs.retry import Needs, raised_s_within
 from airpanda.jobs.sandboxes import refer
 from airpanda.jobs.store import demand_here, job_range, open_new_attempts, owner_of
-from airpanda.messages import NOBODY_TOOK_IT, JobSubmission, SubmissionReply
+from airpanda.messages import NOBODY_TOOK_IT, CredentialScope, JobSubmission, SubmissionReply
 
 _JOB_COLUMNS = (
     "panda_id",
@@ -61,8 +61,10 @@ class Submissions:
         boards: Boards,
         *,
         most: Callable[[str], Needs | None] = lambda _queue: None,
+        broadest: Callable[[str], CredentialScope] = lambda _queue: CredentialScope.USER,
     ) -> None:
         self._most = most
+        self._broadest = broadest
         self._database = database
         self._boards = boards
         self._credentials = credentials
@@ -122,6 +124,7 @@ class Submissions:
             async with connection.transaction():
                 credential = await _credential(connection, wanted)
                 usable.demand_readable(credential, self._credentials.key_ids)
+                usable.demand_scope(credential, self._broadest(str(wanted.queue)), queue=str(wanted.queue))
                 usable.demand_groups(credential, wanted.jobs)
                 usable.demand_lasting(credential, walltime_s=max(spec.walltime_s for spec in wanted.jobs), now=now)
                 await usable.demand_allowed(connection, credential, client=client, queue=str(wanted.queue), now=now)
