@@ -409,6 +409,24 @@ def test_more_pilots_than_one_call_may_carry_are_cancelled_and_tidied_in_parts(s
     assert known == [{"refused": ""}], "the element takes pilots as before"
 
 
+def test_pilots_of_an_element_that_the_file_has_no_more_do_not_shut_the_new_one(site: Site) -> None:
+    """The queue has moved to another kind of element: the new one has no such handles, and says so."""
+    site.jobs(2)
+    site.cycle()
+    site.end_all()
+    site.rig.sql("UPDATE panda_pilot SET ce = 'slurm:TEST', ce_job_id = '77_' || pilot_id || '@ap-old'")
+    assert site.cycle()[-1].startswith("nothing: 2 jobs wait, which 2 pilots can take; 0 idle and 2 waiting")
+    site.rig.sql("UPDATE panda_pilot SET missing_since = now() - interval '1 h'")
+    site.cycle()
+    assert site.submissions == [2, 2]
+    site.rig.sql("UPDATE panda_pilot SET ce = 'slurm:TEST', ce_job_id = '78_' || pilot_id || '@ap-old'")
+    site.queue = replace(site.queue, state="offline")
+    assert any(line.startswith("cancel 2 pilots") for line in site.cycle())
+    site.cycle()
+    assert {row["state"] for row in site.rig.sql("SELECT state FROM panda_pilot")} == {"lost", "cancelled"}
+    assert site.rig.live() == {}
+
+
 def test_what_a_pilot_that_speaks_has_is_left_alone_whatever_its_element_says(site: Site) -> None:
     site.jobs(2)
     site.cycle()

@@ -231,10 +231,12 @@ class Factory:
         news = False
         for ce in cycle.queue.ces:
             pilots = [pilot for pilot in cycle.view.pilots if _home(cycle, pilot.ce) == ce and pilot.handle]
-            if pilots:
-                before = cycle.news
-                self._at(cycle, ce, partial(self._observe_one, cycle, pilots))
-                news |= cycle.news > before
+            before = cycle.news
+            if own := [pilot for pilot in pilots if pilot.ce in cycle.queue.ces]:
+                self._at(cycle, ce, partial(self._observe_one, cycle, own))
+            if left_behind := [pilot for pilot in pilots if pilot.ce not in cycle.queue.ces]:
+                self._at(cycle, ce, partial(self._observe_left_behind, cycle, left_behind))
+            news |= cycle.news > before
         strays: dict[str, datetime] = {}
         for ce in cycle.queue.ces:
             self._at(cycle, ce, partial(self._find_strays, cycle, ce, strays))
@@ -257,6 +259,17 @@ class Factory:
                 self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=seen)))
                 cycle.news += len(seen)
             self._tidy(element, over)
+
+    def _observe_left_behind(self, cycle: _Cycle, pilots: Sequence[LivePilot], element: ComputingElement) -> None:
+        """Pilots of an element that the file has no more: this one may know them, or have no such handles at all."""
+        try:
+            self._observe_one(cycle, pilots, element)
+        except InvalidDescriptionError as error:
+            reason = f"its computing element is in the queue's file no more: {error}"[:4000]
+            for part in _parts(pilots, element):
+                seen = [PilotSeen(pilot_id=pilot.pilot_id, ce_state="unknown", reason=reason) for pilot in part]
+                self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=seen)))
+                cycle.news += len(seen)
 
     def _tidy(self, element: ComputingElement, over: Mapping[Handle, LivePilot]) -> None:
         """Keep the log of one pilot that never registered, for people; remove what the factory's pilots left.
@@ -324,9 +337,12 @@ class Factory:
             # On record first: from then on they get no jobs, even where the element cannot be told.
             asked = [PilotSeen(pilot_id=pilot.pilot_id, asked_to_end=True) for pilot in pilots]
             self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=asked)))
-            handles = [Handle(pilot.handle) for pilot in pilots if pilot.handle]
-            if handles:
-                element.cancel(handles)
+            with_handles = [pilot for pilot in pilots if pilot.handle]
+            if own := [Handle(pilot.handle) for pilot in with_handles if pilot.ce in cycle.queue.ces]:
+                element.cancel(own)
+            if left_behind := [Handle(pilot.handle) for pilot in with_handles if pilot.ce not in cycle.queue.ces]:
+                with suppress(InvalidDescriptionError):  # as when they are looked at
+                    element.cancel(left_behind)
 
     def _let_go(self, cycle: _Cycle, error: AirpandaError) -> None:
         """Nobody is to wait until this cycle's hold is over; what it has learned of the elements is kept."""
