@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +30,8 @@ MONTHS = ("2026-02-01", "2026-03-01", "2026-04-01")
 def airflow_with_a_schedule(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """The campaign once a month."""
     scheduled = ("campaign_schedule =\n", "campaign_schedule = @monthly\n")
-    with running_rig(postgres, tmp_path_factory.mktemp("airflow"), changes=[scheduled]) as rig:
+    home = tmp_path_factory.mktemp("airflow")
+    with running_rig(postgres, home, changes=[scheduled], more_dags=["examples/function_on_the_grid.py"]) as rig:
         yield rig
 
 
@@ -85,6 +89,62 @@ def test_a_campaign_is_made_cleared_merged_drawn_and_analysed(grid: Grid) -> Non
     grid.rig.pilots.finish(grid.dn, judge, contents={"panda_result.json": json.dumps(fit).encode()})
     client.wait_for(ANALYSIS, analysis["dag_run_id"], "judge", "success", timeout_s=240)
     assert client.value(ANALYSIS, analysis["dag_run_id"], "judge") == fit
+
+
+def run_function(job: dict[str, Any], sandbox: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """As a pilot runs a function, but under this account; its outputs. ``files``: contents by an input's source."""
+    sandbox.mkdir()
+    for name, text in job["spec"]["scripts"].items():
+        (sandbox / name).write_text(text)
+    for each in job["spec"]["inputs"]:
+        (sandbox / each["lfn"]).write_bytes(files[each["source"]])
+    subprocess.run([sys.executable, *job["spec"]["argv"][1:]], cwd=sandbox, check=True, timeout=120)
+    return {each["lfn"]: (sandbox / each["lfn"]).read_bytes() for each in job["spec"]["outputs"]}
+
+
+def test_mapped_functions_run_each_for_itself_and_one_of_them_is_cleared_alone(grid: Grid, tmp_path: Path) -> None:
+    """``@panda_task`` with ``.expand``: three task instances of Airflow, and one that takes what they return."""
+    client, dag_id = grid.rig.client, "function_on_the_grid"
+    run = grid.adopt(dag_id, client.start(dag_id))
+    jobs: dict[int, dict[str, Any]] = {}
+
+    def all_there() -> bool:
+        jobs.update((job["panda_id"], job) for job in grid.rig.pilots.claim(grid.dn))
+        return len(jobs) == 3
+
+    def states() -> list[str]:
+        return [client.task(dag_id, run, "throw", n)["state"] for n in range(3)]
+
+    grid.rig.wait(all_there, why="the mapped tasks' jobs")
+    thrown = {json.loads(job["spec"]["scripts"]["panda_call.json"])["args"][0]: job for job in jobs.values()}
+    assert set(thrown) == {100_000, 200_000, 300_000}
+    files: dict[str, bytes] = {}
+
+    def finish(job: dict[str, Any]) -> None:
+        made = run_function(job, tmp_path / f"{job['panda_id']}-{job['attempt_nr']}", files)
+        files.update((f"panda:{job['panda_id']}/{name}", content) for name, content in made.items())
+        grid.rig.pilots.finish(grid.dn, job, contents=made)
+
+    finish(thrown[100_000])
+    finish(thrown[300_000])
+    bad = thrown[200_000]
+    for _ in range(3):  # its attempts
+        grid.fail(bad)
+        (bad,) = grid.rig.pilots.claim(grid.dn) or (bad,)
+    grid.rig.wait(lambda: client.run_state(dag_id, run) == "failed", why="the run's end")
+    assert states() == ["success", "failed", "success"]
+    cleared = {"dry_run": False, "task_ids": [["throw", 1], "combine"], "dag_run_id": run, "only_failed": False}
+    assert client.http.post(f"/api/v2/dags/{dag_id}/clearTaskInstances", json=cleared).is_success
+    again: list[dict[str, Any]] = []
+    grid.rig.wait(lambda: again.extend(grid.rig.pilots.claim(grid.dn)) or again, why="the failed one's job")
+    assert [(job["panda_id"], job["attempt_nr"]) for job in again] == [(bad["panda_id"], 4)]
+    finish(again[0])
+    (combine,) = jobs_of(grid, dag_id, run, "combine")
+    points = [f"panda:{thrown[n]['panda_id']}/points.json" for n in (100_000, 200_000, 300_000)]
+    assert [each["source"] for each in combine["spec"]["inputs"]] == points
+    finish(combine)
+    client.wait_for(dag_id, run, "combine", "success", timeout_s=180)
+    assert client.value(dag_id, run, "combine") == pytest.approx(3.14, abs=0.02)
 
 
 def test_a_backfill_asks_for_each_period_once_and_a_repeat_for_what_failed(grid: Grid) -> None:

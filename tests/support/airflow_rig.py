@@ -172,13 +172,19 @@ def airflow_rig(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @contextlib.contextmanager
-def running_rig(postgres: Server, home: Path, *, changes: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
-    """A whole Airflow in ``home``. ``changes``: lines of airflow.cfg.example and what stands there instead."""
+def running_rig(
+    postgres: Server, home: Path, *, changes: Sequence[tuple[str, str]] = (), more_dags: Sequence[str] = ()
+) -> Iterator[Rig]:
+    """A whole Airflow in ``home``.
+
+    ``changes``: lines of airflow.cfg.example and what stands there instead. ``more_dags``: files below dags that are
+    there, too.
+    """
     become_subreaper()
     name = postgres.create_database(f"t_{secrets.token_hex(6)}")
     pki = Pki(home / "pki")
     with start_debian(pki) as myproxy:
-        rig = _make(Database(postgres, name), pki, home, changes)
+        rig = _make(Database(postgres, name), pki, home, changes, [*SHIPPED, *more_dags])
         try:
             _prepare(rig, myproxy)
             for service in rig.services.values():
@@ -207,7 +213,7 @@ def end_descendants_of(rig: Rig) -> None:
                 service.process.wait(10)
 
 
-def _make(database: Database, pki: Pki, home: Path, changes: Sequence[tuple[str, str]]) -> Rig:
+def _make(database: Database, pki: Pki, home: Path, changes: Sequence[tuple[str, str]], dags: Sequence[str]) -> Rig:
     port = free_ports().gateway  # not the preferred one: a demonstration may want it
     include = home / "include"
     (include / "queues").mkdir(parents=True)
@@ -240,8 +246,8 @@ def _make(database: Database, pki: Pki, home: Path, changes: Sequence[tuple[str,
     write_private(home / "passwords.json", json.dumps({"admin": password.reveal()}))
     (home / "dags").mkdir()
     (home / "dags" / "tests").symlink_to(ROOT / "tests" / "support" / "airflow_dags")
-    for name in SHIPPED:
-        (home / "dags" / name).symlink_to(ROOT / "dags" / name)
+    for name in dags:
+        (home / "dags" / Path(name).name).symlink_to(ROOT / "dags" / name)
     (home / "logs").mkdir()
     environment = {
         "PATH": os.environ["PATH"],

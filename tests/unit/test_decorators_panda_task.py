@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from airflow.sdk import DAG, task
 
 from airpanda.decorators.function import RUNNER, FunctionError, call_of, is_file, result_of, source_of
 from airpanda.decorators.panda_task import PandaFunctionOperator, panda_task
+from airpanda.operators.checks import list_of
 
 GLOBAL = 3
 FILE = {"panda_id": 7, "lfn": "a.txt", "source": "panda:7/a.txt", "size": 1, "sha256": "0" * 64}
@@ -127,6 +129,29 @@ def test_wrong_names_are_refused_when_the_dag_is_read(change: dict[str, Any], sa
 def test_arguments_that_json_cannot_carry_are_named(value: Any, says: str) -> None:
     with pytest.raises(FunctionError, match=says):
         call_of(plain, [value], {}, [])
+
+
+class Lazy(Sequence[Any]):
+    """As Airflow hands over what a mapped task returned."""
+
+    def __init__(self, *items: Any) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._items[key]
+
+
+def test_what_a_mapped_task_returned_arrives_as_a_list() -> None:
+    text, inputs = call_of(plain, [1], {"b": Lazy(FILE, {"x": Lazy(1, 2)})}, [])
+    assert json.loads(text)["kwargs"]["b"] == [{"$file": "a.txt"}, {"x": [1, 2]}]
+    assert len(inputs) == 1
+    assert list_of("inputs", Lazy(FILE)) == [FILE]
+    for no_list in ("text", b"bytes", {"a": 1}, 7):
+        with pytest.raises(ValueError, match="inputs must be a list"):
+            list_of("inputs", no_list)
 
 
 def test_files_travel_as_inputs_and_arrive_under_names_of_their_own() -> None:

@@ -8,7 +8,7 @@ import dis
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -121,7 +121,8 @@ def _sent(value: Any, where: str, files: dict[str, dict[str, str]]) -> Any:
             if not isinstance(key, str):
                 raise FunctionError(f"{where} has the key {key!r}, and JSON's keys are texts")
         return {key: _sent(item, f"{where}[{key!r}]", files) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    # What a mapped task returned is no list, but Airflow's LazyXComSequence.
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
         return [_sent(item, f"{where}[{n}]", files) for n, item in enumerate(value)]
     raise FunctionError(
         f"{where} is of type {type(value).__name__}, which JSON cannot carry: hand over numbers, texts, lists, mappings"

@@ -92,7 +92,7 @@ def first_of(error: ValidationError) -> str:
 
 
 def list_of(field: str, value: Any) -> Sequence[Any]:
-    """A list as it is; nothing is an empty one.
+    """A list as it is, or what a mapped task returned (Airflow's LazyXComSequence) as one; nothing is an empty one.
 
     Raises:
         ValueError: it is something else.
@@ -101,6 +101,8 @@ def list_of(field: str, value: Any) -> Sequence[Any]:
         return []
     if isinstance(value, (list, tuple)):
         return value
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return list(value)
     raise ValueError(f"{field} must be a list, and {rendered(value)}")
 
 
