@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.batch_rig import Rig, make_rig
-from support.elements import SLEEP, batch, until
+from support.elements import SLEEP, batch, queue_of, until
 from support.launcher import PILOT_UID
 from support.sshd import Proxy
 
@@ -26,25 +26,8 @@ from airpanda.computing.elements import (
     ThrottledError,
 )
 from airpanda.computing.local import LocalElement
-from airpanda.computing.queues import parse_queue
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
-LOCAL = """
-[queue]
-name = "TEST"
-identity_policy = "NEVER"
-[ce]
-kind = "local"
-enter = ["{enter}"]
-account = "pilot"
-directory = "{directory}"
-max_pilots = 100
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-proxy = "/nowhere"
-"""
 TIMED_OUT = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
 
 
@@ -138,8 +121,8 @@ def test_a_full_disk_starts_no_local_pilot_and_a_repeat_starts_what_is_missing(r
     rig.slurm.root("mkdir", "/home/pilot/tiny")
     options = f"size=256k,mode=0755,uid={PILOT_UID}"
     rig.slurm.root("mount", "-t", "tmpfs", "-o", options, "tmpfs", "/home/pilot/tiny")
-    text = LOCAL.format(enter=rig.site.node.enter, directory="/home/pilot/tiny")
-    element = LocalElement(parse_queue(text, "TEST.toml"), SLEEP, grace_s=0.0)
+    ce = {"enter": [str(rig.site.node.enter)], "account": "pilot", "directory": "/home/pilot/tiny", "max_pilots": 100}
+    element = LocalElement(queue_of("local", ce), SLEEP, grace_s=0.0)
     whole = batch("tiny", *range(30))
     with pytest.raises(CEUnavailableError, match=r"cannot be started.*No space"):
         element.submit(whole)

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
 from support.batch_rig import DIRECTORY
-from support.elements import SLEEP, batch, states, tells_how_pilots_ended, tells_unknown_from_failure, until
+from support.elements import SLEEP, batch, queue_of, states, tells_how_pilots_ended, tells_unknown_from_failure, until
 from support.gridengine import GridEngineHost, running_gridengine
 
 from airpanda.computing.batch import BatchElement, make_batch_element
 from airpanda.computing.elements import CEUnavailableError, Handle, InvalidDescriptionError, Outcome, PilotJobState
-from airpanda.computing.queues import parse_queue
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
-
-QUEUE = """
-[queue]
-name = "SGE"
-identity_policy = "NEVER"
-[ce]
-kind = "gridengine"
-directory = "{directory}"
-enter = {enter}
-{more}
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-proxy = "/nowhere"
-"""
 
 
 @pytest.fixture(scope="module", name="host")
@@ -45,14 +27,14 @@ def tidy(host: GridEngineHost) -> Iterator[None]:
     host.root("qdel", "-f", "-u", "pilot")
 
 
-def element(host: GridEngineHost, wrapper: str, more: str = "") -> BatchElement:
-    text = QUEUE.format(directory=DIRECTORY, enter=json.dumps(host.enter_argv()), more=more)
-    return make_batch_element(parse_queue(text, "SGE.toml"), wrapper, None)
+def element(host: GridEngineHost, wrapper: str, **more: object) -> BatchElement:
+    ce = {"directory": DIRECTORY, "enter": host.enter_argv(), **more}
+    return make_batch_element(queue_of("gridengine", ce), wrapper, None)
 
 
 def test_what_qsub_refuses_is_invalid_and_leaves_nothing(host: GridEngineHost) -> None:
-    for more in ('partition = "nope"', 'options = ["-l", "bogus=1"]', 'options = ["--bogus"]'):
-        refusing = element(host, SLEEP, more)
+    for more in ({"partition": "nope"}, {"options": ["-l", "bogus=1"]}, {"options": ["--bogus"]}):
+        refusing = element(host, SLEEP, **more)
         with pytest.raises(InvalidDescriptionError):
             refusing.submit(batch("refused", 1))
         assert refusing.find("refused") == {}
@@ -95,6 +77,5 @@ def test_a_thousand_pilots_are_one_job(host: GridEngineHost) -> None:
 
 def test_a_list_that_fails_is_no_list(host: GridEngineHost) -> None:
     cut_off = [*host.enter_argv()[:-2], "SGE_QMASTER_PORT=1", "HOME=/home/pilot"]
-    text = QUEUE.format(directory=DIRECTORY, enter=json.dumps(cut_off), more="")
     with pytest.raises(CEUnavailableError):
-        make_batch_element(parse_queue(text, "SGE.toml"), SLEEP, None).submit(batch("none", 1))
+        element(host, SLEEP, enter=cut_off).submit(batch("none", 1))

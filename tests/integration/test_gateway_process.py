@@ -19,6 +19,7 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 from support.dispatcher import job_database, make_settings, spec, template_database, ti
+from support.gateway import QUEUE
 from support.pki import Pki, pki
 from support.postgres import Database, postgres
 
@@ -31,18 +32,6 @@ from airpanda.x509.proxy import create_proxy
 __all__ = ["job_database", "pki", "postgres", "template_database"]
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
-QUEUE = """
-[queue]
-name = "DEMO"
-[ce]
-kind = "local"
-directory = "/var/lib/airpanda/pilots"
-[pilot]
-code = "/opt/airpanda/plugins"
-dispatcher_url = "https://localhost:25443"
-ca_dir = "/etc/grid-security/certificates"
-proxy = "/etc/grid-security/pilot.proxy"
-"""
 
 
 @dataclass
@@ -72,7 +61,7 @@ class Gateway:
 def environment(job_database: Database, tmp_path: Path) -> dict[str, str]:
     settings = make_settings(tmp_path)
     (tmp_path / "queues").mkdir()
-    (tmp_path / "queues" / "DEMO.toml").write_text(QUEUE)
+    (tmp_path / "queues" / "DEMO.toml").write_text(QUEUE.format(name="DEMO"))
     return os.environ | {
         "PYTHONPATH": str(ROOT / "plugins"),
         "AIRFLOW_HOME": str(tmp_path / "airflow"),

@@ -23,6 +23,7 @@ import pytest
 from support.arc_rig import ArcRig, make_arc_rig
 from support.batch_rig import Rig, make_rig
 from support.dispatcher import job_database, template_database
+from support.elements import queue_of
 from support.factory_rig import FactoryRig, factory_rig
 from support.pki import Pki
 from support.postgres import Database, postgres
@@ -30,7 +31,7 @@ from support.postgres import Database, postgres
 from airpanda.computing import arc, arc_rest, batch, local
 from airpanda.computing.elements import ComputingElement, Handle, PilotJobState, make_element
 from airpanda.computing.local import LocalElement
-from airpanda.computing.queues import PandaQueue, parse_queue
+from airpanda.computing.queues import PandaQueue
 from airpanda.hooks import submission
 from airpanda.hooks.submission import Sent, send_pilots
 from airpanda.messages import BatchIntent
@@ -41,20 +42,6 @@ N = 2
 LIVING = (PilotJobState.RUNNING, PilotJobState.QUEUED, PilotJobState.SUBMITTED, PilotJobState.STAGING)
 FILES = frozenset(module.__file__ for module in (submission, local, batch, arc, arc_rest))
 ARC_EVERY = int(os.environ.get("AIRPANDA_KILL_EVERY", "12"))
-LOCAL = """
-[queue]
-name = "TEST"
-identity_policy = "NEVER"
-[ce]
-kind = "local"
-directory = "{directory}"
-account = "{account}"
-[pilot]
-code = "/nowhere"
-dispatcher_url = "http://localhost:1"
-ca_dir = "/nowhere"
-proxy = "/nowhere"
-"""
 
 
 @dataclass
@@ -147,7 +134,7 @@ def everywhere(site: Site, every: int = 1) -> None:
 def local_site(job_database: Database, tmp_path: Path, open_path: Path) -> Iterator[Site]:
     directory = open_path / "pilots"
     account = "nobody" if os.geteuid() == 0 else ""
-    queue = parse_queue(LOCAL.format(directory=directory, account=account), "TEST.toml")
+    queue = queue_of("local", {"directory": str(directory), "account": account})
     wrapper = tmp_path / "wrapper.sh"
     wrapper.write_text("echo $$ >> started; exec sleep 300\n")
     element = LocalElement(queue, wrapper.read_text(), grace_s=0.0)
