@@ -57,7 +57,7 @@ def judge(breaker: Breaker, batches: Sequence[BatchOutcome], now: datetime) -> t
         return breaker, _by_time(breaker, now)
     if breaker.opened:
         return _judge_open(breaker, fresh, now)
-    reason = _reason_to_open(breaker, fresh)
+    reason = _reason_to_open(fresh)
     if reason:
         return _open(breaker, fresh, now, reason)
     return breaker, _doubtful(fresh, batches)
@@ -126,7 +126,7 @@ def _by_time(breaker: Breaker, now: datetime) -> Gate:
     return Gate(1, "it was left alone for a while: one pilot tries it")
 
 
-def _reason_to_open(breaker: Breaker, fresh: Sequence[BatchOutcome]) -> str:
+def _reason_to_open(fresh: Sequence[BatchOutcome]) -> str:
     judged = [batch for batch in fresh if batch.is_good or batch.is_eaten]
     eaten = len(list(takewhile(lambda batch: batch.is_eaten, judged)))
     if eaten >= EATEN_IN_A_ROW:
