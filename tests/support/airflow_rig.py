@@ -28,12 +28,12 @@ from airpanda.core.clock import utcnow
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.dispatcher.tokens import Issuer, create_key
-from airpanda_demo.options import free_ports
 from airpanda_demo.processes import Service, become_subreaper, descendants, end_descendants, guarded, wait_until_ready
 from airpanda_demo.site import fill_in, write_private
 from support.airflow_client import AirflowClient
 from support.myproxy_server import ServerProcess, start_debian
 from support.pki import Pki
+from support.ports import held_port
 from support.postgres import Database, Server, postgres
 from support.standin_pilots import StandInPilots
 
@@ -183,8 +183,8 @@ def running_rig(
     become_subreaper()
     name = postgres.create_database(f"t_{secrets.token_hex(6)}")
     pki = Pki(home / "pki")
-    with start_debian(pki) as myproxy:
-        rig = _make(Database(postgres, name), pki, home, changes, [*SHIPPED, *more_dags])
+    with start_debian(pki) as myproxy, held_port() as port:
+        rig = _make(Database(postgres, name), pki, home, port, changes, [*SHIPPED, *more_dags])
         try:
             _prepare(rig, myproxy)
             for service in rig.services.values():
@@ -213,8 +213,9 @@ def end_descendants_of(rig: Rig) -> None:
                 service.process.wait(10)
 
 
-def _make(database: Database, pki: Pki, home: Path, changes: Sequence[tuple[str, str]], dags: Sequence[str]) -> Rig:
-    port = free_ports().gateway  # not the preferred one: a demonstration may want it
+def _make(
+    database: Database, pki: Pki, home: Path, port: int, changes: Sequence[tuple[str, str]], dags: Sequence[str]
+) -> Rig:
     include = home / "include"
     (include / "queues").mkdir(parents=True)
     for folder in ("physics", "pilot"):

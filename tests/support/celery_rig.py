@@ -21,7 +21,6 @@ from airpanda_demo.site import write_private
 from support.airflow_rig import Rig, running_rig
 from support.postgres import Server, postgres
 from support.redis_server import Redis, running_redis
-from support.slurm import free_port
 
 __all__ = ["WORKERS", "airflow_rig", "environment_of", "postgres"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +115,7 @@ def _configuration(rig: Rig) -> str:
     for section, options in OPTIONS.items():
         own[section] = {option: everything[section][option] for option in options}
     own["core"]["hostname_callable"] = "support.worker_host.name"
-    own["database"] = {"sql_alchemy_conn": f"postgresql+psycopg2://nobody:none@127.0.0.1:{free_port()}/none"}
+    own["database"] = {"sql_alchemy_conn": "postgresql+psycopg2://nobody:none@127.0.0.1:1/none"}
     text = io.StringIO()
     own.write(text)
     return text.getvalue()
