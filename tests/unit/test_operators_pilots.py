@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -281,6 +282,28 @@ async def test_the_trigger_outlasts_an_absent_dispatcher_and_fires_when_the_defe
         events = [event.payload async for event in trigger.run()]
     assert [(event["batch_id"], event["good"]) for event in events] == [(4, True)]
     assert time.monotonic() - began >= 0.5
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+async def test_a_token_that_was_changed_in_the_connection_is_used_by_a_wait_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, is_changed: bool
+) -> None:
+    monkeypatch.setattr("airpanda.triggers.settling.SETTLE_S", 0.0)
+    revoked = Answer(401, json.dumps({"detail": "revoked"}).encode())
+    last = answer(batch_view("started", registered=1)) if is_changed else revoked
+    with http_stub(answer(batch_view("submitted")), revoked, last) as stub:
+        connect(monkeypatch, port=stub.port, password="old")
+        trigger = PilotBatchTrigger(
+            batch_id=4, panda_queue="DEMO", wanted=1, ti={}, poll_s=0.05, panda_conn_id="panda_default"
+        )
+        waiting = asyncio.create_task(anext(trigger.run()))
+        while not stub.seen:
+            await asyncio.sleep(0.001)
+        connect(monkeypatch, port=stub.port, password="new" if is_changed else "old")
+        payload = (await asyncio.wait_for(waiting, 60)).payload
+    assert payload["good"] is is_changed
+    assert is_changed or "revoked" in payload["note"]
+    assert [seen.authorization for seen in stub.seen][2:] == ["Bearer new" if is_changed else "Bearer old"]
 
 
 @pytest.mark.parametrize("is_mine", [True, False])

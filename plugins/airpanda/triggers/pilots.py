@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airpanda.computing.queues import PandaQueue
-from airpanda.core.errors import AirpandaError, ServiceError
+from airpanda.core.errors import AirpandaError, NotAuthorisedError, ServiceError
 from airpanda.hooks import calls
 from airpanda.hooks.computing import element_of, wrapper_path
 from airpanda.hooks.panda import PandaHook
@@ -73,17 +74,25 @@ class PilotBatchTrigger(BaseTrigger):
     async def _wait(self) -> tuple[bool, str]:
         hook = PandaHook(self.panda_conn_id)
         pause_s, last, looked = self.poll_s, "", time.monotonic()
-        async with await hook.aclient() as client:
+        async with AsyncExitStack() as clients:
+            client, is_new = await clients.enter_async_context(await hook.aclient()), True
             while True:
                 try:
                     view = await hook.asend(calls.batch(self.batch_id), client)
+                except NotAuthorisedError:
+                    if is_new:
+                        raise
+                    # The token may have been changed in the Connection since.
+                    await clients.aclose()
+                    client, is_new = await clients.enter_async_context(await hook.aclient()), True
+                    continue
                 except ServiceError as error:
                     if not error.transient:
                         raise
                     pause_s = min(pause_s * 2, _SLOWEST_POLL_S)
                     self.log.warning("%s Asking again in %.0f s.", error, pause_s)
                 else:
-                    pause_s = self.poll_s
+                    pause_s, is_new = self.poll_s, False
                     if (said := describe(view)) != last:
                         self.log.info("batch %d: %s", self.batch_id, said)
                         last = said
