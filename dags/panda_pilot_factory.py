@@ -19,6 +19,8 @@ from airpanda.operators.factory import FactoryQueuesOperator, PilotFactoryOperat
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
+    # Neither a worker that dies nor an absent api-server is to leave the queues alone until the next run.
+    default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=["airpanda", "operations"],
     params={
         "dry_run": Param(
