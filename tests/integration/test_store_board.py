@@ -235,3 +235,14 @@ async def test_folds_and_counts_at_once_agree_at_any_moment(world: World) -> Non
     await asyncio.gather(*others)
     await lane_counts(world)
     assert (await world.good("GET", f"/v1/task/{task['task_id']}/progress"))["counts"] == {"finished": 200}
+
+
+async def test_a_cap_holds_at_all_queues_of_a_process_at_once(world: World) -> None:
+    await world.submit(2)
+    await world.submit(2, queue="OTHER")
+    await world.sql("INSERT INTO panda_share (kind, name, max_jobs, set_by) VALUES ('owner', 'alice', 1, 'test')")
+    here, there = await world.pilot(), await world.pilot("OTHER")
+    boards = world.services.jobs._boards
+    boards.changed()
+    await asyncio.gather(boards.current("DEMO"), boards.current("OTHER"))
+    assert len([*await here.acquire(), *await there.acquire()]) == 1

@@ -137,21 +137,25 @@ class _Ledger:
         if n:
             self._claims[key] = (lane, n, now)
 
-    def not_before(self, begun_at: float) -> list[tuple[Lane, int]]:
-        """Those that matter for a look that began then; older ones are forgotten."""
-        self._claims = {key: each for key, each in self._claims.items() if each[2] is None or each[2] >= begun_at}
-        return [(lane, n) for lane, n, _ in self._claims.values()]
+    def not_before(self, begun_at: float, *, oldest: float) -> list[tuple[Lane, int]]:
+        """Those that matter for a look that began then; forgotten is what is older than the ``oldest`` under way."""
+        self._claims = {key: each for key, each in self._claims.items() if each[2] is None or each[2] >= oldest}
+        return [(lane, n) for lane, n, ended_at in self._claims.values() if ended_at is None or ended_at >= begun_at]
 
 
 class Boards:
-    """The boards of all queues, in this process."""
+    """The boards of all queues, in this process.
+
+    What is in use is one for all of them, from whichever queue's look it comes: caps and shares are of all queues.
+    """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
         self._boards: dict[str, QueueBoard] = defaultdict(QueueBoard)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._ledgers: dict[str, _Ledger] = defaultdict(_Ledger)
+        self._ledger = _Ledger()
+        self._looking: dict[str, float] = {}
         self._lanes: dict[int, Lane] = {}
         self._ahead: dict[str, asyncio.Task[None]] = {}
         self._changed_at = float("-inf")
@@ -186,14 +190,13 @@ class Boards:
         """Around a claim, which tells what came of it."""
         lane, board = choice.candidate.lane, self._boards[queue]
         claim = Claim()
-        ledger = self._ledgers[queue]
-        key = ledger.begin(lane, choice.n)
+        key = self._ledger.begin(lane, choice.n)
         board.usage.add(lane, choice.n)
         try:
             yield claim
         finally:
             n = len(claim.positions)
-            ledger.end(key, n, self._clock())
+            self._ledger.end(key, n, self._clock())
             now_current = self._boards[queue]
             now_current.usage.add(lane, n - choice.n)
             if claim.is_served:
@@ -203,11 +206,17 @@ class Boards:
         if self._boards[queue].begun_at < begun_after:
             async with self._locks[queue]:  # those who wait here share the next look
                 if self._boards[queue].begun_at < begun_after:
-                    self._boards[queue] = await self._look(queue)
+                    self._looking[queue] = self._clock()
+                    try:
+                        self._boards[queue] = board = await self._look(queue, self._looking[queue])
+                    finally:
+                        del self._looking[queue]
+                    for each in self._boards.values():
+                        each.usage = board.usage
         return self._boards[queue]
 
-    async def _look(self, queue: str) -> QueueBoard:
-        old, begun_at = self._boards[queue], self._clock()
+    async def _look(self, queue: str, begun_at: float) -> QueueBoard:
+        old = self._boards[queue]
         async with self._database.connection() as connection:
             snapshot = await connection.fetchrow(sql.SNAPSHOT)  # before the rest
             still_open, end = frozenset(snapshot["open"]), (snapshot["xmax"], 0)
@@ -220,7 +229,7 @@ class Boards:
         usage = Usage()
         for row in used:
             usage.add(self._lanes[row["lane_id"]], row["leased"])
-        for lane, n in self._ledgers[queue].not_before(begun_at):
+        for lane, n in self._ledger.not_before(begun_at, oldest=min(self._looking.values())):
             usage.add(lane, n)
         return QueueBoard(
             begun_at=begun_at,
