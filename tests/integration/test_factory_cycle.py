@@ -430,9 +430,9 @@ def test_pilots_of_an_element_that_the_file_has_no_more_do_not_shut_the_new_one(
 def test_what_a_pilot_that_speaks_has_is_left_alone_whatever_its_element_says(site: Site) -> None:
     site.jobs(2)
     site.cycle()
-    site.register()
     site.says = PilotJobState.FAILED
     site.no_jobs()
+    site.register()
     site.cycle()
     assert (len(site.rig.live()), site.purged) == (2, [])
     site.rig.sql("UPDATE panda_pilot SET last_seen_at = now() - interval '1 h'")
