@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.batch_rig import until
 from support.canary import Canaries
+from support.elements import until
 from support.launcher import running_site
 from support.need import need_root
 from support.sshd import Proxy, Sshd, running_sshd
