@@ -72,6 +72,8 @@ def test_a_killed_pilots_job_is_done_by_another_one_uncharged(chain: Chain) -> N
     handles = chain.send_pilots(1)
     wait_for(lambda: chain.call("GET", f"/v1/task/{task['task_id']}/progress")["counts"].get("running"), 60)
     kill_pilots(chain.site, PILOT_UID)
+    # Its lease ends first, for which an idle pilot would not wait.
+    wait_for(lambda: chain.jobs(task["task_id"])[0]["status"] == "activated", 120)
     handles += chain.send_pilots(1)
     assert chain.wait(task["task_id"]) == {"finished": 1}, chain.logs(handles)
     (job,) = chain.jobs(task["task_id"])
