@@ -273,10 +273,12 @@ class ThroughGlexec:
 
     def _prove(self) -> bool:
         """Look at the wrapper from outside; true once its account is known."""
-        started = self._event("started")
+        started, wrappers = self._event("started"), []
+        if not started and (wrappers := self._wrappers()):
+            started = self._event("started")  # ours says it before its wrapper runs: also since our first look
         if started and not self.record.dn:
             self._believe(started)
-        for pid in [int(started["pid"])] if started else self._wrappers():
+        for pid in [int(started["pid"])] if started else wrappers:
             ids = ids_of(pid)
             account = ids.account(_name_of(ids.uids[0])) if ids else None
             if account is not None and account.uid == self._owner:
