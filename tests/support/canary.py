@@ -15,13 +15,15 @@ from pathlib import Path
 from airpanda.core.secret import Secret
 
 _SHORTEST = 12  # shorter values ("", "x") occur by chance
+_MANY = 300  # from so many on a walk through the text is faster than a search for each
 
 
 class Canaries:
     """All secrets of this process and where they came from; never prints a value."""
 
     def __init__(self) -> None:
-        self._values: dict[bytes, str] = {}
+        self._values: dict[bytes, dict[bytes, str]] = {}
+        """By their first bytes: a suite has made some ten thousands when a test's output is long."""
         self._lock = threading.Lock()
 
     def plant(self, kind: str) -> str:
@@ -37,13 +39,21 @@ class Canaries:
             raw = _key_line(raw)
         if len(raw) >= _SHORTEST:
             with self._lock:
-                self._values[raw] = kind
+                self._values.setdefault(raw[:_SHORTEST], {})[raw] = kind
 
     def shown_in(self, text: str | bytes) -> set[str]:
         """The kinds of the canaries that occur in the text."""
         raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+        shown: set[str] = set()
         with self._lock:
-            return {kind for value, kind in self._values.items() if value in raw}
+            if len(self._values) < _MANY:
+                each = (pair for values in self._values.values() for pair in values.items())
+                return {kind for value, kind in each if value in raw}
+            for at in range(len(raw) - _SHORTEST + 1):
+                found = self._values.get(raw[at : at + _SHORTEST])
+                if found:
+                    shown.update(kind for value, kind in found.items() if raw.startswith(value, at))
+        return shown
 
     def shown_in_files(self, paths: Iterable[Path]) -> dict[Path, set[str]]:
         """The same for files, only those that show something."""

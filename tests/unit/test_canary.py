@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.canary import Canaries
 
 from airpanda.core.secret import Secret
@@ -63,3 +64,20 @@ def test_a_test_that_shows_a_secret_fails(tmp_path: Path) -> None:
     assert "test_raises FAILED" in run.stdout
     assert "test_keeps PASSED" in run.stdout
     assert "shows a secret (Secret)" in run.stdout
+
+
+@pytest.mark.parametrize("others", [0, 1000])
+def test_each_of_many_is_found_wherever_it_stands(others: int) -> None:
+    canaries = Canaries()
+    for n in range(others):
+        canaries.remember(f"{n:04} is another secret", "other")
+    alike = [f"the same beginning {n}" for n in range(3)]
+    for n, value in enumerate(alike):
+        canaries.remember(value, f"kind {n}")
+    canaries.remember("exactly12byt", "shortest")
+    canaries.remember("too short", "never")
+    assert canaries.shown_in(f"x{alike[1]}") == {"kind 1"}
+    assert canaries.shown_in(f"{alike[0]}{alike[2]}exactly12byt") == {"kind 0", "kind 2", "shortest"}
+    assert canaries.shown_in(b"\xffexactly12byt\x00") == {"shortest"}
+    assert canaries.shown_in("the same beginning, exactly12by, too short") == set()
+    assert canaries.shown_in("") == set()

@@ -70,9 +70,12 @@ def test_nothing_but_the_two_wildcards_means_anything(text: str) -> None:
 )
 def test_no_pattern_takes_long_on_the_longest_text(pattern: str) -> None:
     """As a regular expression, or with a matcher that goes back, these would not end within anybody's life."""
-    started = time.process_time()
-    assert not rule(pattern=pattern).matches(error(diag="a" * 4096), queue="DEMO", now=NOW)
-    assert time.process_time() - started < 0.1
+    took = []
+    for _ in range(3):  # a collection of the whole suite's garbage may fall into one of them
+        started = time.thread_time()
+        assert not rule(pattern=pattern).matches(error(diag="a" * 4096), queue="DEMO", now=NOW)
+        took.append(time.thread_time() - started)
+    assert min(took) < 0.1
 
 
 def test_the_narrowest_bound_counts_and_of_equals_the_strictest() -> None:
