@@ -186,7 +186,7 @@ async def test_a_report_of_another_attempt_is_answered_alone(world: World) -> No
     assert [each.status_code for each in answers] == [200, 409, 200]
 
 
-async def test_a_new_attempt_keeps_nobody_elses_report_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_new_attempt_keeps_nobody_elses_report_waiting(world: World) -> None:
     """Of another panda task: its report stands in one statement with one that a retry is about to fence off."""
     killed, well = await world.submit(1), await world.submit(1)
     pilots = await started(world, 2)
@@ -200,7 +200,6 @@ async def test_a_new_attempt_keeps_nobody_elses_report_waiting(world: World, mon
     await transaction.start()
     try:
         await connection.execute(jobs_sql.CLOSE_KILLED_ATTEMPTS, first, first)  # as where new attempts are opened
-        monkeypatch.setattr(world.services.jobs._reports._moves, "_at_once", 1)
         late = asyncio.create_task(found[first][0].report(found[first][1], "running"))
         await asyncio.sleep(0.3)
         other, job = found[well["first_panda_id"]]

@@ -31,7 +31,7 @@ class Statements:
 
 async def test_who_comes_while_a_statement_runs_goes_with_the_next() -> None:
     statements = Statements()
-    together = Together(statements.run, at_once=1)
+    together = Together(statements.run)
     first = asyncio.create_task(together.ask("k", 1))
     await asyncio.sleep(0.01)
     others = [asyncio.create_task(together.ask("k", n)) for n in (2, 3, 4)]
@@ -45,7 +45,7 @@ async def test_who_comes_while_a_statement_runs_goes_with_the_next() -> None:
 async def test_those_of_one_turn_go_together_and_no_more_than_may() -> None:
     statements = Statements()
     statements.go.set()
-    together = Together(statements.run, weight=lambda n: n, most=10, at_once=1)
+    together = Together(statements.run, weight=lambda n: n, most=10)
     assert await asyncio.gather(*(together.ask("k", n) for n in (4, 5, 6, 50, 1))) == [40, 50, 60, 500, 10]
     assert statements.groups == [[4, 5], [6], [50], [1]]
 
@@ -53,7 +53,7 @@ async def test_those_of_one_turn_go_together_and_no_more_than_may() -> None:
 async def test_a_bad_question_is_answered_alone() -> None:
     statements = Statements()
     statements.go.set()
-    together = Together(statements.run, at_once=1)
+    together = Together(statements.run)
     found = await asyncio.gather(*(together.ask("k", n) for n in (1, 0, 2)), return_exceptions=True)
     assert isinstance(found[1], RequestError)
     assert [found[0], found[2]] == [10, 20]
@@ -63,7 +63,7 @@ async def test_a_bad_question_is_answered_alone() -> None:
 async def test_a_service_that_is_away_is_asked_once() -> None:
     statements = Statements()
     statements.go.set()
-    together = Together(statements.run, at_once=1)
+    together = Together(statements.run)
     found = await asyncio.gather(*(together.ask("k", n) for n in (1, 99, 2)), return_exceptions=True)
     assert all(isinstance(each, ServiceError) for each in found)
     assert statements.groups == [[1, 99, 2]]
@@ -72,7 +72,7 @@ async def test_a_service_that_is_away_is_asked_once() -> None:
 
 async def test_who_has_gone_is_not_asked_for() -> None:
     statements = Statements()
-    together = Together(statements.run, at_once=1)
+    together = Together(statements.run)
     first = asyncio.create_task(together.ask("k", 1))
     await asyncio.sleep(0)
     await asyncio.sleep(0)

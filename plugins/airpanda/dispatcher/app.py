@@ -70,9 +70,11 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            with contextlib.suppress(AirpandaError):  # the database may be away: only counts are lost
-                await services.jobs.settle()
-            await services.database.close()
+            try:
+                with contextlib.suppress(AirpandaError):  # the database may be away: only counts are lost
+                    await services.jobs.settle()
+            finally:
+                await services.database.close()
 
     # No documentation routes: they would be open to everybody.
     app = FastAPI(title="airpanda dispatcher", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
@@ -80,9 +82,9 @@ def create_app(
     if pilots:  # the first ones are found first
         app.include_router(pilot_routes.lean)
     app.include_router(jobs.lean)
-    for room in (health, description, owners, credentials, bans, retry_rules, shares, lists, jobs, sandboxes, batches):
+    rooms = (health, description, owners, credentials, bans, retry_rules, shares, lists, jobs, sandboxes)
+    for room in (*rooms, batches, factory):
         app.include_router(room.router)
-    app.include_router(factory.router)
     app.include_router(batches.pages)
     app.include_router(queue_routes.router)
     app.include_router(pilot_routes.router if pilots else pilot_routes.elsewhere)

@@ -20,7 +20,6 @@ Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
 
 MOST = 100
-AT_ONCE = 1
 PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.005
 """The next statement waits after one for company, as long as that one took, within these bounds.
 
@@ -31,10 +30,10 @@ ask it.
 
 @dataclass
 class _Line(Generic[Ask, Answer]):
-    """Those who ask for the same; ``running``: how many statements are on their way for them."""
+    """Those who ask for the same; ``is_served``: a statement for them is on its way, or the next one waits."""
 
     waiting: deque[tuple[Ask, asyncio.Future[Answer]]] = field(default_factory=deque)
-    running: int = 0
+    is_served: bool = False
 
 
 class Together(Generic[Key, Ask, Answer]):
@@ -44,7 +43,6 @@ class Together(Generic[Key, Ask, Answer]):
         statement: answers each of its questions, in their order, in one transaction.
         weight: how much of ``most`` a question takes.
         most: of one statement, in weights; a single question may be heavier.
-        at_once: statements of one key that may run side by side.
         pause_s: the least from the end of one to the beginning of the next; who finds none running waits for nothing.
     """
 
@@ -54,11 +52,10 @@ class Together(Generic[Key, Ask, Answer]):
         *,
         weight: Callable[[Ask], int] = lambda _ask: 1,
         most: int = MOST,
-        at_once: int = AT_ONCE,
         pause_s: float = PAUSE_S,
     ) -> None:
         self._statement = statement
-        self._weight, self._most, self._at_once, self._pause_s = weight, most, at_once, pause_s
+        self._weight, self._most, self._pause_s = weight, most, pause_s
         self._lines: dict[Key, _Line[Ask, Answer]] = defaultdict(_Line)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -70,8 +67,8 @@ class Together(Generic[Key, Ask, Answer]):
         line = self._lines[key]
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         line.waiting.append((ask, answer))
-        if line.running < self._at_once:
-            line.running += 1
+        if not line.is_served:  # two at once would halve the company, and gain nothing
+            line.is_served = True
             task = asyncio.create_task(self._serve(key, line))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -85,8 +82,8 @@ class Together(Generic[Key, Ask, Answer]):
                 took_s = time.monotonic() - began
                 await asyncio.sleep(max(self._pause_s, min(took_s, LONGEST_PAUSE_S)))
         finally:
-            line.running -= 1
-            if not line.running and not line.waiting:
+            line.is_served = False
+            if not line.waiting:
                 self._lines.pop(key, None)
 
     def _next(self, line: _Line[Ask, Answer]) -> list[tuple[Ask, asyncio.Future[Answer]]]:
