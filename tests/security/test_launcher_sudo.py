@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,23 +173,48 @@ def test_nothing_survives_sigkill_of_any_process_of_the_chain(site: Site, proxy:
     assert wait_for(lambda: not list(site.node.path(where).iterdir()))
 
 
-def test_a_pilot_works_through_it(site: Site) -> None:
-    """The switcher as pilots hold it, in a process of the pilot's account on the node."""
-    assert GlexecSwitcher(INSTALLED.glexec_sudo).switches
-    code = (
-        "import sys; sys.path.insert(0, '/run/airpanda/lib'); from pathlib import Path\n"
-        "from airpanda.glexec.through_glexec import GlexecSwitcher\n"
-        f"switcher, proxy, here = GlexecSwitcher(Path('{GLEXEC}')), Path(sys.argv[1]), Path('/home/pilot')\n"
-        "print(switcher.preflight(proxy).uid)\n"
-        "here.chmod(0o711)\n"
-        "sandbox = switcher.make_sandbox(here, proxy)\n"
-        "log = here / 'log'\n"
-        "running = switcher.launch(['/bin/sh', '-c', 'id -u; echo out > result; exit 7'], env={}, sandbox=sandbox,\n"
-        "    proxy=proxy, stdout=log, stderr=log, label='PandaID=1')\n"
-        "outcome = running.wait(60)\n"
-        "got = switcher.get(sandbox, proxy, ['result'], here, max_bytes=1000)\n"
-        "switcher.remove(sandbox, proxy)\n"
-        "print(log.read_text().strip(), outcome.exit_code, outcome.account.uid, outcome.identity_switched, list(got))\n"
-    )
+AS_PILOTS_HOLD_IT = f"""
+import sys; sys.path.insert(0, "/run/airpanda/lib")
+from pathlib import Path
+from airpanda.glexec.through_glexec import GlexecSwitcher
+switcher, proxy, here = GlexecSwitcher(Path("{GLEXEC}")), Path(sys.argv[1]), Path("/home/pilot")
+log = here / "log"
+print(switcher.preflight(proxy).uid)
+here.chmod(0o711)
+sandbox = switcher.make_sandbox(here, proxy)
+def launch(*argv):
+    return switcher.launch(argv, env={{}}, sandbox=sandbox, proxy=proxy, stdout=log, stderr=log, label="PandaID=1")
+"""
+"""The switcher in a process of the pilot's account on the node."""
+
+
+def as_pilot(site: Site, code: str) -> list[str]:
+    code = AS_PILOTS_HOLD_IT + textwrap.dedent(code) + "switcher.remove(sandbox, proxy)\n"
     ran = site.run("/usr/bin/env", "-i", sys.executable, "-I", "-c", code, str(site.put_proxy()))
-    assert ran.out.splitlines() == [str(ALICE_UID), f"{ALICE_UID} 7 {ALICE_UID} True ['result']"], ran
+    assert ran.code == 0, ran
+    return ran.out.splitlines()
+
+
+def test_a_pilot_works_through_it(site: Site) -> None:
+    assert GlexecSwitcher(INSTALLED.glexec_sudo).switches
+    told = as_pilot(
+        site,
+        """
+        outcome = launch("/bin/sh", "-c", "id -u; echo out > result; exit 7").wait(60)
+        got = switcher.get(sandbox, proxy, ["result"], here, max_bytes=1000)
+        print(log.read_text().strip(), outcome.exit_code, outcome.account.uid, outcome.identity_switched, list(got))
+        """,
+    )
+    assert told == [str(ALICE_UID), f"{ALICE_UID} 7 {ALICE_UID} True ['result']"]
+
+
+def test_every_payload_goes_with_its_record_read(site: Site) -> None:
+    """The launcher's child has the owner's account, and the wrapper's command line, before its record is written."""
+    told = as_pilot(
+        site,
+        """
+        runs = [launch("/bin/true") for _ in range(40)]
+        print(sum(run.wait(60).exit_code for run in runs), {(run.record.dn, run.record.launcher) for run in runs})
+        """,
+    )
+    assert told[1:] == [f"0 {{('{site.pki.dn('alice')}', 'sudo')}}"]

@@ -273,15 +273,15 @@ class ThroughGlexec:
 
     def _prove(self) -> bool:
         """Look at the wrapper from outside; true once its account is known."""
-        started, wrappers = self._event("started"), []
-        if not started and (wrappers := self._wrappers()):
-            started = self._event("started")  # ours says it before its wrapper runs: also since our first look
+        started = self._event("started")
         if started and not self.record.dn:
             self._believe(started)
-        for pid in [int(started["pid"])] if started else wrappers:
+        for pid in [int(started["pid"])] if started else self._wrappers():
             ids = ids_of(pid)
             account = ids.account(_name_of(ids.uids[0])) if ids else None
             if account is not None and account.uid == self._owner:
+                if not started and self._record.exists():
+                    return False  # ours, which opens its record before it forks: what is in it is on the way
                 self._pid, self._began = pid, began(pid)
                 self.account, self.identity_proven = account, True
                 return True
