@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,27 @@ async def test_a_wrong_checksum_leaves_nothing(world: World) -> None:
     assert (refused.status_code, "SHA-256" in refused.text) == (400, True)
     (blob,) = blobs(world)
     assert blob.read_bytes() == b"good"
+
+
+async def test_a_full_disk_is_said_and_the_upload_can_be_repeated(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit on this process's files stands for it: the kernel refuses the same writes."""
+    pilot, job = await running_job(world)
+    content = os.urandom(world.settings.max_upload_bytes)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) - 1, before[1]))
+    try:
+        refused = await pilot.put(job, "out", content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "60")
+    assert "the file store takes nothing now (File too large)" in refused.json()["detail"]
+    assert "operators must make room" in refused.json()["detail"]
+    assert str(world.settings.file_store) not in refused.text
+    assert "the file store takes nothing" in caplog.text
+    assert blobs(world) == []
+    assert (await pilot.put(job, "out", content)).status_code == 201
 
 
 @pytest.mark.parametrize("lfn", ["undeclared", "payload.lo", ".hidden", "..%2f..%2fetc%2fpasswd", "a%00b", "x" * 300])

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from support.pki import Pki, pki
 from support.postgres import Database, Server, postgres
 
 from airpanda.core.clock import utcnow
+from airpanda.core.secret import Secret
+from airpanda.db.pool import Database as Pool
 from airpanda.jobs.retention import Keep, Retention
 from airpanda.jobs.sandboxes import refer
 from airpanda.messages import JobSpec
@@ -44,7 +47,7 @@ async def put(world: World, content: Any = CONTENT, path: str = "", **headers: A
 
 
 def files(root: Path) -> list[Path]:
-    return [path for path in (root / "sandbox").rglob("*") if path.is_file()]
+    return [path for path in root.rglob("*") if path.is_file()]
 
 
 def stored(world: World) -> list[Path]:
@@ -278,6 +281,21 @@ def _place(
 def test_a_body_that_breaks_off_leaves_nothing_and_is_no_failure(place: GatewayPlace, pki: Pki) -> None:
     gateway = place.running()
     root = place.directory / "files"
+    with half_an_upload(place, pki):
+        wait_until(lambda: len(files(root)) == 1)
+    wait_until(lambda: files(root) == [])
+    with gateway.client() as http:
+        assert http.get(path_of()).status_code == 404
+        large = os.urandom(3 * 1024 * 1024)
+        assert http.put(path_of(large), content=large).status_code == 201
+        assert http.get(path_of(large)).content == large
+    assert "Traceback" not in gateway.log.read_text()
+
+
+@contextmanager
+def half_an_upload(place: GatewayPlace, pki: Pki) -> Iterator[None]:
+    """All but the last byte, on a connection that stays."""
+    gateway = place.running()
     context = ssl.create_default_context(capath=str(pki.ca_dir))
     head = (
         f"PUT {path_of()} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(CONTENT)}\r\n"
@@ -288,14 +306,30 @@ def test_a_body_that_breaks_off_leaves_nothing_and_is_no_failure(place: GatewayP
         context.wrap_socket(plain, server_hostname="localhost") as peer,
     ):
         peer.sendall(head.encode() + CONTENT[:-1])
-        wait_until(lambda: len(files(root)) == 1)
-    wait_until(lambda: files(root) == [])
-    with gateway.client() as http:
-        assert http.get(path_of()).status_code == 404
-        large = os.urandom(3 * 1024 * 1024)
-        assert http.put(path_of(large), content=large).status_code == 201
-        assert http.get(path_of(large)).content == large
-    assert "Traceback" not in gateway.log.read_text()
+        yield
+
+
+async def test_what_a_killed_gateway_leaves_goes_after_a_day(place: GatewayPlace, pki: Pki) -> None:
+    root = place.directory / "files"
+    kept = set(files(root))
+    with half_an_upload(place, pki):
+        await asyncio.to_thread(wait_until, lambda: len(files(root)) == len(kept) + 1)
+        place.kill()
+    (left,) = set(files(root)) - kept
+    pool = Pool(Secret(place.database.url("postgresql")), max_connections=1)
+    await pool.open()
+    try:
+        retention = Retention(pool, root, WEEK)
+        for hours, due in ((23, 0), (25, 1)):
+            then = time.time() - hours * 3600
+            os.utime(left, (then, then))
+            assert (await retention.would()).uploads_removed == due
+            assert left.exists()
+            assert (await retention.step()).uploads_removed == due
+    finally:
+        await pool.close()
+        place.start()
+    assert set(files(root)) == kept
 
 
 def wait_until(holds: Any, seconds: float = 60) -> None:

@@ -1,7 +1,8 @@
 """Outputs and logs: bytes in a directory, their names and rights in the database.
 
 A file is visible only whole: its content lies under a fresh name, is checked and synced, and then one transaction
-gives it its name. Whatever an interrupted upload leaves has no name and is removed.
+gives it its name. Whatever an interrupted upload leaves has no name and is removed, by ``retention`` where the gateway
+was killed.
 """
 
 from __future__ import annotations
@@ -42,19 +43,20 @@ class FileStore:
         """Store one declared output or a log of a leased attempt. A repeat replaces what was there.
 
         Raises:
+            ServiceError: the disk is full or fails.
             StaleReportError: the lease is not, or no longer, the caller's.
             NotFoundError: the job declares no such output.
             RequestError: too long, or the content has another checksum than announced.
         """
         access = await self._access(lease, lfn)
-        path = self._fresh_path(lease.panda_id)
+        blob = f"{lease.panda_id % 1000:03d}/{lease.panda_id}-{secrets.token_hex(16)}"
         try:
             size, adler32 = await receive(
-                path, content, sha256=sha256, max_bytes=self._max_bytes, option="max_upload_bytes"
+                self._root, blob, content, sha256=sha256, max_bytes=self._max_bytes, option="max_upload_bytes"
             )
-            old = await self._publish(lease, lfn, access, path, size, bytes.fromhex(sha256), adler32)
+            old = await self._publish(lease, lfn, access, blob, size, bytes.fromhex(sha256), adler32)
         except BaseException:
-            path.unlink(missing_ok=True)
+            self.blob(blob).unlink(missing_ok=True)
             raise
         if old is not None:
             self.blob(old).unlink(missing_ok=True)
@@ -138,13 +140,8 @@ class FileStore:
             raise _stale(lease)
         return row
 
-    def _fresh_path(self, panda_id: int) -> Path:
-        folder = self._root / f"{panda_id % 1000:03d}"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder / f"{panda_id}-{secrets.token_hex(16)}"
-
     async def _publish(
-        self, lease: Lease, lfn: str, access: str, path: Path, size: int, sha256: bytes, adler32: str
+        self, lease: Lease, lfn: str, access: str, blob: str, size: int, sha256: bytes, adler32: str
     ) -> str | None:
         """Give the content its name; answer the blob it replaces."""
         async with self._database.transaction() as connection:
@@ -152,7 +149,7 @@ class FileStore:
                 raise _stale(lease)
             key = (lease.panda_id, lease.attempt_nr, lfn)
             old: str | None = await connection.fetchval(sql.REPLACED_BLOB, *key)
-            await connection.execute(sql.PUT, *key, size, sha256, adler32, access, str(path.relative_to(self._root)))
+            await connection.execute(sql.PUT, *key, size, sha256, adler32, access, blob)
         return old
 
     def _stored(self, row: Any) -> Stored:

@@ -18,11 +18,14 @@ from airpanda.core.errors import ServiceError
 from airpanda.db.pool import Database
 from airpanda.db.sql import retention as sql
 from airpanda.db.sql import sandboxes as sandboxes_sql
+from airpanda.jobs.content import broken_off
 from airpanda.jobs.sandboxes import mark_unused
 from airpanda.jobs.store import job_range
 
 BATCH = 500
 AUDIT_BATCH = 5000
+UPLOADS_AFTER = timedelta(days=1)
+"""What nobody has written to for so long is no upload any more: a gateway ends what comes too slowly."""
 _START = (datetime(1970, 1, 1, tzinfo=UTC), 0)
 
 
@@ -51,6 +54,7 @@ class Done:
     batches_removed: int = 0
     audit_removed: int = 0
     sandboxes_removed: int = 0
+    uploads_removed: int = 0
 
     def __bool__(self) -> bool:
         return any(getattr(self, each.name) for each in fields(self))
@@ -59,7 +63,8 @@ class Done:
         return (
             f"{self.tasks_archived} panda tasks and {self.jobs_archived} jobs to the archive;"
             f" {self.tasks_removed} panda tasks, {self.jobs_removed} jobs, {self.batches_removed} batches of pilots,"
-            f" {self.audit_removed} rows of the credential log and {self.sandboxes_removed} sandboxes removed"
+            f" {self.audit_removed} rows of the credential log, {self.sandboxes_removed} sandboxes and"
+            f" {self.uploads_removed} uploads that broke off removed"
         )
 
 
@@ -85,11 +90,12 @@ class Retention:
             await self._remove_audit(self._keep.audit_after, done)
         if self._keep.sandbox_after is not None:
             await self._remove_sandboxes(self._keep.sandbox_after, done)
+        await self._remove_uploads(done)
         return done
 
     async def would(self) -> Done:
         """What is due, in whole; changes nothing."""
-        done = Done()
+        done = Done(uploads_removed=len(await self._broken_off()))
         async with self._database.connection() as connection:
             if self._keep.archive_after is not None:
                 row = await connection.fetchrow(sql.WOULD_ARCHIVE, self._keep.archive_after)
@@ -185,6 +191,14 @@ class Retention:
         await asyncio.to_thread(_unlink, [self._root / blob for blob in marked.values()])
         async with self._database.connection() as connection:
             done.sandboxes_removed += await connection.fetchval(sandboxes_sql.REMOVE, list(marked))
+
+    async def _remove_uploads(self, done: Done) -> None:
+        if paths := await self._broken_off():
+            await asyncio.to_thread(_unlink, paths)
+            done.uploads_removed += len(paths)
+
+    async def _broken_off(self) -> list[Path]:
+        return await asyncio.to_thread(lambda: list(broken_off(self._root, UPLOADS_AFTER)))
 
 
 @dataclass(frozen=True)

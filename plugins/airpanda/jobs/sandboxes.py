@@ -44,13 +44,15 @@ class Sandboxes:
 
         Raises:
             RequestError: too long, or the content has another checksum.
+            ServiceError: the disk is full or fails.
         """
-        path = self._fresh_path(sha256)
+        blob = f"sandbox/{sha256[:2]}/{sha256[:16]}-{secrets.token_hex(16)}"
+        path = self._root / blob
         try:
             size, adler32 = await receive(
-                path, content, sha256=sha256, max_bytes=self._max_bytes, option="max_sandbox_bytes"
+                self._root, blob, content, sha256=sha256, max_bytes=self._max_bytes, option="max_sandbox_bytes"
             )
-            row, superfluous = await self._publish(owner, sha256, size, adler32, path, actor)
+            row, superfluous = await self._publish(owner, sha256, size, adler32, blob, actor)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -94,23 +96,17 @@ class Sandboxes:
         return Stored(path=path, size=row["size"], sha256=sha256)
 
     async def _publish(
-        self, owner: str, sha256: str, size: int, adler32: str, path: Path, actor: str
+        self, owner: str, sha256: str, size: int, adler32: str, blob: str, actor: str
     ) -> tuple[Any, Path | None]:
         """Give the content its name; answer its row, and the file that nobody needs now."""
-        blob = str(path.relative_to(self._root))
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(sql.PUT, owner, bytes.fromhex(sha256), size, adler32, blob, actor)
             if row["blob"] == blob:
                 return row, None
             there = self._path(row)
             if not row["removing"] and there.is_file():
-                return row, path
+                return row, self._root / blob
             return await connection.fetchrow(sql.REPLACE, row["sandbox_id"], blob), there
-
-    def _fresh_path(self, sha256: str) -> Path:
-        folder = self._root / "sandbox" / sha256[:2]
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder / f"{sha256[:16]}-{secrets.token_hex(16)}"
 
     def _path(self, row: Any) -> Path:
         return self._root / str(row["blob"])
