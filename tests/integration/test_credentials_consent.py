@@ -112,7 +112,7 @@ async def test_what_ends_a_consent_holds_at_the_next_dispatch(world: World, chan
     await world.sql(change)
     assert await pilot.acquire() == []
     assert (await world.job(task["first_panda_id"]))["status"] == "activated"
-    assert await world.services.jobs.close_without_credential() == 1
+    assert await world.services.upkeep.close_without_credential() == 1
     job = await world.job(task["first_panda_id"])
     assert job["status"] == "closed"
     assert "consent" in job["reason"]
@@ -128,7 +128,7 @@ async def test_taking_back_and_giving_again(world: World) -> None:
     ended = await consents.end(ConsentEnd(client="tests"), owner_dn=ALICE_DN, actor=f"owner:{ALICE_DN}")
     assert len(ended) == 1
     assert await consents.end(ConsentEnd(), owner_dn=ALICE_DN, actor="x") == []
-    assert await world.services.jobs.close_without_credential() == 1
+    assert await world.services.upkeep.close_without_credential() == 1
     await give(world, "tests")
     await world.good("POST", f"/v1/task/{task['task_id']}/retry")
     assert len(await (await world.pilot()).acquire()) == 1
@@ -303,7 +303,7 @@ async def test_what_is_revoked_or_destroyed_is_not_released_any_more(world: Worl
     assert await (await world.pilot()).acquire() == []
     assert (await world.sql("SELECT passphrase FROM panda_credential"))[0]["passphrase"] == b""
     await refused(await submit(world, number, key="2"), "stage a fresh one")
-    assert await world.services.jobs.close_without_credential() == 1
+    assert await world.services.upkeep.close_without_credential() == 1
     assert "stage a fresh one" in (await world.job(task["first_panda_id"]))["reason"]
     assert await world.good("POST", "/v1/creds/staged", {"owner": "alice"}) == []
 
@@ -325,7 +325,7 @@ async def test_the_passphrase_of_what_has_expired_is_forgotten(world: World) -> 
     why = (await world.good("GET", f"/v1/job/{task['first_panda_id']}/why"))["why"]
     assert why == f"credential {old} ends before the job could: its owner must stage a fresh one and retry"
     await refused(await submit(world, old, key="2"), "ends in 0 s")
-    assert await world.services.jobs.close_without_credential() == 1
+    assert await world.services.upkeep.close_without_credential() == 1
     assert "stage a fresh one" in (await world.job(task["first_panda_id"]))["reason"]
 
 
@@ -338,7 +338,7 @@ async def test_a_clock_that_went_back_opens_nothing_that_is_forgotten(world: Wor
     (attempt,) = (await world.job(task["first_panda_id"]))["attempts"]
     assert "opens with no key of this service" in attempt["errors"][0]["diag"]
     assert await actions(world, ALICE_DN) == ["staged", "consented", "released", "refused"]
-    assert await world.services.jobs.close_without_credential() == 1
+    assert await world.services.upkeep.close_without_credential() == 1
     assert "stage a fresh one" in (await world.job(task["first_panda_id"]))["reason"]
 
 
@@ -391,7 +391,7 @@ async def test_a_passphrase_changed_in_the_database_stops_its_own_jobs_only(
     assert ["operators of this service must look" in row["detail"] for row in rows if row["action"] == "refused"] == [
         True
     ]
-    assert await world.services.jobs.close_without_credential() == 1
+    assert await world.services.upkeep.close_without_credential() == 1
 
 
 async def test_a_rotated_key_seals_again_and_then_the_old_one_may_go(job_database: Database, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ async def test_a_rotated_away_key_releases_nothing_and_names_who_must_act(
         )
         assert (refused.status_code, refused.json()["code"]) == (409, "credential")
         assert "operators of this service must put that key back" in refused.json()["detail"]
-        assert await rotated.services.jobs.close_without_credential() == 1
+        assert await rotated.services.upkeep.close_without_credential() == 1
         reason = (await rotated.job(task["first_panda_id"]))["reason"]
         assert "sealed with a Fernet key that is configured no more" in reason
         actions = [row["action"] for row in await rotated.good("GET", "/v1/creds/audit")]
@@ -259,8 +259,8 @@ async def test_the_watchdog_outlives_a_failing_round(world: World, monkeypatch: 
         rounds += 1
         raise RuntimeError("a programming error")
 
-    monkeypatch.setattr(world.services.jobs, "expire", expire)
-    task = asyncio.create_task(watch(world.services.jobs, world.services.credentials, period_s=0.001))
+    monkeypatch.setattr(world.services.upkeep, "expire", expire)
+    task = asyncio.create_task(watch(world.services.upkeep, world.services.credentials, period_s=0.001))
     while rounds < 3:
         await asyncio.sleep(0.001)
     task.cancel()

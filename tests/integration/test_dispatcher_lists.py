@@ -134,7 +134,7 @@ async def test_a_pilot_sees_where_its_own_jobs_are(world: World) -> None:
     seen = (await world.http.get(path, headers=mine.headers)).json()
     assert seen == [{"panda_id": job["panda_id"], "attempt_nr": 1, "status": "sent"}]
     await world.end_lease(job["panda_id"])
-    await world.services.jobs.expire()
+    await world.services.upkeep.expire()
     (seen,) = (await world.http.get(path, headers=mine.headers)).json()
     assert (seen["attempt_nr"], seen["status"]) == (2, "activated")
 

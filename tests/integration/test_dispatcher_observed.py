@@ -84,7 +84,7 @@ async def test_a_question_dies_with_its_attempt(world: World) -> None:
     await first.good_report(job, "starting", "running")
     await world.good("POST", f"/v1/job/{job['panda_id']}/debug", {"what": "tail"})
     await world.end_lease(job["panda_id"])
-    await world.services.jobs.expire()
+    await world.services.upkeep.expire()
     (again,) = await second.acquire()
     assert (await second.good_report(again, "starting", "running", debug_output="of the second"))["debug"] == ""
     assert "not answered" in (await world.call("GET", f"/v1/job/{job['panda_id']}/debug")).json()["detail"]

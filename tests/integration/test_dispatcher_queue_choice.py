@@ -100,7 +100,7 @@ async def test_what_no_pilot_took_is_tried_again_elsewhere(world: World) -> None
     wanted: dict[str, Any] = {"key": "k", "queue": ["DEMO", "OTHER"], "credential_id": credential}
     here = (await world.submit(1, **wanted))["queue"]
     await world.sql("UPDATE panda_job SET changed_at = now() - interval '8 d'")
-    assert await world.services.jobs.close_overdue(world.settings.state_timeouts["activated"]) == 1
+    assert await world.services.upkeep.close_overdue(world.settings.state_timeouts["activated"]) == 1
     again = await world.submit(1, **wanted, ti=ti(2))
     assert (again["resumed"], again["queue"]) == (1, {"DEMO": "OTHER", "OTHER": "DEMO"}[here])
 

@@ -197,8 +197,8 @@ async def test_lanes_are_counted_through_everything(world: World) -> None:
     await pilot.good_report(back, "starting", "activated", errors=[SITE_ERROR])
     assert [row[1:] for row in await lane_counts(world)] == [(5, 2)]
     await world.end_lease(lost["panda_id"])
-    await world.services.jobs.expire()
-    await world.services.jobs.fold_counts()
+    await world.services.upkeep.expire()
+    await world.services.upkeep.fold_counts()
     assert [row[1:] for row in await lane_counts(world)] == [(6, 1)]
 
     other = await world.credential(scope="user", fqans=["/test/Role=pilot"])
@@ -221,7 +221,7 @@ async def test_folds_and_counts_at_once_agree_at_any_moment(world: World) -> Non
 
     async def fold() -> None:
         while going:
-            await world.services.jobs.fold_counts()
+            await world.services.upkeep.fold_counts()
 
     async def look() -> None:
         while going:

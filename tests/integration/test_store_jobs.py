@@ -123,11 +123,11 @@ async def test_32_claimers_and_a_watchdog_never_share_an_attempt(world: World) -
 
     async def watch() -> None:
         for _ in range(30):
-            await world.services.jobs.expire()
-            await world.services.jobs.fold_counts()
+            await world.services.upkeep.expire()
+            await world.services.upkeep.fold_counts()
 
     await asyncio.gather(watch(), watch(), *(claim(pilot.pilot_id) for pilot in pilots))
-    await world.services.jobs.expire()
+    await world.services.upkeep.expire()
     while jobs := await world.services.jobs.acquire(
         offer.model_copy(update={"n_jobs": 100}), pilot_id=pilots[0].pilot_id, queue="DEMO", pilot_dn=PILOT_DN
     ):
@@ -170,7 +170,7 @@ async def test_no_dispatch_for_banned_expiring_or_destroyed_credentials(world: W
     refused = await world.call("POST", "/v1/job/submit", submission(number))
     assert "before the job's time limit of 3600 s" in refused.json()["detail"]
 
-    assert await world.services.jobs.close_without_credential() == 1
+    assert await world.services.upkeep.close_without_credential() == 1
     assert await counts(world, task["task_id"]) == {"closed": 1}
     assert "stage a fresh one" in (await world.job(task["first_panda_id"]))["reason"]
 
@@ -179,7 +179,7 @@ async def test_a_resubmission_with_a_fresh_credential_revives_what_was_closed(wo
     stale = await world.credential()
     task = await world.submit(key="k", credential_id=stale["credential_id"])
     await world.good("POST", f"/v1/creds/{stale['credential_id']}/destroyed")
-    await world.services.jobs.close_without_credential()
+    await world.services.upkeep.close_without_credential()
     fresh = await world.credential()
     again = await world.submit(key="k", credential_id=fresh["credential_id"], ti=ti(2))
     assert (again["task_id"], again["created"], again["resumed"]) == (task["task_id"], False, 1)
@@ -265,9 +265,9 @@ async def test_a_silent_pilot_loses_its_job_uncharged_and_is_told_so(world: Worl
     first, second = await world.pilots(2)
     (old,) = await first.acquire()
     await first.good_report(old, "starting", "running")
-    assert await world.services.jobs.expire() == []
+    assert await world.services.upkeep.expire() == []
     await world.end_lease(old["panda_id"])
-    assert await asyncio.gather(world.services.jobs.expire(), world.services.jobs.expire()) in (
+    assert await asyncio.gather(world.services.upkeep.expire(), world.services.upkeep.expire()) in (
         [[old["panda_id"]], []],
         [[], [old["panda_id"]]],
     )
@@ -332,23 +332,23 @@ async def test_heartbeats_renew_the_lease_and_a_clock_of_the_pilot_does_not_matt
     await world.end_lease(job["panda_id"])
     reply = await pilot.good_report(job, "running")
     assert reply["lease_expires_at"] > to_wire(utcnow())
-    assert await world.services.jobs.expire() == []
+    assert await world.services.upkeep.expire() == []
 
 
 async def test_a_live_job_is_looked_at_when_its_pilot_could_be_suspected(world: World) -> None:
-    jobs = world.services.jobs
+    upkeep = world.services.upkeep
     await world.submit(2)
     live, silent = await (await world.pilot()).acquire(n_jobs=2)
     await world.end_lease(silent["panda_id"])
     await world.sql("UPDATE panda_job SET check_at = now() WHERE panda_id = $1", live["panda_id"])
-    looks = await asyncio.gather(*(jobs.move_checks_on() for _ in range(3)))
+    looks = await asyncio.gather(*(upkeep.move_checks_on() for _ in range(3)))
     assert sum(looks) == 1, "each is moved on once, and who is silent never"
     ((moved,),) = await world.sql(
         "SELECT check_at = lease_expires_at - interval '30 s' FROM panda_job WHERE panda_id = $1", live["panda_id"]
     )
     assert moved
-    assert await jobs.expire() == [silent["panda_id"]]
-    assert await jobs.move_checks_on() == 0
+    assert await upkeep.expire() == [silent["panda_id"]]
+    assert await upkeep.move_checks_on() == 0
 
 
 async def test_handed_back_jobs_go_to_another_pilot_at_most_20_times(world: World) -> None:
@@ -428,7 +428,7 @@ async def test_a_killed_job_whose_pilot_is_gone_ends_as_cancelled(world: World) 
     (job,) = await (await world.pilot()).acquire()
     await world.good("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "enough"})
     await world.end_lease(job["panda_id"])
-    await world.services.jobs.expire()
+    await world.services.upkeep.expire()
     assert await counts(world, task["task_id"]) == {"cancelled": 1}
 
 
@@ -475,7 +475,7 @@ async def test_counts_are_the_same_folded_or_not(world: World) -> None:
         for job in await pilot.acquire(n_jobs=5):
             await pilot.good_report(job, "starting", "running", "finished")
         before = await counts(world, task["task_id"])
-        await asyncio.gather(world.services.jobs.fold_counts(), world.services.jobs.fold_counts())
+        await asyncio.gather(world.services.upkeep.fold_counts(), world.services.upkeep.fold_counts())
         assert await counts(world, task["task_id"]) == before == await recount(world, task["task_id"])
     assert (await world.sql("SELECT count(*) AS n FROM panda_task_delta"))[0]["n"] == 0
 

@@ -70,7 +70,7 @@ async def test_outputs_of_an_earlier_attempt_are_not_those_of_this_one(world: Wo
     for lfn in ("a", "b"):
         assert (await pilot.put(job, lfn, b"x")).is_success
     await world.end_lease(job["panda_id"])
-    assert await world.services.jobs.expire() == [job["panda_id"]]
+    assert await world.services.upkeep.expire() == [job["panda_id"]]
     await world.sql("UPDATE panda_job SET avoid_until = now()")
     (again,) = await pilot.acquire()
     await pilot.good_report(again, "starting", "running")

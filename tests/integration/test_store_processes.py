@@ -93,10 +93,10 @@ async def test_32_processes_and_kill_9_never_share_an_attempt(world: World) -> N
                 " WHERE pilot_id = $1",
                 alive.pop(process),
             )
-            await asyncio.gather(*(world.services.jobs.expire() for _ in range(2)))
+            await asyncio.gather(*(world.services.upkeep.expire() for _ in range(2)))
         async with asyncio.timeout(120):
             while await waiting(world):
-                await world.services.jobs.expire()
+                await world.services.upkeep.expire()
                 await asyncio.sleep(0.2)
     finally:
         for process in alive:
@@ -150,7 +150,7 @@ async def test_four_watchdogs_at_once_do_everything_once(world: World) -> None:
     async def tidy(retention: Retention) -> int:
         return sum([(await retention.step()).jobs_archived for _ in range(3)])
 
-    taken = await asyncio.gather(*(one_round(world.services.jobs, longest=STATE_TIMEOUTS) for _ in range(4)))
+    taken = await asyncio.gather(*(one_round(world.services.upkeep, longest=STATE_TIMEOUTS) for _ in range(4)))
     archived = await asyncio.gather(*map(tidy, tidiers))
     assert (sum(taken), sum(archived)) == (40, 20)
     for job in silent + slow:

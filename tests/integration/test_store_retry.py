@@ -62,7 +62,7 @@ async def test_more_time_is_never_more_than_the_credential_lasts(world: World, l
     pilot = await world.pilot()
     await world.sql(f"UPDATE panda_credential SET expires_at = now() + interval '{lasts}'")
     job = await fail(pilot, TIME)
-    await world.services.jobs.close_without_credential()
+    await world.services.upkeep.close_without_credential()
     (again,) = await pilot.acquire()
     assert (again["spec"]["walltime_s"], again["attempt_nr"]) == (walltime_s, 2)
     (_, first) = await attempts(world, job["panda_id"])
@@ -104,7 +104,7 @@ async def test_lanes_stay_counted_when_needs_change(world: World) -> None:
     assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(1, 0)]
     await pilot.acquire()
     assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(0, 1)]
-    await world.services.jobs.fold_counts()
+    await world.services.upkeep.fold_counts()
     assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(0, 1)]
 
 
@@ -143,7 +143,7 @@ async def test_a_silent_pilots_node_is_avoided(world: World) -> None:
     pilot = await world.pilot()
     (job,) = await pilot.acquire(node="dead.example.org")
     await world.end_lease(job["panda_id"])
-    await world.services.jobs.expire()
+    await world.services.upkeep.expire()
     other = await world.pilot()
     assert await other.acquire(node="dead.example.org") == []
     assert len(await other.acquire(node="alive.example.org")) == 1
@@ -156,10 +156,10 @@ async def test_a_live_pilot_that_gets_nowhere_loses_the_job(world: World) -> Non
     (job,) = await pilot.acquire()
     await pilot.good_report(job, "starting")
     longest = world.settings.state_timeouts
-    assert await world.services.jobs.end_overdue(longest) == []
+    assert await world.services.upkeep.end_overdue(longest) == []
     await world.sql("UPDATE panda_job SET changed_at = now() - interval '61 min', check_at = now()")
-    assert await world.services.jobs.end_overdue(longest) == [job["panda_id"]]
-    assert await world.services.jobs.end_overdue(longest) == []
+    assert await world.services.upkeep.end_overdue(longest) == [job["panda_id"]]
+    assert await world.services.upkeep.end_overdue(longest) == []
     assert (await pilot.report(job, "running")).json()["code"] == "stale-report"
     (again,) = await pilot.acquire()
     assert again["attempt_nr"] == 2
@@ -172,8 +172,8 @@ async def test_jobs_that_nobody_takes_are_closed_in_the_end(world: World) -> Non
     await world.submit(2)
     week = world.settings.state_timeouts["activated"]
     await world.sql("UPDATE panda_job SET changed_at = now() - interval '8 d' WHERE task_id = $1", old["task_id"])
-    assert await world.services.jobs.close_overdue(week) == 3
-    assert await world.services.jobs.close_overdue(week) == 0
+    assert await world.services.upkeep.close_overdue(week) == 3
+    assert await world.services.upkeep.close_overdue(week) == 0
     assert (await world.job(old["first_panda_id"]))["reason"] == "no pilot has taken it within 604800 s"
 
 

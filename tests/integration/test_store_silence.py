@@ -67,11 +67,11 @@ async def test_who_is_suspected_stays_in_sight_and_nobody_else_does(world: World
     await fall_silent(world, late["panda_id"], 90)
     await fall_silent(world, dead["panda_id"], 200)
     await world.sql("UPDATE panda_job SET check_at = now() - interval '1 s'")
-    while await world.services.jobs.move_checks_on():
+    while await world.services.upkeep.move_checks_on():
         pass
     rows = await world.sql("SELECT panda_id FROM panda_job WHERE pilot_id IS NOT NULL AND check_at <= now()")
     assert {row["panda_id"] for row in rows} == {silent["panda_id"], dead["panda_id"]}
-    assert await world.services.jobs.expire() == [dead["panda_id"]]
+    assert await world.services.upkeep.expire() == [dead["panda_id"]]
 
 
 async def test_it_is_seen_wherever_a_person_looks_until_the_pilot_speaks_again(world: World) -> None:
@@ -94,7 +94,7 @@ async def test_it_is_seen_wherever_a_person_looks_until_the_pilot_speaks_again(w
     assert [each["suspected"] for each in await world.good("POST", "/v1/tasks/progress", asked)] == [1]
     assert [each["suspected"] for each in (await world.good("GET", "/v1/tasks"))["tasks"]] == [1]
     assert "which is suspected" in (await world.good("GET", f"/v1/job/{silent['panda_id']}/why"))["why"]
-    assert await world.services.jobs.count_suspected() == 1
+    assert await world.services.upkeep.count_suspected() == 1
     assert await world.sql("SELECT * FROM panda_job ORDER BY panda_id") == before, "it is derived, nobody writes it"
 
     await pilot.good_report(silent, "running")
@@ -102,7 +102,7 @@ async def test_it_is_seen_wherever_a_person_looks_until_the_pilot_speaks_again(w
         assert seen == set()
     assert (await world.good("GET", f"/v1/task/{task['task_id']}"))["suspected"] == 0
     assert "suspected" not in (await world.good("GET", f"/v1/job/{silent['panda_id']}/why"))["why"]
-    assert await world.services.jobs.count_suspected() == 0
+    assert await world.services.upkeep.count_suspected() == 0
 
 
 async def all_that_is_seen(world: World, task_id: int) -> list[set[int]]:
@@ -130,7 +130,7 @@ async def test_operators_have_a_gauge_of_it(world: World, caplog: pytest.LogCapt
     await fall_silent(world, silent["panda_id"], 150)
     told: list[int] = []
     services = world.services
-    loop = asyncio.create_task(watch(services.jobs, services.credentials, period_s=0.01, suspected=told.append))
+    loop = asyncio.create_task(watch(services.upkeep, services.credentials, period_s=0.01, suspected=told.append))
     try:
         async with asyncio.timeout(60):
             while len(told) < 3:

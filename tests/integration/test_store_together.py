@@ -14,7 +14,7 @@ from airpanda.core.errors import ConfigurationError
 from airpanda.db.sql import claims as claims_sql
 from airpanda.db.sql import jobs as jobs_sql
 from airpanda.db.sql import reports as reports_sql
-from airpanda.jobs import reports, store
+from airpanda.jobs import reports, upkeep
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
@@ -228,14 +228,14 @@ async def test_whose_first_ask_was_skipped_still_hears_of_the_second(
 
 
 async def test_counts_are_folded_early_where_much_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MANY_CHANGES", 6)
+    monkeypatch.setattr(upkeep, "MANY_CHANGES", 6)
     task = await world.submit(5)
     fresh = "SELECT count(*) AS n FROM panda_task_delta"
-    await world.services.jobs.keep_counts_short()
+    await world.services.upkeep.keep_counts_short()
     assert (await world.sql(fresh))[0]["n"] == 1
     await world.good("POST", f"/v1/task/{task['task_id']}/kill", {"reason": "drill"})
     before = (await world.good("GET", f"/v1/task/{task['task_id']}/progress"))["counts"]
-    await world.services.jobs.keep_counts_short()
+    await world.services.upkeep.keep_counts_short()
     assert (await world.sql(fresh))[0]["n"] == 0
     assert (await world.good("GET", f"/v1/task/{task['task_id']}/progress"))["counts"] == before == {"cancelled": 5}
 

@@ -106,7 +106,7 @@ def _loops(services: Services) -> tuple[Coroutine[Any, Any, None], ...]:
     longest, metrics = services.settings.state_timeouts, services.metrics
     lost, suspected = metrics.jobs_lost.inc, metrics.jobs_suspected.set
     return (
-        watch(services.jobs, services.credentials, longest=longest, lost=lost, suspected=suspected),
-        keep_counts_short(services.jobs),
+        watch(services.upkeep, services.credentials, longest=longest, lost=lost, suspected=suspected),
+        keep_counts_short(services.upkeep),
         keep_short(services.retention),
     )

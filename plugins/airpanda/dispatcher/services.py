@@ -18,6 +18,7 @@ from airpanda.dispatcher.metrics import Metrics
 from airpanda.dispatcher.revocations import Revocations
 from airpanda.dispatcher.tokens import Issuer
 from airpanda.jobs.board import Boards
+from airpanda.jobs.ends import AttemptEnds
 from airpanda.jobs.factory import FactoryRegistry
 from airpanda.jobs.files import FileStore
 from airpanda.jobs.observed import Observer
@@ -31,6 +32,7 @@ from airpanda.jobs.silence import Silence
 from airpanda.jobs.single import SingleJobs
 from airpanda.jobs.store import JobStore
 from airpanda.jobs.submission import Submissions
+from airpanda.jobs.upkeep import Upkeep
 from airpanda.jobs.views import JobReader
 from airpanda.jobs.waiting import Waiting
 from airpanda.messages import CredentialScope
@@ -82,6 +84,7 @@ class Services:
     consents: Consents
     bans: Bans
     jobs: JobStore
+    upkeep: Upkeep
     submissions: Submissions
     reader: JobReader
     pilots: PilotRegistry
@@ -138,6 +141,7 @@ def make_services(
         queue = queues().get(name)
         return CredentialScope.JOB if queue is None else CredentialScope(queue.credential_scope)
 
+    ends = AttemptEnds(most)
     settings.file_store.mkdir(mode=0o700, parents=True, exist_ok=True)
     sandboxes = Sandboxes(database, settings.file_store, max_bytes=settings.max_sandbox_bytes)
     return Services(
@@ -152,10 +156,11 @@ def make_services(
             database,
             credentials,
             boards,
+            ends,
             silence=silence,
             heartbeat=settings.heartbeat_interval,
-            most=most,
         ),
+        upkeep=Upkeep(database, credentials, boards, ends, silence=silence),
         retry_rules=RetryRules(database),
         shares=Shares(database, boards),
         waiting=Waiting(database, boards, silence=silence),

@@ -15,7 +15,7 @@ from airpanda.core.errors import ServiceError
 from airpanda.core.settings import STATE_TIMEOUTS
 from airpanda.credentials.registry import CredentialRegistry
 from airpanda.jobs.retention import Retention
-from airpanda.jobs.store import JobStore
+from airpanda.jobs.upkeep import Upkeep
 
 PERIOD_S = 3.0
 SHORT_PERIOD_S = 0.5
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 async def watch(
-    jobs: JobStore,
+    upkeep: Upkeep,
     registry: CredentialRegistry,
     *,
     longest: Mapping[str, timedelta] = STATE_TIMEOUTS,
@@ -44,8 +44,8 @@ async def watch(
     while True:
         try:
             seldom = round_nr % _SELDOM == 0
-            lost(await one_round(jobs, longest=longest, closer=seldom))
-            before, n_suspected = n_suspected, await jobs.count_suspected()
+            lost(await one_round(upkeep, longest=longest, closer=seldom))
+            before, n_suspected = n_suspected, await upkeep.count_suspected()
             suspected(n_suspected)
             if n_suspected > before:
                 _log.warning("%s jobs are with pilots that are suspected: silent for long", n_suspected)
@@ -62,11 +62,11 @@ async def watch(
         await asyncio.sleep(period_s)
 
 
-async def keep_counts_short(jobs: JobStore, *, period_s: float = SHORT_PERIOD_S) -> None:
+async def keep_counts_short(upkeep: Upkeep, *, period_s: float = SHORT_PERIOD_S) -> None:
     """Run for ever beside ``watch``, for times when thousands of jobs change within seconds."""
     while True:
         try:
-            await jobs.keep_counts_short()
+            await upkeep.keep_counts_short()
         except ServiceError as error:
             _log.warning("counts: %s", error)
         except Exception:  # noqa: BLE001
@@ -75,32 +75,32 @@ async def keep_counts_short(jobs: JobStore, *, period_s: float = SHORT_PERIOD_S)
         await asyncio.sleep(period_s)
 
 
-async def one_round(jobs: JobStore, *, longest: Mapping[str, timedelta] = STATE_TIMEOUTS, closer: bool = True) -> int:
+async def one_round(upkeep: Upkeep, *, longest: Mapping[str, timedelta] = STATE_TIMEOUTS, closer: bool = True) -> int:
     """What is due now; harmless to repeat and to run twice at once. Answers how many jobs were taken back.
 
     Args:
         closer: also what need not be looked at each time: jobs that have waited too long, credentials that have ended.
     """
     taken = 0
-    while panda_ids := await jobs.expire():
+    while panda_ids := await upkeep.expire():
         taken += len(panda_ids)
         for panda_id in panda_ids:
             _log.warning("panda_id=%s lost its pilot's heartbeat", panda_id)
-    while panda_ids := await jobs.end_overdue(longest):
+    while panda_ids := await upkeep.end_overdue(longest):
         taken += len(panda_ids)
         _log.warning("%s jobs taken from their pilots: in one state for too long", len(panda_ids))
-    while await jobs.move_checks_on():
+    while await upkeep.move_checks_on():
         pass
     if closer:
-        await _look_closer(jobs, longest)
-    await jobs.fold_counts()
+        await _look_closer(upkeep, longest)
+    await upkeep.fold_counts()
     return taken
 
 
-async def _look_closer(jobs: JobStore, longest: Mapping[str, timedelta]) -> None:
-    while closed := await jobs.close_without_credential():
+async def _look_closer(upkeep: Upkeep, longest: Mapping[str, timedelta]) -> None:
+    while closed := await upkeep.close_without_credential():
         _log.warning("%s jobs closed: their owner's credential cannot serve them any more", closed)
-    while closed := await jobs.close_overdue(longest["activated"]):
+    while closed := await upkeep.close_overdue(longest["activated"]):
         _log.warning("%s jobs closed: no pilot has taken them in time", closed)
 
 

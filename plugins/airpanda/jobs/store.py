@@ -1,10 +1,12 @@
-"""The only writer of job status. Every public method is one transaction unless it says otherwise."""
+"""What pilots and owners do with jobs: claim, report, kill, retry. Every public method is one transaction unless it
+says otherwise. The end of an attempt is in ``ends``, what happens when nobody does anything in ``upkeep``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeGuard
@@ -16,39 +18,29 @@ from airpanda.credentials.audit import note_use
 from airpanda.credentials.errors import UnreadableCredentialError
 from airpanda.credentials.registry import CredentialRegistry
 from airpanda.db.pool import Database, translated, values_refused
-from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
-from airpanda.db.sql import pilots as pilots_sql
 from airpanda.db.sql import reports as reports_sql
-from airpanda.db.sql import retry as retry_sql
 from airpanda.jobs import observed
 from airpanda.jobs.board import Boards
 from airpanda.jobs.claims import Claims
-from airpanda.jobs.lanes import lane_with
-from airpanda.jobs.progress import counts_of, progress_of, suspected_of
+from airpanda.jobs.ends import AttemptEnds, held
+from airpanda.jobs.progress import counts_of, progress_of
 from airpanda.jobs.removed import not_found
 from airpanda.jobs.reports import Lease, Reports, notes
-from airpanda.jobs.retry import Needs, Verdict, bounded, changed, covered, explained, judge, rule_of
 from airpanda.jobs.rules import (
     NOT_STORED,
     Ends,
-    Held,
     after_report,
-    after_silence,
     good_node,
-    lost_heartbeat,
     not_handed_over,
     not_stored,
     summary,
-    took_too_long,
 )
 from airpanda.jobs.silence import Silence
 from airpanda.messages import (
-    NOBODY_TOOK_IT,
     AcquiredJob,
     DebugWhat,
     ErrorSource,
-    JobError,
     JobReport,
     JobStatus,
     KillRequest,
@@ -57,20 +49,6 @@ from airpanda.messages import (
     TaskInstanceKey,
     TaskProgress,
 )
-
-BATCH = 500
-MANY_CHANGES = 1000
-MAX_LOOKS = 5000
-_NO_CREDENTIAL = "the owner's credential is gone or ends before the job's time limit: stage a fresh one and retry"
-_NO_KEY = (
-    "the passphrase of the owner's credential was sealed with a Fernet key that is configured no more: the operators of"
-    " this service must put that key back behind the new one, or the owner stage a fresh credential; then retry"
-)
-_NO_CONSENT = (
-    "the owner's consent to this client and queue has been taken back or has ended: the owner must consent again"
-    " (airpanda proxy consent); then retry"
-)
-AVOID_NODE = timedelta(minutes=10)
 
 _END_OF_REPORT = {
     "finished": {"finished"},
@@ -98,23 +76,20 @@ def owner_of(ti: TaskInstanceKey) -> str:
 
 
 class JobStore:
-    """Jobs in PostgreSQL. ``silence`` says when a pilot is suspected, and when its job is taken from it.
-
-    ``most``: what a job of this queue may ask for; None: the queue is not known, nothing is raised.
-    """
+    """Jobs in PostgreSQL. ``silence`` says when a pilot is suspected, and when its job is taken from it."""
 
     def __init__(
         self,
         database: Database,
         credentials: CredentialRegistry,
         boards: Boards,
+        ends: AttemptEnds,
         *,
         silence: Silence,
         heartbeat: timedelta,
-        most: Callable[[str], Needs | None] = lambda _queue: None,
     ) -> None:
         self._database = database
-        self._most = most
+        self._ends = ends
         self._boards = boards
         self._credentials = credentials
         self._silence, self._lease = silence, silence.lease
@@ -148,7 +123,7 @@ class JobStore:
         async with self._database.transaction() as connection:
             job = await connection.fetchrow(sql.LOCK_JOB, row["panda_id"])
             if job is not None and (job["attempt_nr"], job["status"]) == (row["attempt_nr"], JobStatus.SENT):
-                await self._take(connection, job, not_handed_over(), "service")
+                await self._ends.take(connection, job, not_handed_over(), "service")
         self._boards.changed()
 
     async def update(self, report: JobReport, *, pilot_id: int) -> ReportReply:
@@ -255,88 +230,9 @@ class JobStore:
         self._boards.changed()
         return progress
 
-    async def expire(self) -> list[int]:
-        """Take jobs from silent pilots; answer their PandaIDs. Safe to run twice at once, and to repeat."""
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(sql.SILENT, BATCH)
-            for row in rows:
-                await self._take(connection, row, lost_heartbeat())
-            pilots = [row["pilot_id"] for row in rows]
-            await connection.execute(pilots_sql.LOST, pilots, "lost heartbeat", self._lease)
-        if rows:
-            self._boards.changed()
-        return [row["panda_id"] for row in rows]
-
-    async def count_suspected(self) -> int:
-        """How many jobs are with pilots that are suspected; cheap as long as a watchdog runs."""
-        async with self._database.connection() as connection:
-            return sum((await suspected_of(connection, None, self._silence.margin)).values())
-
-    async def end_overdue(self, longest: Mapping[str, timedelta]) -> list[int]:
-        """Take jobs that were in a state for too long from their pilots, alive or not. Safe as ``expire``.
-
-        A job is looked at when its pilot could be suspected, so that it keeps it for so much longer at most.
-        """
-        leased = {state: after for state, after in longest.items() if state != JobStatus.ACTIVATED}
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(sql.OVERDUE, BATCH, list(leased), list(leased.values()))
-            for row in rows:
-                status = JobStatus(row["status"])
-                await self._take(connection, row, took_too_long(status, int(leased[status].total_seconds())))
-        if rows:
-            self._boards.changed()
-        return [row["panda_id"] for row in rows]
-
-    async def move_checks_on(self) -> int:
-        """What was due to be looked at and is well is due again when it could be suspected; answer how many.
-
-        After ``expire`` and ``end_overdue``, which look only at what is due. Safe as they are.
-        """
-        async with self._database.connection() as connection:
-            done = await connection.execute(sql.LOOKED_AT, MAX_LOOKS, self._silence.margin)
-        return int(done.split()[-1])
-
-    async def close_overdue(self, longest: timedelta) -> int:
-        """Close jobs that have waited for too long; answer how many, at most some of each lane."""
-        says = f"{NOBODY_TOOK_IT} {int(longest.total_seconds())} s"
-        async with self._database.transaction() as connection:
-            done = await connection.execute(sql.CLOSE_OVERDUE, says, BATCH, longest)
-        return int(done.split()[-1])
-
-    async def _take(self, connection: Any, row: Any, error: JobError, actor: str = "watchdog") -> None:
-        """End the attempt of a pilot that has not said that it has ended."""
-        decision = after_silence(_held(row), error)
-        await connection.execute(
-            sql.CLOSE_SILENT_ATTEMPT,
-            row["panda_id"],
-            row["attempt_nr"],
-            decision.attempt.value,
-            [error.model_dump(mode="json")],
-        )
-        await self._end(connection, row, decision, actor, [error])
-
-    async def close_without_credential(self) -> int:
-        """Close waiting jobs whose credential cannot serve them any more, saying why; answer how many.
-
-        The jobs of a banned owner wait: what a mistaken ban stopped goes on when the ban is lifted.
-        """
-        async with self._database.transaction() as connection:
-            done = [
-                await connection.execute(sql.CLOSE_WITHOUT_CREDENTIAL, _NO_CREDENTIAL, BATCH),
-                await connection.execute(sql.CLOSE_WITHOUT_KEY, _NO_KEY, BATCH, self._credentials.key_ids),
-                await connection.execute(sql.CLOSE_WITHOUT_CONSENT, _NO_CONSENT, BATCH),
-            ]
-        return sum(int(each.split()[-1]) for each in done)
-
     async def settle(self) -> None:
         """Write what may be written a little later; before the end of this process. Raises as ``update``."""
         await self._reports.settle()
-
-    async def fold_counts(self) -> None:
-        """Fold fresh changes into the counts. They are exact whenever it runs, and without it."""
-        async with self._database.transaction() as connection:
-            if await connection.fetchval(counts_sql.FOLD_LOCK):
-                await connection.execute(counts_sql.FOLD)
 
     async def _plain(self, lease: Lease, report: JobReport) -> _Answer | None:
         """The answer to what many reports together are: "alive", a step ahead, the good end. None: anything else."""
@@ -347,18 +243,11 @@ class JobStore:
         reply = self._reply(row["lease_expires_at"], row["command"], row["debug"])
         return _Answer(reply, True if report.job_status == "finished" else None)
 
-    async def keep_counts_short(self) -> None:
-        """Fold where so many changes are fresh that reading the counts takes milliseconds."""
-        async with self._database.connection() as connection:
-            if not await connection.fetchval(counts_sql.IS_LONG, MANY_CHANGES):
-                return
-        await self.fold_counts()
-
     async def _apply(self, connection: Any, lease: Lease, report: JobReport) -> _Answer:
         row = await connection.fetchrow(sql.LOCK_JOB, lease.panda_id)
         if row is None or not _holds(row, lease):
             return _Answer(await self._repeated(connection, lease, report))
-        decision = after_report(_held(row), JobStatus(report.job_status), report.errors)
+        decision = after_report(held(row), JobStatus(report.job_status), report.errors)
         if report.credential_event:
             await note_use(
                 connection,
@@ -373,10 +262,10 @@ class JobStore:
         lost = await _lost(connection, row, report)
         if lost:
             report = report.model_copy(update={"job_status": "failed", "errors": [not_stored(lost), *report.errors]})
-            decision = after_report(_held(row), JobStatus.FAILED, report.errors)
+            decision = after_report(held(row), JobStatus.FAILED, report.errors)
         if isinstance(decision, Ends):
             await _write_attempt(connection, report, decision.attempt)
-            await self._end(connection, row, decision, actor, report.errors)
+            await self._ends.end(connection, row, decision, actor, report.errors)
             refused = not_stored(lost).diag if lost else ""
             reply = self._reply(await connection.fetchval("SELECT now()"), "", refused=refused)
             return _Answer(reply, good_node(decision, report.errors))
@@ -398,45 +287,6 @@ class JobStore:
         raise StaleReportError(
             f"attempt {lease.attempt_nr} of job {lease.panda_id} is not, or no longer, yours: stop the payload"
         )
-
-    async def _end(self, connection: Any, row: Any, decision: Ends, actor: str, errors: Sequence[JobError]) -> None:
-        """End the attempt as decided, within the retry rules."""
-        needs, lane, avoid = Needs(row["memory_mib"], row["walltime_s"]), None, None
-        if decision.attempt is JobStatus.FAILED:
-            verdict = await self._verdict(connection, row, errors)
-            decision = bounded(decision, verdict, charged_before=row["charged"])
-            before = needs
-            if decision.is_next_attempt:
-                needs = changed(needs, verdict, most=self._most(row["queue"]))
-            if needs.walltime_s > before.walltime_s:
-                left_s = await connection.fetchval(retry_sql.CREDENTIAL_LEFT_S, row["credential_id"])
-                verdict, needs = covered(verdict, before, needs, left_s=left_s)
-            why = explained(
-                decision, verdict, before, needs, charged_before=row["charged"], max_attempt=row["max_attempt"]
-            )
-            await connection.execute(retry_sql.EXPLAIN_END, row["panda_id"], row["attempt_nr"], why)
-            if decision.is_next_attempt and needs != before:
-                lane = await lane_with(connection, abs(row["lane"]), needs)
-            if decision.is_next_attempt and verdict.is_elsewhere:
-                avoid = AVOID_NODE
-        await connection.execute(
-            sql.END_ATTEMPT,
-            row["panda_id"],
-            decision.job.value,
-            int(decision.is_next_attempt),
-            decision.charged,
-            decision.returned,
-            actor,
-            decision.reason,
-            needs.memory_mib,
-            needs.walltime_s,
-            lane,
-            avoid,
-        )
-
-    async def _verdict(self, connection: Any, row: Any, errors: Sequence[JobError]) -> Verdict:
-        rules = [rule_of(each) for each in await connection.fetch(retry_sql.IN_FORCE)] if errors else []
-        return judge(rules, errors, queue=row["queue"], now=await connection.fetchval("SELECT now()"))
 
     def _reply(
         self, expires_at: datetime, command: str, debug: DebugWhat | None = None, *, refused: str = ""
@@ -491,16 +341,6 @@ def _why_not_finished(errors: Sequence[Mapping[str, Any]]) -> str:
     """Of an attempt whose pilot said that it had; empty of any other."""
     is_it = bool(errors) and (errors[0]["source"], errors[0]["code"]) == (ErrorSource.DDM, NOT_STORED)
     return str(errors[0]["diag"]) if is_it else ""
-
-
-def _held(row: Any) -> Held:
-    return Held(
-        status=JobStatus(row["status"]),
-        max_attempt=row["max_attempt"],
-        charged=row["charged"],
-        returned=row["returned"],
-        told_to_stop=row["command"] == "tobekilled",
-    )
 
 
 def _is_its_own(error: object) -> TypeGuard[RequestError]:
