@@ -283,9 +283,14 @@ def store_slowly(rig: Rig, server: BadStorage) -> threading.Thread:
     return thread
 
 
-def test_a_signal_lets_an_output_that_is_under_way_arrive(web_rig: Rig, pki: Pki) -> None:
-    with bad_storage(pki, slow_storage(1.5)) as server:
+@pytest.mark.parametrize("before_s", [0.0, 5.5], ids=["just begun", "under way for longer than the patience"])
+def test_a_signal_lets_an_output_that_is_under_way_arrive(
+    web_rig: Rig, pki: Pki, monkeypatch: Any, before_s: float
+) -> None:
+    monkeypatch.setattr(job, "STOPPING_PATIENCE_S", 5.0)
+    with bad_storage(pki, slow_storage(before_s + 1.0)) as server:
         thread = store_slowly(web_rig, server)
+        time.sleep(before_s)
         web_rig.stop._take(signal.SIGTERM, None)
         thread.join(60)
     assert web_rig.fake.final.job_status == "finished"

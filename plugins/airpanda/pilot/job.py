@@ -342,17 +342,17 @@ class Attempt(Course):
         self.faults += store(client, self.job, files, patience_s=self._patience_s())
 
     def _store_elsewhere(self, beat: Heartbeat, place: Path) -> None:
-        go_on = functools.partial(self._check_storing, beat, time.monotonic())
+        go_on = functools.partial(self._check_storing, beat)
         with self._moving(place) as renewal:
             self.stored, lost = store_elsewhere(self._mover(place, go_on), self.job)
             self.faults += lost
             if lost and renewal.fault is not None:
                 self.faults.append(renewal.fault)
 
-    def _check_storing(self, beat: Heartbeat, began: float) -> None:
+    def _check_storing(self, beat: Heartbeat) -> None:
         """As ``_check_going_on``; but what is nearly safe is not cut short by the first signal."""
         self._check_ours(beat)
-        if self.tools.stop.signal is None or time.monotonic() - began > STOPPING_PATIENCE_S:
+        if self.tools.stop.signal is None or self.tools.stop.asked_s() > STOPPING_PATIENCE_S:
             self._check_going_on(beat)
 
     # --- what is told ---
