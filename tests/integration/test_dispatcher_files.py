@@ -72,6 +72,7 @@ async def test_a_full_disk_is_said_and_the_upload_can_be_repeated(
     assert "operators must make room" in refused.json()["detail"]
     assert str(world.settings.file_store) not in refused.text
     assert "the file store takes nothing" in caplog.text
+    assert "airpanda_unavailable_total 1.0" in (await world.call("GET", "/v1/metrics")).text
     assert blobs(world) == []
     assert (await pilot.put(job, "out", content)).status_code == 201
 

@@ -36,8 +36,10 @@ class Metrics:
             "Jobs in the whole store whose pilot has been silent for long, as of this process's last look",
             registry=self._registry,
         )
-        self.database_away = Counter(
-            "airpanda_database_away", "Answers of 503 because the database was away", registry=self._registry
+        self.unavailable = Counter(
+            "airpanda_unavailable",
+            "Answers of 503: the database or the file store does not serve, or this process is about to end",
+            registry=self._registry,
         )
 
         self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -84,4 +86,4 @@ class Measured:
             method = scope["method"] if scope["method"] in _METHODS else _OTHER
             self._metrics.answered(method, route, status, time.perf_counter() - started)
             if status == 503:
-                self._metrics.database_away.inc()
+                self._metrics.unavailable.inc()
