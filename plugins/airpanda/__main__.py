@@ -10,7 +10,7 @@ _USAGE = """\
 usage: python -m airpanda COMMAND ...
 
   glexec install|check|uninstall   the launcher that runs payloads as their owners (site administrators)
-  pilot bundle                     the program on the worker nodes in one file (whoever sends pilots)
+  pilot bundle|errors              the program on the worker nodes in one file, and what its errors mean
   token key|client|revoke|revoked  the dispatcher's signing key, tokens for Airflow Connections, and their end
   proxy stage|info|consent|revoke|destroy   what payload owners do with their staged proxies
   ban add|lift|list                whose jobs are dispatched no more

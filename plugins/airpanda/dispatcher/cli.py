@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     client.add_argument("--days", type=_days, default=timedelta(days=30), help="how long it lasts (default 30)")
     client.add_argument("--output", type=Path, required=True, help="file to make; it must not exist")
     client.set_defaults(run=_client)
-    revoke = commands.add_parser("revoke", help="refuse tokens from now on, everywhere within half a minute")
+    revoke = commands.add_parser("revoke", help=f"refuse tokens from now on, everywhere within {MAX_AGE_S:.0f} s")
     which = revoke.add_mutually_exclusive_group(required=True)
     which.add_argument("--token-file", type=Path, help="the one token in this file")
     which.add_argument("--token-id", help="the one token with this identifier (jti)")
