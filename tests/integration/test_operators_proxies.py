@@ -161,15 +161,49 @@ def test_a_retry_stages_again_what_myproxy_has_lost(server: ServerProcess, conne
     assert registration(again)["cred_name"] in stored(server)
 
 
+@pytest.mark.parametrize(("queues", "names"), [(["A", "B"], ["A", "B"]), ("DEMO", ["DEMO"])])
 def test_the_registration_consents_for_this_client_and_the_queues_given(
-    server: ServerProcess, connections: dict[str, Any]
+    server: ServerProcess, connections: dict[str, Any], queues: Any, names: list[str]
 ) -> None:
     _, stub = stage(connections, view())
     assert registration(stub)["consent"] == {"queues": ["*"], "until": None}
     with http_stub(Answer(200, b"[]"), view()) as stub:
         connections["panda_default"] = connection(port=stub.port)
-        MyProxyStageOperator(task_id="t", payload_owner="alice", panda_queues=["A", "B"]).execute({"ti": TI})
-    assert registration(stub)["consent"]["queues"] == ["A", "B"]
+        MyProxyStageOperator(task_id="t", payload_owner="alice", panda_queues=queues).execute({"ti": TI})
+    assert registration(stub)["consent"]["queues"] == names
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"panda_queues": []}, {"panda_queues": [""]}, {"panda_queues": "no/queue"}, {"payload_owner": ""}]
+)
+def test_what_is_no_name_stages_nothing(
+    server: ServerProcess, connections: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MyProxyStageOperator(**{"task_id": "t", "payload_owner": "alice", **wrong})
+    before = stored(server)
+    operator = MyProxyStageOperator(task_id="t", payload_owner="alice")
+    for name, rendered in wrong.items():
+        setattr(operator, name, rendered)
+    with http_stub(Answer(200, b"[]"), view()) as stub:
+        connections["panda_default"] = connection(port=stub.port)
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            operator.execute({"ti": TI})
+    assert (stub.seen, stored(server)) == ([], before)
+
+
+def test_a_registration_that_cannot_be_leaves_nothing_staged(
+    server: ServerProcess, connections: dict[str, Any]
+) -> None:
+    """The dispatcher's own limits, of which an operator knows nothing."""
+    before = stored(server)
+    many = ["DEMO"] * 1001
+    with http_stub(Answer(200, b"[]"), view()) as stub:
+        connections["panda_default"] = connection(port=stub.port)
+        with pytest.raises(ValueError, match="queues"):
+            MyProxyStageOperator(task_id="t", payload_owner="alice", panda_queues=many).execute({"ti": TI})
+    assert [seen.path for seen in stub.seen] == ["/v1/creds/staged"]
+    assert stored(server) == before
 
 
 def test_a_revoked_certificate_stages_nothing(server: ServerProcess, connections: dict[str, Any]) -> None:

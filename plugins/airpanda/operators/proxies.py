@@ -13,7 +13,10 @@ from airpanda.hooks.context import task_instance_key
 from airpanda.hooks.myproxy import MyProxyHook
 from airpanda.hooks.panda import PandaHook
 from airpanda.messages import CredentialScope
+from airpanda.operators.checks import demand_names
 from airpanda.operators.staging import Staging, destroy, reference
+
+_FIELDS = ("payload_owner", "panda_queues")
 
 
 class MyProxyStageOperator(BaseOperator):
@@ -40,10 +43,10 @@ class MyProxyStageOperator(BaseOperator):
         payload_owner: short name of the owner (templated).
         lifetime: how long the staged credential lasts; cut to the end of the owner's certificate.
         scope: what the credential serves: one ``job``, one panda ``task``, or everything of the ``user``.
-        panda_queues: where its jobs may run; every queue by default.
+        panda_queues: a queue, or several, where its jobs may run; every queue by default.
     """
 
-    template_fields: Sequence[str] = ("payload_owner", "panda_queues")
+    template_fields: Sequence[str] = _FIELDS
     ui_color = "#e8dff5"
 
     def __init__(
@@ -52,12 +55,13 @@ class MyProxyStageOperator(BaseOperator):
         payload_owner: str,
         lifetime: timedelta = timedelta(days=2),
         scope: str = "task",
-        panda_queues: Sequence[str] = ("*",),
+        panda_queues: str | Sequence[str] = ("*",),
         myproxy_conn_id: str = MyProxyHook.default_conn_name,
         panda_conn_id: str = PandaHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        demand_names(payload_owner, panda_queues, fields=_FIELDS)
         self.payload_owner = payload_owner
         self.lifetime = lifetime
         self.scope = scope
@@ -72,12 +76,14 @@ class MyProxyStageOperator(BaseOperator):
             CredentialError: the owner's credential is expired or refused; the owner must act.
             ConfigurationError: a Connection lacks something; names it.
             ServiceError: MyProxy or the dispatcher cannot be reached.
+            ValueError: owner or queues, as rendered, are no names.
         """
+        demand_names(self.payload_owner, self.panda_queues, fields=_FIELDS)
         staging = Staging(
             owner=self.payload_owner,
             lifetime=self.lifetime,
             scope=CredentialScope(self.scope),
-            queues=self.panda_queues,
+            queues=[self.panda_queues] if isinstance(self.panda_queues, str) else self.panda_queues,
             myproxy=MyProxyHook(self.myproxy_conn_id),
             panda=PandaHook(self.panda_conn_id),
         )

@@ -89,24 +89,24 @@ class Staging:
         from airpanda.myproxy.staging import stage, unstage
 
         staged = stage(client, proxy, retriever_dn=retriever_dn, lifetime=self.lifetime)
-        registration = CredentialRegistration(
-            owner=self.owner,
-            owner_dn=proxy.identity,
-            fqans=fqans,
-            server=staged.server,
-            username=staged.username,
-            cred_name=staged.cred_name,
-            passphrase=SecretStr(staged.passphrase.reveal()),
-            retriever_dn=retriever_dn,
-            expires_at=staged.expires_at,
-            scope=self.scope,
-            origin="operator",
-            ti=ti,
-            consent=ConsentGiven(queues=list(self.queues)),
-        )
         try:
+            registration = CredentialRegistration(
+                owner=self.owner,
+                owner_dn=proxy.identity,
+                fqans=fqans,
+                server=staged.server,
+                username=staged.username,
+                cred_name=staged.cred_name,
+                passphrase=SecretStr(staged.passphrase.reveal()),
+                retriever_dn=retriever_dn,
+                expires_at=staged.expires_at,
+                scope=self.scope,
+                origin="operator",
+                ti=ti,
+                consent=ConsentGiven(queues=list(self.queues)),
+            )
             view = self.panda.send(calls.register_credential(registration))
-        except AirpandaError:
+        except (AirpandaError, ValueError):
             # Nobody will ever know its passphrase: what was staged must not stay behind.
             unstage(client, staged.username, staged.cred_name)
             raise
