@@ -294,8 +294,13 @@ async def running(database: Database, settings: Settings, **options: Any) -> Asy
     app = create_app(
         settings,
         dsn=Secret(database.url()),
-        queues=lambda: queues,
-        **{"watchdog": False, "pilots": True, "fernet_keys": [Secret(Fernet.generate_key().decode())]} | options,
+        **{
+            "queues": lambda: queues,
+            "watchdog": False,
+            "pilots": True,
+            "fernet_keys": [Secret(Fernet.generate_key().decode())],
+        }
+        | options,
     )
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=Proven(app))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from airpanda.core.errors import RequestError
+from airpanda.core.errors import ConfigurationError, RequestError
 from airpanda.core.secret import Secret
 from airpanda.core.settings import Settings
 from airpanda.credentials.bans import Bans
@@ -135,7 +135,10 @@ def make_services(
     silence = Silence(settings.suspected_after, settings.lease)
 
     def most(name: str) -> Needs | None:
-        return _most(queues().get(name))
+        try:
+            return _most(queues().get(name))
+        except ConfigurationError:  # logged where the files are read: neither lease nor report waits for a site's hand
+            return None
 
     def broadest(name: str) -> CredentialScope:
         queue = queues().get(name)

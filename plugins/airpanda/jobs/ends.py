@@ -19,7 +19,7 @@ AVOID_NODE = timedelta(minutes=10)
 class AttemptEnds:
     """Ends attempts within a transaction of the caller's, which has locked the job.
 
-    ``most``: what a job of this queue may ask for; None: the queue is not known, nothing is raised.
+    ``most``: what a job of this queue may ask for; None: nobody knows, and nothing is asked for beyond what was.
     """
 
     def __init__(self, most: Callable[[str], Needs | None] = lambda _queue: None) -> None:

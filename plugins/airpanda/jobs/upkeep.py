@@ -5,11 +5,14 @@ Every method is one transaction, safe to repeat and to run twice at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
+from airpanda.core.errors import ConfigurationError, RequestError
 from airpanda.credentials.registry import CredentialRegistry
-from airpanda.db.pool import Database
+from airpanda.db.pool import Database, translated, values_refused
 from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import pilots as pilots_sql
@@ -18,11 +21,12 @@ from airpanda.jobs.ends import AttemptEnds
 from airpanda.jobs.progress import suspected_of
 from airpanda.jobs.rules import lost_heartbeat, took_too_long
 from airpanda.jobs.silence import Silence
-from airpanda.messages import NOBODY_TOOK_IT, JobStatus
+from airpanda.messages import NOBODY_TOOK_IT, JobError, JobStatus
 
 BATCH = 500
 MANY_CHANGES = 1000
 MAX_LOOKS = 5000
+_log = logging.getLogger(__name__)
 _NO_CREDENTIAL = "the owner's credential is gone or ends before the job's time limit: stage a fresh one and retry"
 _NO_KEY = (
     "the passphrase of the owner's credential was sealed with a Fernet key that is configured no more: the operators of"
@@ -56,13 +60,12 @@ class Upkeep:
         """Take jobs from silent pilots; answer their PandaIDs."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(sql.SILENT, BATCH)
-            for row in rows:
-                await self._ends.take(connection, row, lost_heartbeat())
+            taken = await self._take(connection, rows, lambda _row: lost_heartbeat())
             pilots = [row["pilot_id"] for row in rows]
             await connection.execute(pilots_sql.LOST, pilots, "lost heartbeat", self._lease)
-        if rows:
+        if taken:
             self._boards.changed()
-        return [row["panda_id"] for row in rows]
+        return taken
 
     async def end_overdue(self, longest: Mapping[str, timedelta]) -> list[int]:
         """Take jobs that were in a state for too long from their pilots, alive or not.
@@ -70,14 +73,33 @@ class Upkeep:
         A job is looked at when its pilot could be suspected, so that it keeps it for so much longer at most.
         """
         leased = {state: after for state, after in longest.items() if state != JobStatus.ACTIVATED}
+
+        def too_long(row: Any) -> JobError:
+            status = JobStatus(row["status"])
+            return took_too_long(status, int(leased[status].total_seconds()))
+
         async with self._database.transaction() as connection:
             rows = await connection.fetch(sql.OVERDUE, BATCH, list(leased), list(leased.values()))
-            for row in rows:
-                status = JobStatus(row["status"])
-                await self._ends.take(connection, row, took_too_long(status, int(leased[status].total_seconds())))
-        if rows:
+            taken = await self._take(connection, rows, too_long)
+        if taken:
             self._boards.changed()
-        return [row["panda_id"] for row in rows]
+        return taken
+
+    async def _take(self, connection: Any, rows: Sequence[Any], error_of: Callable[[Any], JobError]) -> list[int]:
+        """End the attempts of these jobs; answer which. What the store refuses of one job holds up no other."""
+        taken: list[int] = []
+        for row in rows:
+            try:
+                with values_refused(), translated():
+                    async with connection.transaction():
+                        await self._ends.take(connection, row, error_of(row))
+            except ConfigurationError:  # the tables are missing: everybody's
+                raise
+            except RequestError as error:
+                _log.error("panda_id=%s cannot be taken from its pilot: %s", row["panda_id"], error)
+            else:
+                taken.append(row["panda_id"])
+        return taken
 
     async def move_checks_on(self) -> int:
         """What was due to be looked at and is well is due again when it could be suspected; answer how many.
