@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
 MEMORY = {"source": "pilot", "code": 1212, "diag": "out of memory", "blame": "user"}
 TIME = {"source": "pilot", "code": 1213, "diag": "the time limit", "blame": "user"}
+OTHER_DN = "/O=Test Grid/CN=Robot: pilot factory 2"
 SWITCH = {"source": "pilot", "code": 1226, "diag": "the switch failed", "blame": "site"}
 PAYLOAD = {"source": "exe", "code": 7, "diag": "bad input file", "blame": "user"}
 
@@ -106,6 +108,34 @@ async def test_lanes_stay_counted_when_needs_change(world: World) -> None:
     assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(0, 1)]
     await world.services.upkeep.fold_counts()
     assert [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)] == [(0, 1)]
+
+
+@pytest.mark.parametrize("path", ["job", "task"])
+async def test_a_retry_is_for_the_pilots_that_may_retrieve_the_credential_of_now(world: World, path: str) -> None:
+    """Another try has adopted the panda task while its job ran: whose pilots get it next is another DN's."""
+    wanted: dict[str, Any] = {"key": "k", "jobs": [spec(max_attempt=1, memory_mib=2000), spec("other")]}
+    task = await world.submit(**wanted)
+    pilot = await world.pilot()
+    jobs = await pilot.acquire(n_jobs=2)
+    for job in jobs:
+        await pilot.good_report(job, "starting", "running")
+    fresh = (await world.credential(retriever_dn=OTHER_DN, fqans=["/test"]))["credential_id"]
+    await world.submit(**wanted, credential_id=fresh, ti=ti(2))
+    for job in jobs:
+        await pilot.good_report(job, "failed", errors=[PAYLOAD])
+    statuses = {job["panda_id"]: (await world.job(job["panda_id"]))["status"] for job in jobs}
+    assert sorted(statuses.values()) == ["activated", "failed"]
+    failed = next(panda_id for panda_id, status in statuses.items() if status == "failed")
+
+    await world.good("POST", f"/v1/job/{failed}/retry" if path == "job" else f"/v1/task/{task['task_id']}/retry")
+    other = replace(await world.pilot(), dn=OTHER_DN)
+    got = await other.acquire(n_jobs=2)
+    assert {job["panda_id"] for job in got} == ({failed} if path == "job" else set(statuses))
+    assert {job["credential"]["credential_id"] for job in got} == {fresh}
+    assert len(await pilot.acquire(n_jobs=2)) == 2 - len(got)
+    counted = [tuple(row.values())[1:] for row in await world.sql(counts_sql.LANE_COUNTS)]
+    assert sum(leased for _, leased in counted) == 2
+    assert [waiting for waiting, _ in counted] == [0] * len(counted)
 
 
 async def test_what_the_site_failed_is_tried_on_another_node_uncharged(world: World) -> None:

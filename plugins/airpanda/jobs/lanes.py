@@ -123,24 +123,28 @@ async def open_lanes(connection: Any, credential: Any, queue: str, shapes: Itera
 
 
 async def follow_credential(
-    connection: Any, first: int, last: int, credential: Any, queue: str, most: Needs | None
+    connection: Any, first: int, last: int, credential: Any, queue: str | None, most: Needs | None
 ) -> None:
     """Put waiting jobs into the lanes of another queue, or of another credential of their owner.
 
-    What retry rules have raised comes along as far as a job there may ask for it (``most``; None: nobody knows).
+    ``queue`` None: each stays at its queue. What retry rules have raised comes along as far as a job there may ask for
+    it (``most``; None: nobody knows).
     """
     lanes = [lane_of(row) for row in await connection.fetch(sql.LANES_OF, first, last)]
-    stay = (queue, tuple(credential["fqans"]), credential["retriever_dn"])
-    fitting = {lane: _within(lane.shape, most) for lane in lanes}
-    old = [lane for lane in lanes if ((lane.queue, lane.fqans, lane.retriever_dn), lane.shape) != (stay, fitting[lane])]
+    fqans, dn = tuple(credential["fqans"]), credential["retriever_dn"]
+    new = {
+        lane: replace(lane, queue=queue or lane.queue, fqans=fqans, retriever_dn=dn, shape=_within(lane.shape, most))
+        for lane in lanes
+    }
     if most is not None:
         await connection.execute(sql.FIT, first, last, most.memory_mib, most.walltime_s)
-    if not old:
-        return
-    ids = await open_lanes(connection, credential, queue, {fitting[lane] for lane in old})
-    await connection.execute(
-        sql.CHANGE_LANES, first, last, [lane.lane_id for lane in old], [ids[fitting[lane]] for lane in old]
-    )
+    ids: dict[Lane, int] = {}
+    for at in sorted({lane.queue for lane in new.values()}):
+        old = [lane for lane in lanes if new[lane] != lane and new[lane].queue == at]
+        opened = await open_lanes(connection, credential, at, {new[lane].shape for lane in old}) if old else {}
+        ids |= {lane: opened[new[lane].shape] for lane in old}
+    if ids:
+        await connection.execute(sql.CHANGE_LANES, first, last, [lane.lane_id for lane in ids], list(ids.values()))
 
 
 def _within(shape: Shape, most: Needs | None) -> Shape:

@@ -11,7 +11,7 @@ from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import views as views_sql
 from airpanda.jobs.board import Boards
 from airpanda.jobs.removed import not_found
-from airpanda.jobs.store import job_range, open_new_attempts
+from airpanda.jobs.store import job_range, try_again
 from airpanda.messages import JobStatus, JobStatusView
 
 
@@ -53,7 +53,7 @@ class SingleJobs:
                 raise ArchivedError(f"job {panda_id} is in the archive: it can be looked at and is not tried again")
             await connection.execute(sql.DETACH_TASK, task["task_id"], *job_range(task))
             alone = {"first_panda_id": panda_id, "n_jobs": 1}
-            done = await open_new_attempts(connection, alone, task["credential_id"], actor, "retry on request")
+            done = await try_again(connection, alone, task["credential_id"], actor)
             if not done and job["status"] != JobStatus.ACTIVATED:
                 says = "only what failed or was stopped is tried again"
                 raise ConflictError(f"job {panda_id} is {job['status']}: {says}")

@@ -16,7 +16,7 @@ from airpanda.core.errors import AirpandaError, ArchivedError, ConfigurationErro
 from airpanda.core.secret import Secret
 from airpanda.credentials.audit import note_use
 from airpanda.credentials.errors import UnreadableCredentialError
-from airpanda.credentials.registry import CredentialRegistry
+from airpanda.credentials.registry import CredentialRegistry, find
 from airpanda.db.pool import Database, translated, values_refused
 from airpanda.db.sql import jobs as sql
 from airpanda.db.sql import reports as reports_sql
@@ -24,6 +24,7 @@ from airpanda.jobs import observed
 from airpanda.jobs.board import Boards
 from airpanda.jobs.claims import Claims
 from airpanda.jobs.ends import AttemptEnds, held
+from airpanda.jobs.lanes import follow_credential
 from airpanda.jobs.progress import counts_of, progress_of
 from airpanda.jobs.removed import not_found
 from airpanda.jobs.reports import Lease, Reports, notes
@@ -225,7 +226,7 @@ class JobStore:
                 raise await not_found(connection, "task", task_id)
             await demand_here(connection, task)
             await connection.execute(sql.DETACH_TASK, task_id, *job_range(task))
-            await open_new_attempts(connection, task, task["credential_id"], actor, "retry on request")
+            await try_again(connection, task, task["credential_id"], actor)
             progress = await progress_of(connection, task, self._silence.margin)
         self._boards.changed()
         return progress
@@ -328,6 +329,16 @@ async def open_new_attempts(
     await connection.execute(sql.CLOSE_KILLED_ATTEMPTS, *job_range(task))
     done = await connection.execute(sql.NEW_ATTEMPTS, *job_range(task), credential_id, actor, reason, queue)
     return int(done.split()[-1])
+
+
+async def try_again(connection: Any, jobs: Any, credential_id: int, actor: str) -> int:
+    """New attempts on request, each at its queue, with the credential that the panda task has by now; how many."""
+    n = await open_new_attempts(connection, jobs, credential_id, actor, "retry on request")
+    if n:
+        await connection.execute(sql.USE_CREDENTIAL, *job_range(jobs), credential_id, None)
+        credential = await find(connection, credential_id, None)
+        await follow_credential(connection, *job_range(jobs), credential, None, None)
+    return n
 
 
 async def _lost(connection: Any, row: Any, report: JobReport) -> list[str]:

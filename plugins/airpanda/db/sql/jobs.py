@@ -76,7 +76,7 @@ WHERE panda_id BETWEEN $1 AND $2 AND (status IN ('failed', 'cancelled', 'closed'
 """
 
 USE_CREDENTIAL = """
-UPDATE panda_job SET credential_id = $3, queue = $4
+UPDATE panda_job SET credential_id = $3, queue = coalesce($4, queue)
 WHERE panda_id BETWEEN $1 AND $2 AND status IN ('pending', 'defined', 'assigned', 'activated')
   AND (credential_id <> $3 OR queue <> $4)
 """
