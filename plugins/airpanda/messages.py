@@ -1105,14 +1105,15 @@ class Demand(Message):
 class LivePilot(Message):
     """A pilot that has not ended, for all that is known.
 
-    ``unheard_s``: for how long it has said nothing, though its element says that it runs, or it should ask for work.
+    ``kind`` ``probe``: that of a test of the queue, which takes no jobs. ``unheard_s``: for how long it has said
+    nothing, though its element says that it runs, or it should ask for work.
     """
 
     pilot_id: int
     batch_id: int
     ce: str
     handle: str
-    kind: Literal["queued", "idle", "busy", "silent"]
+    kind: Literal["queued", "idle", "busy", "silent", "probe"]
     ce_state: CeState
     age_s: float
     unheard_s: float

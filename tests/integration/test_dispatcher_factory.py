@@ -238,9 +238,10 @@ async def test_open_submissions_are_told_and_those_of_a_factory_known(world: Wor
     await world.good("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": 1, "hold_s": 1})
     await world.good("POST", "/v1/batch/intend", {"queue": "DEMO", "n_pilots": 1, "purpose": "probe"})
     await submitted(world, 1)
-    first, second = (await look(world))["open"]
+    first, second, probe = (await look(world))["open"]
     assert (first["tag"], first["n_pilots"], first["held"], first["by_factory"]) == (mine["tag"], 2, True, True)
     assert (second["n_pilots"], second["by_factory"]) == (1, False)
+    assert (probe["n_pilots"], probe["held"], probe["by_factory"]) == (1, True, False)
     known = await world.good("POST", "/v1/batch/known", {"tags": [mine["tag"], "ap-12345678-never"]})
     assert known == {"tags": [mine["tag"]]}
 

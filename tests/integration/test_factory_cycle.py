@@ -37,6 +37,7 @@ from airpanda.computing.elements import (
     PilotBatch,
     PilotJobState,
     Status,
+    SubmitUncertainError,
     ThrottledError,
     make_element,
 )
@@ -48,6 +49,7 @@ from airpanda.core.secret import Secret
 from airpanda.hooks import calls, submission
 from airpanda.hooks import factory as hooks_factory
 from airpanda.hooks.factory import Factory
+from airpanda.hooks.probing import QueueTest
 from airpanda.messages import BatchIntent, BatchRecord, FactoryBegin, FactoryView
 from airpanda.operators import factory as operators
 from airpanda.x509.credential import ProxyCredential
@@ -351,6 +353,61 @@ def test_a_task_s_submission_that_broke_off_and_never_arrived_is_given_up(site: 
     site.rig.time_passes()
     assert "batch 1 is given up" in site.cycle()[0]
     assert site.rig.live() == {}
+
+
+def no_connection(_queue: PandaQueue, _wrapper: Path) -> ComputingElement:
+    raise ConfigurationError("Airflow has no Connection 'robot'")
+
+
+def test_a_test_of_the_queue_that_cannot_reach_its_element_leaves_no_pilot(site: Site) -> None:
+    test = QueueTest(site.rig.send, no_connection, site.wrapper, print)
+    with pytest.raises(ConfigurationError, match="no Connection"):
+        test.run("TEST")
+    assert site.rig.live() == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "arrives"),
+    [(KeyboardInterrupt(), False), (KeyboardInterrupt(), True), (SubmitUncertainError("no answer"), True)],
+)
+def test_a_test_of_the_queue_that_breaks_off_leaves_no_pilot(site: Site, error: BaseException, arrives: bool) -> None:
+    def element_of(queue: PandaQueue, wrapper: Path) -> ComputingElement:
+        element = LocalElement(queue, wrapper.read_text(), grace_s=0.0)
+        submit = element.submit
+
+        def broken(batch: PilotBatch) -> Any:
+            if arrives:
+                submit(batch)
+            raise error
+
+        element.submit = broken  # type: ignore[method-assign]
+        return element
+
+    with pytest.raises(type(error)):
+        QueueTest(site.rig.send, element_of, site.wrapper, print).run("TEST")
+    assert site.rig.live() == {}
+    assert site.rig.sql("SELECT state FROM panda_batch") == [{"state": "failed"}]
+    site.until(lambda: site.running() == [])
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_pilot_of_a_killed_test_is_counted_on_by_nobody_and_is_not_there_for_ever(site: Site, found: bool) -> None:
+    site.queue = replace(site.queue, factory=replace(site.queue.factory, max_pilots=1))
+    site.jobs(1)
+    intended = site.rig.send(calls.intend_batch(BatchIntent(queue="TEST", n_pilots=1, purpose="probe")))
+    ((ticket,), probe) = intended.pilots, intended.pilots[0].pilot_id
+    if found:
+        site.element.submit(PilotBatch(intended.tag, {probe: Secret(ticket.token.get_secret_value())}))
+    assert site.cycle()[0].startswith("send 1 pilot to local:TEST")
+    site.rig.time_passes()
+    site.cycle()
+    assert (probe in site.rig.live(), len(site.rig.live())) == (found, 1 + found)
+    site.rig.sql("UPDATE panda_pilot SET created_at = now() - interval '30 d' WHERE pilot_id = %s", probe)
+    site.cycle()
+    site.until(lambda: len(site.running()) == 1)
+    site.cycle()
+    assert probe not in site.rig.live()
+    assert site.submissions == [1] * (1 + found), "one of work, and one that is an adoption"
 
 
 def test_a_task_s_retry_that_comes_between_the_look_and_the_hold_is_adopted(site: Site) -> None:

@@ -459,13 +459,14 @@ def _ce_view(
     def waiting(kind: str) -> list[Waiting]:
         return [Waiting(p.pilot_id, p.age_s, p.unheard_s) for p in pilots if p.kind == kind and not p.asked_to_end]
 
-    leaving = sum(p.asked_to_end for p in pilots)
+    leaving = sum(p.asked_to_end and p.kind != "probe" for p in pilots)
     return CEView(
         name=name,
         queued=waiting("queued"),
         idle=len(waiting("idle")),
         busy=len(waiting("busy")) + leaving,
         silent=waiting("silent"),
+        probes=waiting("probe"),
         batches=batches,
         median_queue_s=median_queue_s,
     )

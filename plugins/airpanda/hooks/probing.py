@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airpanda.computing.elements import (
     ComputingElement,
+    ComputingElementError,
     Handle,
     Outcome,
     Purgeable,
     SubmitUncertainError,
 )
 from airpanda.computing.queues import PandaQueue
+from airpanda.core.errors import AirpandaError
 from airpanda.hooks import calls
-from airpanda.hooks.submission import SUBMIT_LIMIT_S, Send, because, ce_state, log_of, submit
-from airpanda.messages import BatchIntent, IntendedBatch, PilotProbe, PilotSeen, PilotsSeen
+from airpanda.hooks.submission import HOLD_S, SUBMIT_LIMIT_S, Send, because, ce_state, log_of, submit
+from airpanda.messages import BatchIntent, BatchRecord, IntendedBatch, PilotProbe, PilotSeen, PilotsSeen
 
 _POLL_S = 1.0
 _LOG_LINES = 15
@@ -59,29 +62,41 @@ class QueueTest:
             ComputingElementError: the element did not take the pilot, or failed later; it says who must act.
             AirpandaError: the dispatcher refuses or does not answer.
         """
-        intended = self.send(calls.intend_batch(BatchIntent(queue=name, n_pilots=1, purpose="probe")))
-        element = self.element_of(PandaQueue.from_wire(intended.queue), self.wrapper)
+        element = self.element_of(PandaQueue.from_wire(self.send(calls.factory(name)).queue), self.wrapper)
         try:
-            handle = self._submit(element, intended)
+            began = time.monotonic()
+            intent = BatchIntent(queue=name, n_pilots=1, purpose="probe", hold_s=HOLD_S)
+            intended = self.send(calls.intend_batch(intent))
+            handle = self._submit(element, intended, before=began + HOLD_S - SUBMIT_LIMIT_S)
             try:
+                pilot, took_s = intended.pilots[0].pilot_id, time.monotonic() - began
+                self.say(f"pilot {pilot} is submitted to {element.name} as {handle} ({took_s:.1f} s)")
                 return self._verdict(element, intended, handle)
             finally:
                 self._clean_up(element, intended, handle)
         finally:
             element.close()
 
-    def _submit(self, element: ComputingElement, intended: IntendedBatch) -> Handle:
+    def _submit(self, element: ComputingElement, intended: IntendedBatch, *, before: float) -> Handle:
         (ticket,) = intended.pilots
-        began = time.monotonic()
         try:
-            sent = submit(self.send, element, intended, before=began + SUBMIT_LIMIT_S)
-        except SubmitUncertainError:
-            element.cancel(list(element.find(intended.tag)))
+            return Handle(submit(self.send, element, intended, before=before).handles[ticket.pilot_id])
+        except BaseException as error:  # Ctrl-C, too
+            if isinstance(error, SubmitUncertainError) or not isinstance(error, ComputingElementError):
+                self._give_up(element, intended)
             raise
-        handle = Handle(sent.handles[ticket.pilot_id])
-        took_s = time.monotonic() - began
-        self.say(f"pilot {ticket.pilot_id} is submitted to {element.name} as {handle} ({took_s:.1f} s)")
-        return handle
+
+    def _give_up(self, element: ComputingElement, intended: IntendedBatch) -> None:
+        """End what the element may have of a submission that broke off, and put on record that nothing is to come.
+
+        Where the element cannot be asked the batch stays open, and the queue's factory finishes it.
+        """
+        with suppress(AirpandaError):
+            if handles := list(element.find(intended.tag)):
+                element.cancel(handles)
+            reason = "the test of the queue broke off while it submitted its pilot"
+            record = BatchRecord(state="failed", ce=element.name, reason=reason, fence=intended.fence)
+            self.send(calls.record_batch(intended.batch_id, record))
 
     def _verdict(self, element: ComputingElement, intended: IntendedBatch, handle: Handle) -> Verdict:
         pilot_id = intended.pilots[0].pilot_id

@@ -179,10 +179,10 @@ def _spread(ces: Sequence[CEView], room: _Room, gates: Mapping[str, Gate]) -> li
 def _overdue(ce: CEView, rules: FactoryRules) -> list[Cancel]:
     """Pilots that wait for ever, and pilots that the element runs and nobody hears."""
     found = []
-    old = tuple(each.pilot_id for each in ce.queued if each.age_s > rules.queue_timeout_s)
+    old = tuple(each.pilot_id for each in (*ce.queued, *ce.probes) if each.age_s > rules.queue_timeout_s)
     if old:
         found.append(Cancel(ce.name, old, f"waiting for more than queue_timeout_s = {rules.queue_timeout_s}"))
-    mute = [each for each in (*ce.silent, *ce.queued) if each.unheard_s > rules.silent_timeout_s]
+    mute = [each for each in (*ce.silent, *ce.queued, *ce.probes) if each.unheard_s > rules.silent_timeout_s]
     mute = [each for each in mute if each.pilot_id not in old]
     if mute:
         ids = tuple(each.pilot_id for each in mute)

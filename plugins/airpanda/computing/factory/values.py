@@ -56,7 +56,8 @@ class Waiting:
 class CEView:
     """One computing element of the queue. ``batches``: the latest submissions, the newest first.
 
-    ``silent``: pilots that the element says run, and that have not been heard for that many seconds.
+    ``silent``: pilots that the element says run, and that have not been heard for that many seconds. ``probes``: those
+    of tests of the queue; nobody counts on them, and none is there for ever.
     """
 
     name: str
@@ -66,6 +67,7 @@ class CEView:
     silent: Sequence[Waiting] = ()
     batches: Sequence[BatchOutcome] = ()
     median_queue_s: float | None = None
+    probes: Sequence[Waiting] = ()
 
     @property
     def live(self) -> int:

@@ -36,11 +36,13 @@ WHERE l.queue = $1 AND l.cores <= $2 AND l.memory_mib <= $3 AND l.disk_mib <= $4
 """  # noqa: S608 - constants
 
 # A pilot that asked for work since it last got some, and lately, is idle; one that does not ask is busy, or silent.
+# That of a test of the queue takes no jobs: it is looked at as the others are, and counted on by nobody.
 LIVE = """
 SELECT pilot_id, batch_id, p.ce, ce_job_id AS handle, ce_state, cancel_asked_at IS NOT NULL AS asked_to_end,
        coalesce(intent_key LIKE '%|factory/%', false) AS by_factory,
        extract(epoch FROM now() - p.created_at)::float8 AS age_s,
-       CASE WHEN registered_at IS NULL AND p.state IN ('intended', 'submitted') THEN 'queued'
+       CASE WHEN b.purpose = 'probe' THEN 'probe'
+            WHEN registered_at IS NULL AND p.state IN ('intended', 'submitted') THEN 'queued'
             WHEN p.state = 'lost' THEN 'silent'
             WHEN p.state <> 'started' OR last_seen_at <= last_job_at THEN 'busy'
             WHEN last_seen_at > now() - interval '60 s' THEN 'idle'
@@ -87,11 +89,11 @@ SELECT b.batch_id, b.tag, b.ce, b.held_until > now() AS held, extract(epoch FROM
        coalesce(b.intent_key LIKE '%|factory/%', false) AS by_factory,
        (SELECT count(*) FROM panda_pilot p WHERE p.batch_id = b.batch_id) AS n_pilots
 FROM panda_batch b
-WHERE b.queue = $1 AND b.state IN ('intended', 'uncertain') AND b.purpose = 'work' ORDER BY b.batch_id
+WHERE b.queue = $1 AND b.state IN ('intended', 'uncertain') ORDER BY b.batch_id
 """
 
 STATES = "SELECT queue, decisions, cycled_at FROM panda_factory"
 
-KINDS = f"SELECT kind, count(*) AS n FROM ({LIVE}) AS live GROUP BY kind"  # noqa: S608 - a constant
+KINDS = f"SELECT kind, count(*) AS n FROM ({LIVE}) AS live WHERE kind <> 'probe' GROUP BY kind"  # noqa: S608 - a constant
 
 LIVE_BY_QUEUE = "SELECT queue, count(*) AS n FROM panda_pilot WHERE ended_at IS NULL GROUP BY queue"
