@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from support.dispatcher import PILOT_DN, Pilot, World, job_database, template_database, world
+from support.dispatcher import PILOT_DN, Pilot, World, job_database, spec, template_database, world
 from support.postgres import postgres
 
 from airpanda.core.errors import ConfigurationError
@@ -18,6 +18,7 @@ from airpanda.jobs import reports, upkeep
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
+OFFER = {"site_name": "DEMO", "node": "n", "cores": 4, "memory": 8000, "disk_space": 8000, "remaining_time": 7200}
 
 
 async def started(world: World, n: int) -> list[Pilot]:
@@ -245,3 +246,41 @@ async def test_counts_are_folded_early_where_much_changes(world: World, monkeypa
 )
 def test_nobody_waits_for_a_row_while_holding_others(statement: str) -> None:
     assert statement.count("SKIP LOCKED") == statement.count("FOR UPDATE") + statement.count("FOR NO KEY UPDATE") > 0
+
+
+async def away(world: World, table: str, condition: str) -> None:
+    """Changes of this table for which the condition holds find the database as if it were about to stop."""
+    await world.sql(
+        "CREATE FUNCTION away() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'away' USING ERRCODE = '57P01'; END $$"
+    )
+    await world.sql(
+        f"CREATE TRIGGER away BEFORE UPDATE ON {table} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION away()"
+    )
+
+
+async def test_who_asks_for_several_jobs_gets_those_taken_before_the_database_went_away(world: World) -> None:
+    task = await world.submit(jobs=[spec("first", priority=2000), spec("second", priority=1000)])
+    first, second = task["first_panda_id"], task["first_panda_id"] + 1
+    pilot = await world.pilot()
+    await away(world, "panda_job", f"NEW.panda_id = {second} AND NEW.status = 'sent'")
+    assert [job["panda_id"] for job in await pilot.acquire(n_jobs=2)] == [first]
+    nothing = await pilot.post("acquire_jobs", OFFER)
+    assert (nothing.status_code, nothing.json()["code"]) == (503, "service")
+    await world.sql("DROP TRIGGER away ON panda_job")
+    assert [job["panda_id"] for job in await pilot.acquire(n_jobs=2)] == [second]
+
+
+async def test_a_passphrase_that_opens_with_no_key_takes_no_job_of_the_same_claim_with_it(world: World) -> None:
+    """Also where the database goes away before that credential is out of use: its job's lease runs out then."""
+    lost, good = [(await world.credential(scope="task"))["credential_id"] for _ in range(2)]
+    broken = (await world.submit(credential_id=lost))["first_panda_id"]
+    whole = (await world.submit(credential_id=good))["first_panda_id"]
+    await world.sql("UPDATE panda_credential SET passphrase = 'nonsense' WHERE credential_id = $1", lost)
+    await away(world, "panda_credential", f"NEW.credential_id = {lost}")
+    pilot = await world.pilot()
+    assert [job["panda_id"] for job in await pilot.acquire(n_jobs=2)] == [whole]
+    assert (await world.job(broken))["status"] == "sent"
+    await world.sql("DROP TRIGGER away ON panda_credential")
+    await world.end_lease(broken)
+    assert await world.services.upkeep.expire() == [broken]

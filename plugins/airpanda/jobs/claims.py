@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from airpanda.core.errors import ServiceError
 from airpanda.core.secret import Secret
 from airpanda.credentials.errors import UnreadableCredentialError
 from airpanda.credentials.registry import CredentialRegistry
@@ -20,6 +22,7 @@ from airpanda.jobs.silence import Silence
 from airpanda.jobs.together import Together
 from airpanda.messages import AcquiredJob, CredentialPointer, JobSpec, PilotOffer
 
+_log = logging.getLogger(__name__)
 MAX_CLAIMS = 16
 """Lanes that one request may try; each of them was not empty a moment ago."""
 
@@ -77,8 +80,21 @@ class Claims:
         """As ``JobStore.acquire``."""
         if pilot_dn is None and not token_only:
             return []
-        offered = _offered(offer, pilot_dn)
         taken: list[AcquiredJob] = []
+        try:
+            is_known = await self._take(taken, offer, pilot_id, queue, pilot_dn)
+        except ServiceError as error:  # what is leased already nobody else could answer
+            if not taken:
+                raise
+            _log.warning("pilot_id=%s gets %s jobs instead of %s: %s", pilot_id, len(taken), offer.n_jobs, error)
+            return taken
+        return taken if taken or is_known else None
+
+    async def _take(
+        self, taken: list[AcquiredJob], offer: PilotOffer, pilot_id: int, queue: str, pilot_dn: str | None
+    ) -> bool:
+        """Add to ``taken`` lane by lane; False: this pilot is not known to be served."""
+        offered = _offered(offer, pilot_dn)
         looked_again = False
         for _ in range(MAX_CLAIMS):
             board = await self._boards.current(queue)
@@ -86,7 +102,7 @@ class Claims:
             if choice is not None:
                 found = await self._claim(offer, choice, pilot_id, queue, pilot_dn)
                 if found is None:
-                    return taken or None
+                    return False
                 taken += found
             elif looked_again or taken or await self._boards.again(queue) is board:
                 break
@@ -94,7 +110,7 @@ class Claims:
                 looked_again = True
             if len(taken) == offer.n_jobs:
                 break
-        return taken
+        return True
 
     async def _claim(
         self, offer: PilotOffer, choice: Choice, pilot_id: int, queue: str, pilot_dn: str | None
@@ -115,8 +131,15 @@ class Claims:
             try:
                 jobs.append(self._acquired(row, tokens[n], pointers))
             except UnreadableCredentialError as error:
-                await self._give_up(row, error)
+                await self._given_up(row, error)
         return jobs
+
+    async def _given_up(self, row: Any, error: UnreadableCredentialError) -> None:
+        """Where the store does not answer the lease runs out, and the others of this claim are answered."""
+        try:
+            await self._give_up(row, error)
+        except ServiceError as away:
+            _log.warning("panda_id=%s stays leased, and nobody has it (%s): %s", row["panda_id"], error, away)
 
     async def _statement(self, lane: _Lane, asks: Sequence[_Ask]) -> list[_Found]:
         """The rows of each ask, one for each of its tokens; None for a pilot that is not served.
