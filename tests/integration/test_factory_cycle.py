@@ -466,6 +466,17 @@ def test_more_pilots_than_one_call_may_carry_are_cancelled_and_tidied_in_parts(s
     assert known == [{"refused": ""}], "the element takes pilots as before"
 
 
+def test_what_is_seen_of_a_great_many_pilots_is_told_in_calls_that_the_dispatcher_takes(site: Site) -> None:
+    """As when a queue has moved to another element: all have news at once, and each with its reason."""
+    site.rig.send(calls.intend_batch(BatchIntent(queue="TEST", n_pilots=9000)))
+    site.rig.sql("UPDATE panda_batch SET state = 'submitted'")
+    site.rig.sql("UPDATE panda_pilot SET state = 'submitted', missing_since = now() - interval '1 h'")
+    site.rig.sql("UPDATE panda_pilot SET ce = 'slurm:TEST', ce_job_id = '77_' || pilot_id || '@ap-old'")
+    assert len(site.rig.live()) == 9000
+    site.cycle()
+    assert site.rig.live() == {}
+
+
 def test_pilots_of_an_element_that_the_file_has_no_more_do_not_shut_the_new_one(site: Site) -> None:
     """The queue has moved to another kind of element: the new one has no such handles, and says so."""
     site.jobs(2)

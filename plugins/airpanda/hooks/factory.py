@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -56,7 +56,7 @@ from airpanda.computing.queues import PandaQueue
 from airpanda.core.clock import to_wire, utcnow
 from airpanda.core.errors import AirpandaError, ConfigurationError, ConflictError, CredentialError
 from airpanda.hooks import calls
-from airpanda.hooks.submission import HOLD_S, SUBMIT_LIMIT_S, ElementOf, Send, ce_state, log_of, submit
+from airpanda.hooks.submission import HOLD_S, SUBMIT_LIMIT_S, ElementOf, Send, ce_state, log_of, parts, submit, tell
 from airpanda.messages import (
     BatchIntent,
     BatchRecord,
@@ -70,7 +70,6 @@ from airpanda.messages import (
     OpenBatch,
     PilotLog,
     PilotSeen,
-    PilotsSeen,
 )
 from airpanda.x509.credential import ProxyCredential
 
@@ -244,7 +243,7 @@ class Factory:
         return news
 
     def _observe_one(self, cycle: _Cycle, pilots: Sequence[LivePilot], element: ComputingElement) -> None:
-        for part in _parts(pilots, element):
+        for part in parts(pilots, element.limits.max_handles):
             known = {Handle(pilot.handle): pilot for pilot in part}
             seen: list[PilotSeen] = []
             over: dict[Handle, LivePilot] = {}
@@ -255,9 +254,8 @@ class Factory:
                     over[handle] = pilot
                 if word != pilot.ce_state or is_over or status.state is PilotJobState.UNKNOWN:
                     seen.append(PilotSeen(pilot_id=pilot.pilot_id, ce_state=word, reason=status.reason[:4000]))
-            if seen:
-                self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=seen)))
-                cycle.news += len(seen)
+            tell(self.send, cycle.queue.name, seen)
+            cycle.news += len(seen)
             self._tidy(element, over)
 
     def _observe_left_behind(self, cycle: _Cycle, pilots: Sequence[LivePilot], element: ComputingElement) -> None:
@@ -266,10 +264,9 @@ class Factory:
             self._observe_one(cycle, pilots, element)
         except InvalidDescriptionError as error:
             reason = f"its computing element is in the queue's file no more: {error}"[:4000]
-            for part in _parts(pilots, element):
-                seen = [PilotSeen(pilot_id=pilot.pilot_id, ce_state="unknown", reason=reason) for pilot in part]
-                self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=seen)))
-                cycle.news += len(seen)
+            seen = [PilotSeen(pilot_id=pilot.pilot_id, ce_state="unknown", reason=reason) for pilot in pilots]
+            tell(self.send, cycle.queue.name, seen)
+            cycle.news += len(seen)
 
     def _tidy(self, element: ComputingElement, over: Mapping[Handle, LivePilot]) -> None:
         """Keep the log of one pilot that never registered, for people; remove what the factory's pilots left.
@@ -333,10 +330,11 @@ class Factory:
             cycle.memory = replace(cycle.memory, credential=Breaker())
 
     def _cancel(self, cycle: _Cycle, ids: frozenset[int], element: ComputingElement) -> None:
-        for pilots in _parts([pilot for pilot in cycle.view.pilots if pilot.pilot_id in ids], element):
+        wanted = [pilot for pilot in cycle.view.pilots if pilot.pilot_id in ids]
+        for pilots in parts(wanted, element.limits.max_handles):
             # On record first: from then on they get no jobs, even where the element cannot be told.
             asked = [PilotSeen(pilot_id=pilot.pilot_id, asked_to_end=True) for pilot in pilots]
-            self.send(calls.observed(PilotsSeen(queue=cycle.queue.name, pilots=asked)))
+            tell(self.send, cycle.queue.name, asked)
             with_handles = [pilot for pilot in pilots if pilot.handle]
             if own := [Handle(pilot.handle) for pilot in with_handles if pilot.ce in cycle.queue.ces]:
                 element.cancel(own)
@@ -420,12 +418,6 @@ class Factory:
         else:
             known = replace(known, breaker=breakers.failed_call(known.breaker, str(error)[:500], now, kind))
         cycle.remember(ce, known)
-
-
-def _parts(pilots: Sequence[LivePilot], element: ComputingElement) -> Iterator[Sequence[LivePilot]]:
-    """As many at a time as one call to the element may carry."""
-    step = element.limits.max_handles
-    return (pilots[start : start + step] for start in range(0, len(pilots), step))
 
 
 def _home(cycle: _Cycle, ce: str) -> str:

@@ -20,8 +20,8 @@ from airpanda.computing.elements import (
 from airpanda.computing.queues import PandaQueue
 from airpanda.core.errors import AirpandaError
 from airpanda.hooks import calls
-from airpanda.hooks.submission import HOLD_S, SUBMIT_LIMIT_S, Send, because, ce_state, log_of, submit
-from airpanda.messages import BatchIntent, BatchRecord, IntendedBatch, PilotProbe, PilotSeen, PilotsSeen
+from airpanda.hooks.submission import HOLD_S, SUBMIT_LIMIT_S, Send, because, ce_state, log_of, submit, tell
+from airpanda.messages import BatchIntent, BatchRecord, IntendedBatch, PilotProbe, PilotSeen
 
 _POLL_S = 1.0
 _LOG_LINES = 15
@@ -138,7 +138,7 @@ class QueueTest:
         if isinstance(element, Purgeable):
             element.purge([handle])
         seen = PilotSeen(pilot_id=pilot_id, ce_state=ce_state(status.state), asked_to_end=True)
-        self.send(calls.observed(PilotsSeen(queue=intended.queue["queue"]["name"], pilots=[seen])))
+        tell(self.send, intended.queue["queue"]["name"], [seen])
         ended = status.state.is_final or outcome is not Outcome.ACCEPTED
         self.say(f"pilot {pilot_id} is {'gone' if ended else 'asked to end and still there'} ({status.state.value})")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,10 +51,13 @@ from airpanda.messages import (
 )
 
 R = TypeVar("R")
+T = TypeVar("T")
 ElementOf = Callable[[PandaQueue, Path], ComputingElement]
 SUBMIT_LIMIT_S = 150.0
 """No submission begins that could outlast the hold: elements bound one call to 120 s."""
 HOLD_S = 180
+REPORTS_AT_ONCE = 200
+"""In one call to the dispatcher, which takes 1 MiB: each may carry a reason of 4000 characters."""
 FACTORY_IS_ALIVE = timedelta(minutes=3)
 """So long after its last cycle a queue's factory is taken to be at work."""
 _ASK_AGAIN_S = 5.0
@@ -157,7 +160,7 @@ def cancel_pilots(
         outcomes = element.cancel(handles) if handles else {}
     finally:
         element.close()
-    send(calls.observed(PilotsSeen(queue=view.queue, pilots=[_asked(pilot, outcomes) for pilot in live])))
+    tell(send, view.queue, [_asked(pilot, outcomes) for pilot in live])
     return len(handles)
 
 
@@ -174,14 +177,24 @@ def observe_pilots(send: Send, element_of: ElementOf, wrapper: Path, view: Batch
     element = element_of(queue.at(view.ce if view.ce in queue.ces else ""), wrapper)
     seen: list[PilotSeen] = []
     try:
-        handles, step = list(silent), element.limits.max_handles
-        for start in range(0, len(handles), step):
-            for handle, status in element.status(handles[start : start + step]).items():
+        for handles in parts(list(silent), element.limits.max_handles):
+            for handle, status in element.status(handles).items():
                 word = ce_state(status.state)
                 seen.append(PilotSeen(pilot_id=silent[handle].pilot_id, ce_state=word, reason=status.reason[:4000]))
     finally:
         element.close()
-    send(calls.observed(PilotsSeen(queue=view.queue, pilots=seen)))
+    tell(send, view.queue, seen)
+
+
+def tell(send: Send, queue: str, seen: Sequence[PilotSeen]) -> None:
+    """Put on record what was seen of a queue's pilots, in as many calls as it takes. A repeat is no error."""
+    for part in parts(seen, REPORTS_AT_ONCE):
+        send(calls.observed(PilotsSeen(queue=queue, pilots=list(part))))
+
+
+def parts(items: Sequence[T], at_once: int) -> Iterator[Sequence[T]]:
+    """The items in their order, at most so many at a time."""
+    return (items[start : start + at_once] for start in range(0, len(items), at_once))
 
 
 def _has_a_factory(states: list[FactoryState], queue: str) -> bool:
