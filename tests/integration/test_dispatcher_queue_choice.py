@@ -6,10 +6,13 @@ import asyncio
 import re
 from typing import Any
 
+import asyncpg
 import pytest
 from support.dispatcher import Queue, Slot, World, job_database, spec, template_database, ti, world
 from support.postgres import postgres
 from support.standin_pilots import SITE_FAULT, USER_FAULT
+
+from airpanda.db.sql import jobs as jobs_sql
 
 __all__ = ["job_database", "postgres", "template_database", "world"]
 pytestmark = pytest.mark.integration
@@ -162,6 +165,28 @@ async def test_starting_over_stops_the_old_jobs_and_makes_new_ones_once(world: W
         old["first_panda_id"] + 1: ("cancelled", ""),
     }
     assert (await world.job(strangers["first_panda_id"]))["status"] == "activated"
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+async def test_a_submission_finds_what_its_key_names_after_a_start_over_beside_it(world: World, is_taken: bool) -> None:
+    """It has seen the old jobs, and waits for their panda task while somebody else takes the key from it."""
+    credential = (await world.credential(scope="user"))["credential_id"]
+    old = await world.submit(1, key="k", credential_id=credential)
+    new = await world.submit(1, key="new", credential_id=credential)
+    beside = await asyncpg.connect(world.database.url())
+    try:
+        async with beside.transaction():
+            key = await beside.fetchval("SELECT key_digest FROM panda_task WHERE task_id = $1", old["task_id"])
+            await beside.execute(jobs_sql.RETIRE_TASK, old["task_id"])
+            submitting = asyncio.create_task(world.submit(1, key="k", credential_id=credential, ti=ti(2)))
+            await world.until_waiting(1)
+            if is_taken:
+                await beside.execute("UPDATE panda_task SET key_digest = $2 WHERE task_id = $1", new["task_id"], key)
+        reply = await asyncio.wait_for(submitting, 60)
+    finally:
+        await beside.close()
+    assert reply["created"] is not is_taken
+    assert (reply["task_id"] == new["task_id"]) is is_taken
 
 
 async def test_the_same_jobs_are_resumed_though_a_person_asks_anew(world: World) -> None:

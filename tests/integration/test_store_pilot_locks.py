@@ -65,7 +65,7 @@ async def test_two_that_want_the_same_pilots_take_turns(world: World, one: Act, 
                 asyncio.create_task(one(world, pilots)),
                 asyncio.create_task(other(world, list(reversed(pilots)))),
             ]
-            await until_waiting(world, 2)
+            await world.until_waiting(2)
         await asyncio.wait_for(asyncio.gather(*running), 60)
     finally:
         await blocker.close()
@@ -78,18 +78,6 @@ async def test_two_that_want_the_same_pilots_take_turns(world: World, one: Act, 
         assert all(row["to_end"] for row in rows)
 
 
-async def until_waiting(world: World, n: int) -> None:
-    """Until so many statements of this database wait for a lock."""
-    waiting = """
-    SELECT count(DISTINCT l.pid) AS n FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-    WHERE NOT l.granted AND a.datname = current_database()
-    """
-    async with asyncio.timeout(50):
-        # Each time anew: inside a transaction pg_stat_activity stays as it was.
-        while (await world.sql(waiting))[0]["n"] < n:
-            await asyncio.sleep(0.05)
-
-
 async def test_what_a_pilot_says_meanwhile_is_seen_by_who_waited_for_it(world: World) -> None:
     """The watchdog believes a pilot lost; before it gets at the row, the pilot speaks."""
     pilot = (await world.pilot()).pilot_id
@@ -99,7 +87,7 @@ async def test_what_a_pilot_says_meanwhile_is_seen_by_who_waited_for_it(world: W
         async with speaking.transaction():
             await speaking.execute("UPDATE panda_pilot SET last_seen_at = now() WHERE pilot_id = $1", pilot)
             losing = asyncio.create_task(world.sql(sql.LOST, [pilot], "lost heartbeat", timedelta(minutes=10)))
-            await until_waiting(world, 1)
+            await world.until_waiting(1)
         await asyncio.wait_for(losing, 60)
     finally:
         await speaking.close()

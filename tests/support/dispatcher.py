@@ -6,6 +6,7 @@ Use it by ``from support.dispatcher import World, job_database, template_databas
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import secrets
@@ -153,6 +154,17 @@ class World:
             return await connection.fetch(statement, *values)
         finally:
             await connection.close()
+
+    async def until_waiting(self, n: int) -> None:
+        """Until so many statements of this database wait for a lock."""
+        waiting = """
+        SELECT count(DISTINCT l.pid) AS n FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+        WHERE NOT l.granted AND a.datname = current_database()
+        """
+        async with asyncio.timeout(50):
+            # Each time anew: inside a transaction pg_stat_activity stays as it was.
+            while (await self.sql(waiting))[0]["n"] < n:
+                await asyncio.sleep(0.05)
 
     async def end_lease(self, panda_id: int) -> None:
         """As if the pilot had been silent for long."""

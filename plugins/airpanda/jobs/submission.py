@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from airpanda.core.errors import ConflictError, CredentialError, NotFoundError
+from airpanda.core.errors import ConflictError, CredentialError, NotFoundError, ServiceError
 from airpanda.credentials import audit, usable
 from airpanda.credentials.registry import CredentialRegistry, find
-from airpanda.db.pool import Database
+from airpanda.db.pool import RETRY_AFTER_S, Database
 from airpanda.db.sql import counts as counts_sql
 from airpanda.db.sql import jobs as sql
 from airpanda.jobs.board import Boards
@@ -41,6 +41,8 @@ _JOB_COLUMNS = (
     "n_outputs",
     "changed_by",
 )
+
+MAX_LOOKS = 5
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ class Submissions:
                 consented to this client and queue. The refusal stands in the audit log.
             ConflictError: the key is known with other jobs or another DN.
             ArchivedError: its jobs are archived unfinished.
+            ServiceError: others start it over all the time; repeat the request.
         """
         try:
-            reply = await self._submit(wanted.model_copy(update={"queue": queue}), client, now)
+            reply = await self._submit_to(wanted.model_copy(update={"queue": queue}), client, now)
         except CredentialError as error:
             async with self._database.connection() as connection:
                 await audit.note_refusal(connection, wanted.credential_id, actor=f"client:{client}", reason=str(error))
@@ -113,7 +116,18 @@ class Submissions:
         self._boards.changed()
         return reply
 
-    async def _submit(self, wanted: JobSubmission, client: str, now: datetime) -> SubmissionReply:
+    async def _submit_to(self, wanted: JobSubmission, client: str, now: datetime) -> SubmissionReply:
+        for _ in range(MAX_LOOKS):
+            reply = await self._submit(wanted, client, now)
+            if reply is not None:
+                return reply
+        raise ServiceError(
+            f"panda task {wanted.task_key!r} is started over again and again by others: repeat the request later",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+    async def _submit(self, wanted: JobSubmission, client: str, now: datetime) -> SubmissionReply | None:
+        """None: what the key named was started over by somebody else meanwhile, so that it names something else."""
         actor = f"client:{client}"
         specs = [spec.model_dump_json() for spec in wanted.jobs]
         content = _content_digest(wanted, specs)
@@ -224,8 +238,10 @@ def _most_of(there: Needs | None, wanted: JobSubmission, credential: Any, now: d
 
 async def _resume(
     connection: Any, wanted: JobSubmission, content: bytes, credential: Any, actor: str, most: Needs | None
-) -> SubmissionReply:
+) -> SubmissionReply | None:
     task = await connection.fetchrow(sql.TASK_BY_KEY, _key_digest(wanted, actor))
+    if task is None:
+        return None
     if (task["content_digest"], task["owner_dn"]) != (content, credential["owner_dn"]):
         raise ConflictError("this key is known with other jobs or another DN: use another key")
     resumed = 0
