@@ -116,13 +116,19 @@ async def test_only_the_lease_opens_files(world: World) -> None:
     assert (await pilot.put(job, "out", b"late")).json()["code"] == "stale-report"
 
 
-async def test_content_that_is_gone_is_said(world: World) -> None:
+@pytest.mark.parametrize(
+    ("lfn", "path"), [("out", "file/{}/out"), ("payload.log", "job/{}/log"), ("pilot-log.tgz", "job/{}/pilot_log")]
+)
+async def test_content_that_is_gone_is_said(world: World, lfn: str, path: str) -> None:
     pilot, job = await running_job(world)
-    await pilot.put(job, "out", b"data")
+    for each in ("out", lfn):
+        await pilot.put(job, each, b"data")
     await pilot.good_report(job, "finished")
-    blobs(world)[0].unlink()
-    gone = await world.call("GET", f"/v1/file/{job['panda_id']}/out")
-    assert (gone.status_code, "gone from the file store" in gone.text) == (409, True)
+    for blob in blobs(world):
+        blob.unlink()
+    gone = await world.call("GET", f"/v1/{path.format(job['panda_id'])}")
+    assert (gone.status_code, gone.json()["code"]) == (409, "conflict")
+    assert f"panda:{job['panda_id']}/{lfn} is on record, but its content is gone" in gone.json()["detail"]
 
 
 async def test_a_long_log_shows_its_end(world: World) -> None:

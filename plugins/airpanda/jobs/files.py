@@ -157,9 +157,13 @@ class FileStore:
             raise ConflictError(f"{row['lfn']} of job {row['panda_id']} is not stored here, it lies at {row['url']}")
         path = self.blob(row["blob"])
         if not path.is_file():
-            name = f"panda:{row['panda_id']}/{row['lfn']}"
-            raise ConflictError(f"{name} is on record, but its content is gone from the file store")
+            raise content_gone(row["panda_id"], row["lfn"])
         return Stored(path=path, size=row["size"], sha256=row["sha256"].hex())
+
+
+def content_gone(panda_id: int, lfn: str) -> ConflictError:
+    """What is said of a file that is on record and has no content."""
+    return ConflictError(f"panda:{panda_id}/{lfn} is on record, but its content is gone from the file store")
 
 
 def _stored_source(lease: Lease, lfn: str, inputs: list[InputFile]) -> str:

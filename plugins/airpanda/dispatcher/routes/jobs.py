@@ -18,7 +18,9 @@ from airpanda.dispatcher.lean import LargeLeanRoute
 from airpanda.dispatcher.routes import Id, LfnInPath
 from airpanda.dispatcher.routes.pilots import send_file
 from airpanda.dispatcher.verbs import Verb, demands
+from airpanda.jobs.files import content_gone
 from airpanda.messages import (
+    PAYLOAD_LOG,
     PILOT_LOG,
     DebugAsked,
     DebugRequest,
@@ -93,7 +95,10 @@ async def log(panda_id: Id, client: TheClient, services: TheServices) -> PlainTe
     last = await services.reader.last_log(panda_id, owners=client.owners)
     if last.blob is None:
         return _text(clean(without_keys(last.tail)))
-    return _text(await asyncio.to_thread(_tail, services.files.blob(last.blob)))
+    try:
+        return _text(await asyncio.to_thread(_tail, services.files.blob(last.blob)))
+    except FileNotFoundError:
+        raise content_gone(panda_id, PAYLOAD_LOG) from None
 
 
 @router.get("/job/{panda_id}/pilot_log")
