@@ -144,8 +144,29 @@ async def test_an_end_names_what_it_ends(world: World) -> None:
     ended = await consents.end(ConsentEnd(client="a", credential_id=number), owner_dn=ALICE_DN, actor="x")
     assert [(each.client, each.credential_id) for each in ended] == [("a", number)]
     assert await consents.end(ConsentEnd(), owner_dn=BOB_DN, actor="x") == []
-    left = [(each.client, each.credential_id) for each in await consents.of(ALICE_DN)]
-    assert left == [("a", None), ("b", None), ("b", number)]
+    left = {(each.client, each.credential_id) for each in await consents.of(ALICE_DN)}
+    assert left == {("a", None), ("b", None), ("b", number)}
+
+
+async def test_what_holds_is_shown_before_a_thousand_that_have_ended(world: World) -> None:
+    await world.sql(
+        "INSERT INTO panda_consent (owner_dn, client, credential_id, queues, until, given_by)"
+        " SELECT $1, 'a', n, '[\"*\"]', now() - interval '1 h', 'x' FROM generate_series(1, 1000) AS n",
+        ALICE_DN,
+    )
+    await give(world, "tests")
+    shown = await world.services.consents.of(ALICE_DN)
+    assert (len(shown), shown[0].client) == (1000, "tests")
+
+
+async def test_the_newest_ban_is_shown_before_a_thousand_others(world: World) -> None:
+    await world.sql(
+        "INSERT INTO panda_ban (kind, name, reason, banned_by)"
+        " SELECT 'dn', '/CN=' || n, 'r', 'x' FROM generate_series(1, 1000) AS n"
+    )
+    await world.good("POST", "/v1/bans", {"fqan": "/test", "reason": "the newest"})
+    shown = await world.good("GET", "/v1/bans")
+    assert (len(shown), shown[0]["reason"]) == (1000, "the newest")
 
 
 async def test_consents_that_cannot_be(world: World) -> None:

@@ -230,6 +230,24 @@ async def test_an_operators_rule_ends_and_only_logs_as_told(world: World) -> Non
     assert listed[live["rule_id"]]["expires_at"] is not None
 
 
+async def test_rules_in_force_are_shown_before_a_thousand_that_have_ended(world: World) -> None:
+    wanted = {"source": "exe", "code": 7, "action": "no_retry"}
+    old = await world.good("POST", "/v1/retry_rules", wanted)
+    await world.sql(
+        "INSERT INTO panda_retry_rule (source, code, pattern, queue, action, factor, is_active, expires_at,"
+        " description, set_by) SELECT source, code, pattern, queue, action, factor, is_active, now(), 'x', set_by"
+        " FROM panda_retry_rule, generate_series(1, 1000) WHERE rule_id = $1",
+        old["rule_id"],
+    )
+    new = await world.good("POST", "/v1/retry_rules", wanted)
+    shown = [each["rule_id"] for each in await world.good("GET", "/v1/retry_rules")]
+    assert len(shown) == 1000
+    assert [number for number in shown if number in (new["rule_id"], old["rule_id"])] == [
+        new["rule_id"],
+        old["rule_id"],
+    ]
+
+
 async def test_only_clients_for_all_owners_see_and_set_rules(world: World) -> None:
     narrow = world.client_headers(owners=("alice",))
     for method, path in (("GET", ""), ("POST", ""), ("POST", "/1/end")):

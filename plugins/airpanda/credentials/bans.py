@@ -49,5 +49,6 @@ class Bans:
         return BanView(**dict(row))
 
     async def all(self) -> list[BanView]:
+        """A thousand at most, the newest first."""
         async with self._database.connection() as connection:
             return [BanView(**dict(row)) for row in await connection.fetch(sql.BANS)]

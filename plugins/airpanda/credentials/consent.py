@@ -50,7 +50,7 @@ class Consents:
         return [_view(row) for row in rows]
 
     async def of(self, owner_dn: str) -> list[ConsentView]:
-        """What this owner has consented to, ended ones included."""
+        """What this owner has consented to, ended ones included: a thousand at most, the last to end first."""
         async with self._database.connection() as connection:
             return [_view(row) for row in await connection.fetch(sql.CONSENTS_OF, owner_dn)]
 

@@ -17,7 +17,7 @@ class RetryRules:
         self._database = database
 
     async def all(self) -> list[RetryRuleView]:
-        """Every rule, those that have ended too."""
+        """Every rule, those that have ended too: a thousand at most, those without an end first, then the newest."""
         async with self._database.connection() as connection:
             return [_view(row) for row in await connection.fetch(sql.ALL)]
 

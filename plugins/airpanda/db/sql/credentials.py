@@ -99,7 +99,10 @@ WHERE owner_dn = $1 AND ($2::text IS NULL OR client = $2) AND ($3::bigint IS NUL
 RETURNING *
 """
 
-CONSENTS_OF = "SELECT * FROM panda_consent WHERE owner_dn = $1 ORDER BY client, credential_id LIMIT 1000"
+# Those that last longest first: the many that have ended hide none that holds.
+CONSENTS_OF = """
+SELECT * FROM panda_consent WHERE owner_dn = $1 ORDER BY until DESC, client, credential_id LIMIT 1000
+"""
 
 CONSENTS_FOR = """
 SELECT queues, until FROM panda_consent
@@ -124,7 +127,7 @@ RETURNING *
 
 LIFT_BAN = "DELETE FROM panda_ban WHERE kind = $1 AND name = $2 RETURNING *"
 
-BANS = "SELECT * FROM panda_ban ORDER BY kind, name LIMIT 1000"
+BANS = "SELECT * FROM panda_ban ORDER BY banned_at DESC, kind, name LIMIT 1000"
 
 _MATCHES = """
 (b.kind = 'dn' AND b.name = c.owner_dn

@@ -2,7 +2,8 @@
 
 IN_FORCE = "SELECT * FROM panda_retry_rule WHERE expires_at IS NULL OR expires_at > now()"
 
-ALL = "SELECT * FROM panda_retry_rule ORDER BY rule_id LIMIT 1000"
+# Those that have ended hide none that is in force.
+ALL = "SELECT * FROM panda_retry_rule ORDER BY expires_at DESC NULLS FIRST, rule_id DESC LIMIT 1000"
 
 ONE = "SELECT * FROM panda_retry_rule WHERE rule_id = $1"
 
