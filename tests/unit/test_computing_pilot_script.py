@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from airpanda.computing.pilot_script import RECORD_EXIT, SIGNALS, pilot_script
+from airpanda.computing.pilot_script import RECORD_EXIT, SIGNALS, TIME_LEFT, pilot_script
+from airpanda.pilot import timeleft
 
 WRAPPER = Path(__file__).resolve().parents[2] / "include/pilot/wrapper.sh"
 # What a wrapper is called with; at a sweep it only says so.
@@ -29,18 +32,22 @@ def script(request: pytest.FixtureRequest) -> Script:
     return make
 
 
+START = ("/usr/bin/env", "--default-signal", "/bin/sh", "start.sh")
+"""Tests in the background ignore some signals, and a shell cannot trap what it was born to ignore."""
+
+
 @contextmanager
-def started(place: Path, script: str, wrapper: str) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    place: Path, script: str, wrapper: str, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """The script in its directory, with everything it prints in ``out``."""
     place.joinpath("tmp").mkdir()
     place.joinpath("wrapper.sh").write_text(wrapper)
     place.joinpath("start.sh").write_text(script)
     place.joinpath("pilot.json").write_text("the token")
-    environment = {"PATH": "/usr/bin:/bin", "SECRET_OF_SITE": "x"}
+    environment = {"PATH": "/usr/bin:/bin", "SECRET_OF_SITE": "x", **(environment or {})}
     with place.joinpath("out").open("wb") as out:
-        process = subprocess.Popen(
-            ["/bin/sh", "start.sh"], cwd=place, env=environment, stdout=out, stderr=out, start_new_session=True
-        )
+        process = subprocess.Popen(START, cwd=place, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
         yield process
     finally:
@@ -89,6 +96,39 @@ def test_the_pilot_is_called_in_a_clean_environment_and_its_code_is_the_scripts(
     assert f"\nTMPDIR={tmp_path}/tmp\n" in environment
     assert "SECRET_OF_SITE" not in environment
     assert not tmp_path.joinpath("pilot.json").exists()
+
+
+TELLS = {name: f"{name} of site" for name in TIME_LEFT}
+
+
+def test_what_batch_systems_say_of_the_time_left_reaches_the_pilot(tmp_path: Path, script: Script) -> None:
+    with started(tmp_path, script(), "env\n", TELLS) as process:
+        assert process.wait(60) == 0
+    assert TELLS.items() <= dict(line.split("=", 1) for line in said(tmp_path).splitlines()).items()
+
+
+def test_script_wrapper_and_pilot_look_at_the_same_variables() -> None:
+    handed_on = re.findall(r'"(\w+)=\$\1"', WRAPPER.read_text())
+    assert sorted({*handed_on} - {"PATH"}) == sorted(TIME_LEFT)
+    asks = Path(timeleft.__file__).read_text()
+    assert [name for name in TIME_LEFT if name not in asks] == ["SGE_CELL"], "which qstat itself looks at"
+
+
+def test_the_real_wrapper_and_a_pilot_see_the_end_of_a_slurm_job(tmp_path: Path) -> None:
+    """Both halves together; what stands for the pilot only says what it sees."""
+    code = tmp_path / "code"
+    (code / "airpanda" / "pilot").mkdir(parents=True)
+    for package in (code / "airpanda", code / "airpanda" / "pilot"):
+        package.joinpath("__init__.py").touch()
+    code.joinpath("airpanda", "pilot", "__main__.py").write_text(
+        "import os\ndef main(argv):\n    print('end', os.environ.get('SLURM_JOB_END_TIME'))\n    return 0\n"
+    )
+    place = tmp_path / "place"
+    place.mkdir()
+    script = pilot_script(str(code), sys.executable)
+    with started(place, script, WRAPPER.read_text(), {"SLURM_JOB_END_TIME": "1900000000"}) as process:
+        assert process.wait(60) == 0, said(place)
+    assert "end 1900000000" in said(place)
 
 
 def test_words_of_the_queue_file_are_words_and_no_shell(tmp_path: Path) -> None:

@@ -14,12 +14,29 @@ SIGNALS = "TERM INT HUP QUIT USR1 USR2 XCPU"
 RECORD_EXIT = 'echo "$code" >exit.new && mv exit.new exit'
 """A last command that puts the exit code where ``airpanda.computing.remote`` looks."""
 
-_RUN = """\
+TIME_LEFT = (
+    "SLURM_JOB_END_TIME",
+    "PBS_WALLTIME",
+    "SGE_ROOT",
+    "SGE_CELL",
+    "JOB_ID",
+    "QUEUE",
+    "_CONDOR_JOB_AD",
+    "_CONDOR_MACHINE_AD",
+)
+"""All of a batch system's environment that reaches a pilot: how long it may run (``airpanda.pilot.timeleft``)."""
+
+_RUN = (
+    """\
 run() {{
     exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME="$PWD" LANG=C.UTF-8 TMPDIR="$PWD/tmp" \\
+"""
+    + "".join(f"""        ${{{{{name}:+"{name}=${name}"}}}} \\\n""" for name in TIME_LEFT)
+    + """\
         sh {wrapper} --code {code} --python {python} "$@"
 }}
 """
+)
 # A caught signal is reset in the pilot; an ignored one would stay ignored, hence the empty command. The shell outlives
 # signals to clean up.
 _AMONG_ALL = f"""\
